@@ -1,0 +1,53 @@
+//! What passes between a PCI function and the IOMMU in front of it: the PCIe transactions of address translation, and
+//! nothing else. Neither side knows the other's type; `svadev` (or the simulated world) connects them.
+//!
+//! ```text
+//!   function ── TranslationRequest, PageRequest, InvalidateCompletion ──▶ IOMMU     trait [`Upstream`]
+//!   function ◀── InvalidateRequest, PageGroupResponse ─────────────────── IOMMU     trait [`Downstream`]
+//!                                     message interrupts (MSI) ◀───────── IOMMU     trait [`Downstream`]
+//! ```
+//!
+//! # The invalidation contract
+//! [`Downstream::invalidate`] never waits. [`InvalidateAck::Done`] means that no access through an older translation is
+//! under way *and* that none can start; [`InvalidateAck::Pending`] promises one later [`Upstream::invalidate_complete`]
+//! with the same tag, which says the same. The IOMMU completes an invalidation wait only after all of them. A requester
+//! may call [`Upstream`] from any thread, but never while it holds a lock that its `invalidate` or
+//! `page_group_response` takes: the IOMMU calls those with its own lock held (`docs/locking.md`).
+#![forbid(unsafe_code)]
+
+mod ids;
+mod messages;
+
+pub use ids::{Bdf, Gpa, IdError, Iova, Pasid, PrgIndex};
+pub use messages::{
+    Access, AtsError, InvalidateAck, InvalidateRange, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse,
+    PageRequest, PageRequestOutcome, ResponseCode, Translation, TranslationRequest,
+};
+
+/// What a function asks of the IOMMU in front of it.
+pub trait Upstream: Send + Sync {
+    /// ATS Translation Request (PCIe 6.0 §10.2.2). `Ok` with neither read nor write means *no translation here*: the
+    /// requester may send a [`PageRequest`]. `Err` means that the requester has no business there at all.
+    fn translate(&self, request: TranslationRequest) -> Result<Translation, AtsError>;
+
+    /// PRI Page Request message (PCIe 6.0 §10.4.1). Exactly one [`Downstream::page_group_response`] follows for each
+    /// group whose last request was [`PageRequestOutcome::Accepted`], unless the guest never answers.
+    fn page_request(&self, request: PageRequest) -> PageRequestOutcome;
+
+    /// Invalidate Completion (PCIe 6.0 §10.3.2) for an [`InvalidateAck::Pending`]. Once and only once for each.
+    fn invalidate_complete(&self, requester: Bdf, tag: InvalidateTag);
+}
+
+/// What the IOMMU asks of the functions behind it and of the interrupt controller.
+pub trait Downstream {
+    /// Invalidate Request (PCIe 6.0 §10.3.1) to one function. See the crate's invalidation contract.
+    /// A function that does not exist, or has ATS disabled, holds no translation: `Done`.
+    fn invalidate(&self, to: Bdf, request: InvalidateRequest) -> InvalidateAck;
+
+    /// PRG Response message (PCIe 6.0 §10.4.2) to one function. A response nobody waits for is dropped there.
+    fn page_group_response(&self, to: Bdf, response: PageGroupResponse);
+
+    /// A memory write to the interrupt address range. `via` is the function whose traffic caused it, where there is one:
+    /// the IOMMU's own function cannot be used, since Linux never enables its bus mastering.
+    fn message_interrupt(&self, via: Option<Bdf>, msi: Msi);
+}

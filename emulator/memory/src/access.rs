@@ -1,0 +1,101 @@
+//! The access trait.
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use vm_memory::GuestAddress;
+
+/// Why guest-physical memory could not be accessed. All of them are the guest's doing or the VMM's, never ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemoryError {
+    /// There is no memory at some byte of the access.
+    #[error("no guest memory at {0:#x}")]
+    NotMapped(u64),
+    /// The memory there may not be accessed this way.
+    #[error("guest memory at {0:#x} forbids the access")]
+    Forbidden(u64),
+    /// There is memory, but its file ended before it (a truncated backing file).
+    #[error("the file behind guest memory at {0:#x} is gone")]
+    Lost(u64),
+    /// An atomic access is not naturally aligned.
+    #[error("atomic access to {0:#x} is not aligned")]
+    Misaligned(u64),
+}
+
+/// A piece of guest memory as host memory.
+///
+/// # Lifetime (rule L10)
+/// The pointer stays valid until whoever owns the memory map has removed the region from it *and* has then heard from
+/// every holder of windows that it uses none of them any more. A holder gives that word only between two pieces of work,
+/// after dropping every window it kept: see `svadev_device` on `memory_changed`.
+#[derive(Clone, Copy, Debug)]
+pub struct HostWindow {
+    /// First byte, where `gpa` is.
+    pub host: NonNull<u8>,
+    /// First byte's guest-physical address.
+    pub gpa: GuestAddress,
+    /// Bytes; all of one region, contiguous on both sides.
+    pub len: u64,
+    /// Reads are allowed.
+    pub readable: bool,
+    /// Writes are allowed.
+    pub writable: bool,
+}
+
+// SAFETY: a window is an address and a length; its users promise volatile or atomic accesses, which are as good from one
+// thread as from another.
+unsafe impl Send for HostWindow {}
+// SAFETY: as above.
+unsafe impl Sync for HostWindow {}
+
+/// Access to guest-physical memory, from any thread.
+pub trait GuestMemory: Send + Sync {
+    /// Fills `buf` from `gpa`. May tear against concurrent stores of the guest; nothing is promised about `buf` on error.
+    fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError>;
+
+    /// Writes `buf` to `gpa`. On error, some of it may have been written.
+    fn write(&self, gpa: GuestAddress, buf: &[u8]) -> Result<(), MemoryError>;
+
+    /// Loads 8 naturally aligned bytes at once, little-endian, with acquire ordering.
+    fn load_u64(&self, gpa: GuestAddress) -> Result<u64, MemoryError>;
+
+    /// Stores 4 naturally aligned bytes at once, little-endian, with release ordering: all that was written before is
+    /// seen by a guest that sees this.
+    fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError>;
+
+    /// Replaces 8 naturally aligned bytes if they are `current`; `Ok(Err(found))` if they are not.
+    fn compare_exchange_u64(
+        &self,
+        gpa: GuestAddress,
+        current: u64,
+        new: u64,
+    ) -> Result<Result<u64, u64>, MemoryError>;
+
+    /// The window around `gpa`: as much of its region as is contiguous in host memory.
+    fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError>;
+}
+
+impl<M: GuestMemory + ?Sized> GuestMemory for Arc<M> {
+    fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError> {
+        (**self).read(gpa, buf)
+    }
+    fn write(&self, gpa: GuestAddress, buf: &[u8]) -> Result<(), MemoryError> {
+        (**self).write(gpa, buf)
+    }
+    fn load_u64(&self, gpa: GuestAddress) -> Result<u64, MemoryError> {
+        (**self).load_u64(gpa)
+    }
+    fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError> {
+        (**self).store_u32(gpa, value)
+    }
+    fn compare_exchange_u64(
+        &self,
+        gpa: GuestAddress,
+        current: u64,
+        new: u64,
+    ) -> Result<Result<u64, u64>, MemoryError> {
+        (**self).compare_exchange_u64(gpa, current, new)
+    }
+    fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError> {
+        (**self).window(gpa)
+    }
+}

@@ -1,0 +1,1 @@
+//! VT-d registers and tables (being written).

@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: ((GPL-2.0-only WITH Linux-syscall-note) OR MIT) */
+/*
+ * svadev: user-space interface of the shared-virtual-addressing accelerator, /dev/svadevN.
+ *
+ * A program opens the device, binds its address space (BIND), hands descriptors that hold its own plain pointers to the
+ * device (SUBMIT) and collects completions (WAIT, poll). One open file is one *context*: its binding, its work in flight
+ * and its completions. dup(), fork() and SCM_RIGHTS share a context; open() makes a new one.
+ *
+ * What every operation has in common:
+ *  - Structures start with @argsz, the size that the program knows, and @flags. The kernel takes min(argsz, its own size)
+ *    bytes and writes back as many. Fields beyond that are zero for the kernel; a program that sets a field that the kernel
+ *    does not know gets E2BIG. An @argsz below version 1 of the structure, an unknown flag and a reserved field that is
+ *    not zero are EINVAL. Sizes are in @argsz, not in the request number, so numbers never change.
+ *  - Errors: EFAULT a pointer of the call itself is bad (a bad pointer in a descriptor is a completion, not an error);
+ *    EINVAL as above or as said at each operation; EINTR a signal came before anything was done; ENODEV the device was
+ *    removed or its driver unbound: for ever, close the file; EIO the device stopped answering and is out of service until it
+ *    is reset; ENOTTY unknown request.
+ *  - A reset of the function (echo 1 > /sys/bus/pci/devices/.../reset) completes the work in flight as
+ *    SVADEV_STATUS_ABORTED and keeps bindings. Calls made during the reset wait for its end (EAGAIN under O_NONBLOCK).
+ *
+ * Whose memory: a context belongs to the address space (mm) that bound it, not to the process that holds the file.
+ *  - fork(): the child inherits the file, not the binding: SUBMIT and UNBIND give it EPERM.
+ *  - exec() and exit(): the address space is gone. Work in flight ends with SVADEV_STATUS_TRANSLATION_BLOCKED,
+ *    SVADEV_STATUS_PAGE_FAULT or SVADEV_STATUS_ABORTED. Whoever still holds the file gets ESRCH from SUBMIT and, once
+ *    the remaining completions are collected, from WAIT; UNBIND succeeds, and BIND may then bind the caller.
+ *  - threads and vfork() share the address space and therefore the right to submit.
+ */
+#ifndef _UAPI_SVADEV_H
+#define _UAPI_SVADEV_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/* Version of this interface, in struct svadev_query. Grows when something is added; nothing is ever taken away. */
+#define SVADEV_UAPI_VERSION 1
+
+/* Most of one context's descriptors that can be in flight, whatever the device can hold. */
+#define SVADEV_MAX_IN_FLIGHT 256
+
+/* Most descriptors of one context in flight or completed and not collected. */
+#define SVADEV_MAX_UNCOLLECTED 4096
+
+/* --- Work: the device's own layouts, little-endian ------------------------------------------------------------- */
+
+/* Opcodes, svadev_desc.opcode. */
+#define SVADEV_OP_NOP 0		/* Complete at once. */
+#define SVADEV_OP_DRAIN 1	/* Complete when everything before it in the queue has completed. */
+#define SVADEV_OP_COPY 2	/* Copy length bytes from src to dst; they must not overlap. */
+#define SVADEV_OP_FILL 3	/* Repeat the 8 bytes of operand, lowest first, over length bytes at dst. */
+#define SVADEV_OP_COMPARE 4	/* Compare length bytes at src and dst; result: offset of the first difference. */
+#define SVADEV_OP_CRC32C 5	/* CRC-32C of length bytes at src, continuing from operand (0 to start). */
+
+/* Flags, svadev_desc.flags. */
+#define SVADEV_DESC_INTERRUPT (1U << 0)		/* Raise the queue's vector; the driver always sets it. */
+#define SVADEV_DESC_FENCE (1U << 1)		/* Start when everything before it in the queue has completed. */
+#define SVADEV_DESC_STOP_ON_FAULT (1U << 2)	/* Stop and report a missing page instead of asking for it. */
+#define SVADEV_DESC_SRC_LIST (1U << 3)		/* src is the address of src_entries struct svadev_sge. */
+#define SVADEV_DESC_DST_LIST (1U << 4)		/* dst is the address of dst_entries struct svadev_sge. */
+
+/* svadev_desc.pasid; only with SVADEV_SUBMIT_RAW, else zero. */
+#define SVADEV_DESC_PASID_MASK 0xfffffU
+#define SVADEV_DESC_PASID_VALID (1U << 31)
+
+/**
+ * struct svadev_desc - one piece of work
+ * @opcode: SVADEV_OP_*
+ * @flags: SVADEV_DESC_*
+ * @reserved0: zero
+ * @pasid: zero: the driver writes the context's PASID here (see SVADEV_SUBMIT_RAW for the exception)
+ * @cookie: returned in the completion; not looked at
+ * @src: source address, or address of the source list
+ * @dst: destination address, or address of the destination list
+ * @length: bytes, 1 to max_length for opcodes that have operands, else zero; a list's lengths add up to it
+ * @operand: pattern of FILL, starting value of CRC32C, else zero
+ * @src_entries: entries of the source list, zero without one
+ * @dst_entries: entries of the destination list, zero without one
+ * @reserved1: zero
+ *
+ * The driver looks at @pasid and @cookie only. Everything else is the device's to check: a bad descriptor is not an error
+ * of SUBMIT but a completion with SVADEV_STATUS_BAD_*.
+ */
+struct svadev_desc {
+	__u8 opcode;
+	__u8 flags;
+	__u16 reserved0;
+	__u32 pasid;
+	__u64 cookie;
+	__u64 src;
+	__u64 dst;
+	__u64 length;
+	__u64 operand;
+	__u32 src_entries;
+	__u32 dst_entries;
+	__u64 reserved1;
+};
+
+/**
+ * struct svadev_sge - one piece of a scatter list
+ * @address: address of the first byte
+ * @length: bytes, not 0
+ */
+struct svadev_sge {
+	__u64 address;
+	__u64 length;
+};
+
+/* svadev_completion.status. */
+#define SVADEV_STATUS_SUCCESS 0
+#define SVADEV_STATUS_MISMATCH 0x01		/* COMPARE found a difference; result says where. */
+#define SVADEV_STATUS_BAD_OPCODE 0x10
+#define SVADEV_STATUS_BAD_FLAGS 0x11		/* Unknown flag, or one that the opcode has no use for. */
+#define SVADEV_STATUS_BAD_LENGTH 0x12
+#define SVADEV_STATUS_BAD_RESERVED 0x13		/* A field that the opcode does not use is not zero. */
+#define SVADEV_STATUS_OVERLAP 0x14
+#define SVADEV_STATUS_BAD_LIST 0x15
+#define SVADEV_STATUS_BAD_ADDRESS 0x16		/* An operand wraps around the address space. */
+#define SVADEV_STATUS_PAGE_FAULT 0x20		/* The kernel said invalid, or SVADEV_DESC_STOP_ON_FAULT. */
+#define SVADEV_STATUS_PAGE_REQUEST_FAILED 0x21	/* Page requests are off for the whole function. */
+#define SVADEV_STATUS_PAGE_REQUEST_TIMEOUT 0x22	/* No answer to a page request in time. */
+#define SVADEV_STATUS_TRANSLATION_BLOCKED 0x23	/* Nothing is bound there. */
+#define SVADEV_STATUS_MEMORY_ERROR 0x24		/* The translation leads to no memory. */
+#define SVADEV_STATUS_ABORTED 0x30		/* PASID aborted, queue disabled, function reset or removed. */
+
+/* svadev_completion.fault. */
+#define SVADEV_FAULT_ADDRESS_VALID (1U << 0)	/* result is the address at fault. */
+#define SVADEV_FAULT_WRITE (1U << 1)		/* The access was a write. */
+
+/**
+ * struct svadev_completion - what became of a descriptor
+ * @cookie: the descriptor's
+ * @bytes_done: everything below this offset was done; nothing at or above it is promised
+ * @result: CRC of CRC32C (low 32 bits), offset of COMPARE's first difference, or the fault's address if @fault says so
+ * @status: SVADEV_STATUS_*
+ * @fault: SVADEV_FAULT_*
+ * @reserved: zero
+ * @seq: the ring's own; zero in what WAIT returns
+ */
+struct svadev_completion {
+	__u64 cookie;
+	__u64 bytes_done;
+	__u64 result;
+	__u16 status;
+	__u8 fault;
+	__u8 reserved;
+	__u32 seq;
+};
+
+/* --- Operations ------------------------------------------------------------------------------------------------- */
+
+#define SVADEV_IOC_MAGIC 0xBB
+
+/**
+ * struct svadev_query - SVADEV_IOC_QUERY
+ * @argsz: size of this structure
+ * @flags: zero
+ * @uapi_version: out: SVADEV_UAPI_VERSION
+ * @device_version: out: the device's ABI version, major << 16 | minor
+ * @opcodes: out: bit n set: opcode n is implemented
+ * @max_length: out: longest operand, bytes
+ * @max_scatter: out: most entries of a scatter list
+ * @max_in_flight: out: most descriptors of one context in flight
+ * @max_uncollected: out: most descriptors of one context in flight or completed and not collected
+ * @queues: out: queues of the function
+ * @engines: out: engines of the function
+ * @pci_address: out: domain << 16 | bus << 8 | device << 3 | function
+ * @pasid: out: the context's PASID, zero if it is not bound
+ * @in_flight: out: descriptors of this context in flight
+ * @uncollected: out: completions of this context that WAIT has not returned
+ * @resets: out: times the function was reset since its driver was bound
+ *
+ * Never waits. Any holder of the file may ask. Errors: ENODEV.
+ */
+struct svadev_query {
+	__u32 argsz;
+	__u32 flags;
+	__u32 uapi_version;
+	__u32 device_version;
+	__u64 opcodes;
+	__u64 max_length;
+	__u32 max_scatter;
+	__u32 max_in_flight;
+	__u32 max_uncollected;
+	__u32 queues;
+	__u32 engines;
+	__u32 pci_address;
+	__u32 pasid;
+	__u32 in_flight;
+	__u32 uncollected;
+	__u32 resets;
+};
+
+/**
+ * struct svadev_bind - SVADEV_IOC_BIND: let the device use the caller's address space
+ * @argsz: size of this structure
+ * @flags: zero
+ * @pasid: out: the address space's PASID, the same on every function that it is bound to
+ * @reserved: zero
+ *
+ * Errors: EBUSY the context is bound, or the kernel refuses (an address space whose pointers carry tags, or a group in
+ * recovery); EAGAIN reset under way and O_NONBLOCK; EOPNOTSUPP, ENODEV or EINVAL the kernel, the IOMMU or the function
+ * does not do shared virtual addressing; ENOSPC no PASID left; EOVERFLOW the PASID is too wide for the function.
+ */
+struct svadev_bind {
+	__u32 argsz;
+	__u32 flags;
+	__u32 pasid;
+	__u32 reserved;
+};
+
+/**
+ * struct svadev_unbind - SVADEV_IOC_UNBIND: undo BIND, exactly once
+ * @argsz: size of this structure
+ * @flags: zero
+ *
+ * When this returns no access of the device for this context is under way or will start, and all of its work has a
+ * completion. If it was the last context of the address space on the function, work in flight is aborted; else the call
+ * waits for the context's own work, for a bounded time, and aborts after that. Completions can still be collected.
+ *
+ * Not interrupted by signals; bounded by the driver's drain_timeout_ms. Errors: EINVAL the context is not bound, and
+ * nothing changes; EPERM the caller is neither in the address space that bound it nor is that one dead.
+ */
+struct svadev_unbind {
+	__u32 argsz;
+	__u32 flags;
+};
+
+/*
+ * A test hook, CAP_SYS_RAWIO: svadev_desc.pasid is the caller's, so a descriptor can name any PASID, or none
+ * (SVADEV_DESC_PASID_VALID clear: the addresses are then the function's DMA addresses). The context need not be bound. The
+ * driver still replaces the cookie on the way (the completion has the caller's) and sets SVADEV_DESC_INTERRUPT.
+ */
+#define SVADEV_SUBMIT_RAW (1U << 0)
+
+/**
+ * struct svadev_submit - SVADEV_IOC_SUBMIT: hand descriptors to the device
+ * @argsz: size of this structure
+ * @flags: SVADEV_SUBMIT_*
+ * @descs: address of @count struct svadev_desc
+ * @count: descriptors there; 0 does nothing
+ * @reserved: zero
+ *
+ * Returns how many were taken, from the start, as io_submit() does: an error is returned only if the first one is not taken.
+ * Without room for the first, waits for room, or gives EAGAIN if the file is O_NONBLOCK.
+ *
+ * Errors: EINVAL the context is not bound, or a descriptor's pasid is not zero; EPERM the caller's address space is not the
+ * one that bound, or RAW without CAP_SYS_RAWIO; ESRCH the address space that bound is dead; EAGAIN no room; ENOBUFS
+ * @max_uncollected reached, WAIT first (waiting would not help, so this does not block).
+ */
+struct svadev_submit {
+	__u32 argsz;
+	__u32 flags;
+	__u64 descs;
+	__u32 count;
+	__u32 reserved;
+};
+
+/**
+ * struct svadev_wait - SVADEV_IOC_WAIT: collect completions
+ * @argsz: size of this structure
+ * @flags: zero
+ * @completions: address of @capacity struct svadev_completion
+ * @timeout_ns: longest wait, relative, monotonic clock; 0 does not wait, negative waits for ever
+ * @capacity: room there
+ * @min: wait until so many are ready, at most @capacity
+ *
+ * Returns how many were stored, oldest completion first. Fewer than @min, or 0, means that the time is over, that a
+ * signal came after the first, or that nothing of this context is in flight any more. A completion is returned once;
+ * if @completions cannot be written it stays and the call gives EFAULT. Any holder of the file may collect.
+ *
+ * Errors: EINTR a signal came and nothing is ready; ESRCH nothing is ready or in flight and the address space that bound
+ * is dead; ENODEV the device is gone and nothing is ready (completions that are ready are still given out).
+ *
+ * poll(2): POLLIN completions are ready; POLLOUT SUBMIT would take at least one; POLLERR | POLLHUP the device is gone.
+ */
+struct svadev_wait {
+	__u32 argsz;
+	__u32 flags;
+	__u64 completions;
+	__s64 timeout_ns;
+	__u32 capacity;
+	__u32 min;
+};
+
+#define SVADEV_IOC_QUERY _IO(SVADEV_IOC_MAGIC, 0x00)
+#define SVADEV_IOC_BIND _IO(SVADEV_IOC_MAGIC, 0x01)
+#define SVADEV_IOC_UNBIND _IO(SVADEV_IOC_MAGIC, 0x02)
+#define SVADEV_IOC_SUBMIT _IO(SVADEV_IOC_MAGIC, 0x03)
+#define SVADEV_IOC_WAIT _IO(SVADEV_IOC_MAGIC, 0x04)
+
+/*
+ * Kept for queues that a program drives without system calls: numbers 0x10 to 0x17 (create, destroy, query a queue), and mmap()
+ * of the queue's doorbell and wake pages at the offsets that creation will return. ENOTTY and ENODEV until then.
+ */
+#define SVADEV_IOC_QUEUE_FIRST 0x10
+#define SVADEV_IOC_QUEUE_LAST 0x17
+
+#endif /* _UAPI_SVADEV_H */

@@ -1,4 +1,6 @@
 //! The access trait.
+#![allow(unsafe_code, reason = "a window is a host pointer that threads may share")]
+
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -10,6 +12,9 @@ pub enum MemoryError {
     /// There is no memory at some byte of the access.
     #[error("no guest memory at {0:#x}")]
     NotMapped(u64),
+    /// There is memory, but the VMM gave no file for it (ROMs, other functions' BARs): only the VMM can reach it.
+    #[error("guest memory at {0:#x} came without a file")]
+    Unreachable(u64),
     /// The memory there may not be accessed this way.
     #[error("guest memory at {0:#x} forbids the access")]
     Forbidden(u64),
@@ -63,12 +68,7 @@ pub trait GuestMemory: Send + Sync {
     fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError>;
 
     /// Replaces 8 naturally aligned bytes if they are `current`; `Ok(Err(found))` if they are not.
-    fn compare_exchange_u64(
-        &self,
-        gpa: GuestAddress,
-        current: u64,
-        new: u64,
-    ) -> Result<Result<u64, u64>, MemoryError>;
+    fn compare_exchange_u64(&self, gpa: GuestAddress, current: u64, new: u64) -> Result<Result<u64, u64>, MemoryError>;
 
     /// The window around `gpa`: as much of its region as is contiguous in host memory.
     fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError>;
@@ -87,12 +87,7 @@ impl<M: GuestMemory + ?Sized> GuestMemory for Arc<M> {
     fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError> {
         (**self).store_u32(gpa, value)
     }
-    fn compare_exchange_u64(
-        &self,
-        gpa: GuestAddress,
-        current: u64,
-        new: u64,
-    ) -> Result<Result<u64, u64>, MemoryError> {
+    fn compare_exchange_u64(&self, gpa: GuestAddress, current: u64, new: u64) -> Result<Result<u64, u64>, MemoryError> {
         (**self).compare_exchange_u64(gpa, current, new)
     }
     fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError> {

@@ -48,34 +48,20 @@ impl GuestMemory for Ram {
 
     fn load_u64(&self, gpa: GuestAddress) -> Result<u64, MemoryError> {
         let offset = self.offset(gpa, 8)?;
-        let word = self
-            .region
-            .get_atomic_ref::<std::sync::atomic::AtomicU64>(offset)
-            .map_err(atomic_error(gpa))?;
+        let word = self.region.get_atomic_ref::<std::sync::atomic::AtomicU64>(offset).map_err(atomic_error(gpa))?;
         Ok(u64::from_le(word.load(Ordering::Acquire)))
     }
 
     fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError> {
         let offset = self.offset(gpa, 4)?;
-        let word = self
-            .region
-            .get_atomic_ref::<std::sync::atomic::AtomicU32>(offset)
-            .map_err(atomic_error(gpa))?;
+        let word = self.region.get_atomic_ref::<std::sync::atomic::AtomicU32>(offset).map_err(atomic_error(gpa))?;
         word.store(value.to_le(), Ordering::Release);
         Ok(())
     }
 
-    fn compare_exchange_u64(
-        &self,
-        gpa: GuestAddress,
-        current: u64,
-        new: u64,
-    ) -> Result<Result<u64, u64>, MemoryError> {
+    fn compare_exchange_u64(&self, gpa: GuestAddress, current: u64, new: u64) -> Result<Result<u64, u64>, MemoryError> {
         let offset = self.offset(gpa, 8)?;
-        let word = self
-            .region
-            .get_atomic_ref::<std::sync::atomic::AtomicU64>(offset)
-            .map_err(atomic_error(gpa))?;
+        let word = self.region.get_atomic_ref::<std::sync::atomic::AtomicU64>(offset).map_err(atomic_error(gpa))?;
         Ok(word
             .compare_exchange(current.to_le(), new.to_le(), Ordering::AcqRel, Ordering::Acquire)
             .map(u64::from_le)
@@ -85,13 +71,7 @@ impl GuestMemory for Ram {
     fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError> {
         self.offset(gpa, 1)?;
         let host = NonNull::new(self.region.as_ptr()).expect("mmap never returns a null pointer for a new region");
-        Ok(HostWindow {
-            host,
-            gpa: GuestAddress(0),
-            len: self.region.size() as u64,
-            readable: true,
-            writable: true,
-        })
+        Ok(HostWindow { host, gpa: GuestAddress(0), len: self.region.size() as u64, readable: true, writable: true })
     }
 }
 

@@ -1,0 +1,419 @@
+//! One function's view of guest-physical memory: regions that come and go while others read.
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use vm_memory::{Bytes, GuestAddress, VolatileMemory, VolatileMemoryError, VolatileSlice};
+
+use crate::mappings::Mapping;
+use crate::sigbus;
+use crate::{GuestMemory, HostWindow, MappingError, Mappings, MemoryError, PAGE_SIZE};
+
+#[cfg(test)]
+mod tests;
+
+const _: () = assert!(size_of::<usize>() == size_of::<u64>(), "offsets in a mapping are as wide as guest addresses");
+
+/// Most regions in one map. A VMM makes some twenty; the bound keeps a broken one from growing us without end, and is
+/// Linux's own default for one container (`dma_entry_limit` of `vfio_iommu_type1`).
+pub const MAX_REGIONS: usize = 65_535;
+
+/// What the VMM says when it maps guest memory (`DMA_MAP`).
+#[derive(Debug)]
+pub struct Region {
+    /// First byte's guest-physical address, a multiple of [`PAGE_SIZE`].
+    pub gpa: GuestAddress,
+    /// Bytes, a multiple of [`PAGE_SIZE`], not 0.
+    pub size: u64,
+    /// Where the region starts in the file, bytes, a multiple of [`PAGE_SIZE`].
+    pub offset: u64,
+    /// The function may read.
+    pub read: bool,
+    /// The function may write.
+    pub write: bool,
+    /// The file. Without one the region is known to be there, and every access is [`MemoryError::Unreachable`].
+    pub fd: Option<OwnedFd>,
+}
+
+/// Why a region was not mapped. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    /// No bytes.
+    #[error("a region of no bytes")]
+    Empty,
+    /// Address, size or offset is not a multiple of [`PAGE_SIZE`].
+    #[error("a region's address, size and offset must be multiples of {PAGE_SIZE}")]
+    Unaligned,
+    /// Address plus size, or offset plus size, does not fit 64 bits.
+    #[error("a region's end does not fit 64 bits")]
+    Overflow,
+    /// Some of it is mapped already, at this address.
+    #[error("guest-physical {0:#x} is mapped already")]
+    Overlap(u64),
+    /// There are [`MAX_REGIONS`].
+    #[error("more than {MAX_REGIONS} regions")]
+    TooMany,
+    /// The file could not be mapped.
+    #[error(transparent)]
+    Mapping(#[from] MappingError),
+}
+
+/// Why nothing was unmapped. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnmapError {
+    /// No bytes.
+    #[error("an unmap of no bytes")]
+    Empty,
+    /// Address or size is not a multiple of [`PAGE_SIZE`].
+    #[error("an unmap's address and size must be multiples of {PAGE_SIZE}")]
+    Unaligned,
+    /// Address plus size does not fit 64 bits.
+    #[error("an unmap's end does not fit 64 bits")]
+    Overflow,
+    /// No region is in the range.
+    #[error("nothing is mapped there")]
+    NotMapped,
+    /// The range ends inside the region that starts here. A region goes whole or not at all
+    /// (`VFIO_IOMMU_UNMAP_DMA`, Linux `include/uapi/linux/vfio.h`).
+    #[error("the range cuts the region at {0:#x} in two")]
+    Splits(u64),
+}
+
+/// Regions that are no longer in the map, but whose host memory is still there: for those who hold a [`HostWindow`].
+///
+/// Drop it when all of them have said that they hold none (`memory_changed`); only then is the memory unmapped and the
+/// file let go. The map itself needs no such wait: its readers hold the snapshot that they read through.
+#[must_use = "dropping this unmaps the memory: first hear from every holder of windows"]
+pub struct Retired {
+    regions: Vec<Entry>,
+}
+
+impl Retired {
+    /// Bytes that were unmapped.
+    pub fn bytes(&self) -> u64 {
+        self.regions.iter().map(|entry| entry.size).sum()
+    }
+
+    /// What was unmapped, in order of address: first address and bytes.
+    pub fn ranges(&self) -> impl Iterator<Item = (GuestAddress, u64)> {
+        self.regions.iter().map(|entry| (GuestAddress(entry.start), entry.size))
+    }
+
+    /// Nothing was unmapped.
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+}
+
+impl fmt::Debug for Retired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.ranges()).finish()
+    }
+}
+
+/// A region's place in a file.
+#[derive(Clone, Debug)]
+struct Backing {
+    mapping: Arc<Mapping>,
+    offset: u64,
+}
+
+/// A region in the map.
+#[derive(Clone, Debug)]
+struct Entry {
+    start: u64,
+    size: u64,
+    read: bool,
+    write: bool,
+    backing: Option<Backing>,
+}
+
+/// How many bytes into a mapping a 64-bit offset is.
+#[allow(clippy::cast_possible_truncation, reason = "the two have the same width, asserted above")]
+const fn in_mapping(offset: u64) -> usize {
+    offset as usize
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Want {
+    Read,
+    Write,
+    ReadWrite,
+}
+
+impl Entry {
+    /// One past the last byte; `map` has checked that it fits.
+    fn end(&self) -> u64 {
+        self.start + self.size
+    }
+
+    fn backing(&self, gpa: u64, want: Want) -> Result<&Backing, MemoryError> {
+        if (want != Want::Write && !self.read) || (want != Want::Read && !self.write) {
+            return Err(MemoryError::Forbidden(gpa));
+        }
+        self.backing.as_ref().ok_or(MemoryError::Unreachable(gpa))
+    }
+
+    /// Does `access` to the `len` bytes at `gpa`, all of them in this region. An access that met bytes that are lost is an
+    /// error, whether that was known before or turned out on the way.
+    fn access<T>(
+        &self,
+        gpa: u64,
+        len: usize,
+        want: Want,
+        access: impl FnOnce(&VolatileSlice<'_>) -> Result<T, VolatileMemoryError>,
+    ) -> Result<T, MemoryError> {
+        let Backing { mapping, offset } = self.backing(gpa, want)?;
+        let offset = in_mapping(offset + (gpa - self.start));
+        let lost = || match mapping.lost_from() {
+            lost if lost < offset + len => Err(MemoryError::Lost(gpa + lost.saturating_sub(offset) as u64)),
+            _ => Ok(()),
+        };
+        lost()?;
+        let result = access(&mapping.slice(offset, len)).map_err(|error| match error {
+            VolatileMemoryError::Misaligned { .. } => MemoryError::Misaligned(gpa),
+            other => unreachable!("the slice has exactly the bytes that are accessed: {other}"),
+        })?;
+        lost()?;
+        Ok(result)
+    }
+}
+
+/// The regions at one moment, sorted by address, none overlapping.
+#[derive(Debug, Default)]
+struct Snapshot {
+    regions: Vec<Entry>,
+    generation: u64,
+}
+
+impl Snapshot {
+    /// Index of the first region that ends after `gpa`.
+    fn first_ending_after(&self, gpa: u64) -> usize {
+        self.regions.partition_point(|entry| entry.end() <= gpa)
+    }
+
+    fn find(&self, gpa: u64) -> Result<&Entry, MemoryError> {
+        match self.regions.get(self.first_ending_after(gpa)) {
+            Some(entry) if entry.start <= gpa => Ok(entry),
+            _ => Err(MemoryError::NotMapped(gpa)),
+        }
+    }
+
+    /// The pieces of `len` bytes from `gpa`, one a region: region, address, and where the piece is in the whole.
+    fn pieces(
+        &self,
+        gpa: GuestAddress,
+        len: usize,
+    ) -> impl Iterator<Item = Result<(&Entry, u64, std::ops::Range<usize>), MemoryError>> {
+        let mut done = 0;
+        let mut index = self.first_ending_after(gpa.0);
+        std::iter::from_fn(move || {
+            if done == len {
+                return None;
+            }
+            // Cannot wrap: a region ends at or after the byte before this one, and its end fits.
+            let at = gpa.0 + done as u64;
+            let entry = match self.regions.get(index) {
+                Some(entry) if entry.start <= at => entry,
+                _ => {
+                    done = len;
+                    return Some(Err(MemoryError::NotMapped(at)));
+                }
+            };
+            let from = done;
+            done += in_mapping((entry.end() - at).min((len - done) as u64));
+            index += 1;
+            Some(Ok((entry, at, from..done)))
+        })
+    }
+}
+
+/// The regions of one function. Readers never wait, not even for a change under way; changes wait for each other.
+#[derive(Debug)]
+pub struct MemoryMap {
+    mappings: Mappings,
+    snapshot: ArcSwap<Snapshot>,
+    /// Orders changes. Readers do not take it.
+    changes: Mutex<()>,
+}
+
+impl MemoryMap {
+    /// A map without regions, whose files will be shared through `mappings`.
+    pub fn new(mappings: Mappings) -> Self {
+        Self { mappings, snapshot: ArcSwap::default(), changes: Mutex::new(()) }
+    }
+
+    /// Adds a region.
+    pub fn map(&self, region: Region) -> Result<(), MapError> {
+        let Region { gpa, size, offset, read, write, fd } = region;
+        if size == 0 {
+            return Err(MapError::Empty);
+        }
+        if !aligned(gpa.0 | size | offset) {
+            return Err(MapError::Unaligned);
+        }
+        let end = gpa.0.checked_add(size).ok_or(MapError::Overflow)?;
+        offset.checked_add(size).ok_or(MapError::Overflow)?;
+
+        let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.snapshot.load();
+        let index = old.first_ending_after(gpa.0);
+        if let Some(next) = old.regions.get(index)
+            && next.start < end
+        {
+            return Err(MapError::Overlap(next.start.max(gpa.0)));
+        }
+        if old.regions.len() >= MAX_REGIONS {
+            return Err(MapError::TooMany);
+        }
+        let backing = match fd {
+            Some(fd) => Some(Backing { mapping: self.mappings.get(fd.as_fd(), offset, size, write)?, offset }),
+            None => None,
+        };
+        let mut regions = Vec::with_capacity(old.regions.len() + 1);
+        regions.extend_from_slice(&old.regions[..index]);
+        regions.push(Entry { start: gpa.0, size, read, write, backing });
+        regions.extend_from_slice(&old.regions[index..]);
+        self.publish(regions, old.generation);
+        Ok(())
+    }
+
+    /// Removes every region in `gpa..gpa + size`, of which there must be one at least and none that is only partly there.
+    pub fn unmap(&self, gpa: GuestAddress, size: u64) -> Result<Retired, UnmapError> {
+        if size == 0 {
+            return Err(UnmapError::Empty);
+        }
+        if !aligned(gpa.0 | size) {
+            return Err(UnmapError::Unaligned);
+        }
+        let end = gpa.0.checked_add(size).ok_or(UnmapError::Overflow)?;
+
+        let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.snapshot.load();
+        let first = old.first_ending_after(gpa.0);
+        let last = old.regions.partition_point(|entry| entry.start < end);
+        if first >= last {
+            return Err(UnmapError::NotMapped);
+        }
+        for edge in [&old.regions[first], &old.regions[last - 1]] {
+            if edge.start < gpa.0 || edge.end() > end {
+                return Err(UnmapError::Splits(edge.start));
+            }
+        }
+        let mut regions = old.regions.clone();
+        let retired = regions.drain(first..last).collect();
+        self.publish(regions, old.generation);
+        Ok(Retired { regions: retired })
+    }
+
+    /// Removes every region.
+    pub fn unmap_all(&self) -> Retired {
+        let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.snapshot.load();
+        if old.regions.is_empty() {
+            return Retired { regions: Vec::new() };
+        }
+        self.publish(Vec::new(), old.generation);
+        Retired { regions: old.regions.clone() }
+    }
+
+    /// A number that changes whenever a [`HostWindow`] may have become stale: with every change of the map, and with every
+    /// loss to a truncated file. A window is good if this was read before [`GuestMemory::window`] and is the same now.
+    /// After an access through a window, the same number says that the access saw no memory that was lost.
+    pub fn generation(&self) -> u64 {
+        // Both only grow, so their sum changes when either does.
+        self.snapshot.load().generation.wrapping_add(sigbus::losses())
+    }
+
+    /// The regions: first address, bytes, and whether there is a file behind them.
+    pub fn regions(&self) -> Vec<(GuestAddress, u64, bool)> {
+        let snapshot = self.snapshot.load();
+        snapshot.regions.iter().map(|e| (GuestAddress(e.start), e.size, e.backing.is_some())).collect()
+    }
+
+    /// Replaces the snapshot; the caller holds `changes`.
+    fn publish(&self, regions: Vec<Entry>, old_generation: u64) {
+        self.snapshot.store(Arc::new(Snapshot { regions, generation: old_generation.wrapping_add(1) }));
+    }
+
+    fn access<T>(
+        &self,
+        gpa: GuestAddress,
+        len: usize,
+        want: Want,
+        access: impl FnOnce(&VolatileSlice<'_>) -> Result<T, VolatileMemoryError>,
+    ) -> Result<T, MemoryError> {
+        if !gpa.0.is_multiple_of(len as u64) {
+            return Err(MemoryError::Misaligned(gpa.0));
+        }
+        // Naturally aligned and smaller than a page: never in two regions.
+        self.snapshot.load().find(gpa.0)?.access(gpa.0, len, want, access)
+    }
+}
+
+fn aligned(value: u64) -> bool {
+    value.is_multiple_of(PAGE_SIZE as u64)
+}
+
+impl GuestMemory for MemoryMap {
+    fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let snapshot = self.snapshot.load();
+        for piece in snapshot.pieces(gpa, buf.len()) {
+            let (entry, at, range) = piece?;
+            entry.access(at, range.len(), Want::Read, |slice| slice.read_slice(&mut buf[range], 0))?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, gpa: GuestAddress, buf: &[u8]) -> Result<(), MemoryError> {
+        let snapshot = self.snapshot.load();
+        for piece in snapshot.pieces(gpa, buf.len()) {
+            let (entry, at, range) = piece?;
+            entry.access(at, range.len(), Want::Write, |slice| slice.write_slice(&buf[range], 0))?;
+        }
+        Ok(())
+    }
+
+    fn load_u64(&self, gpa: GuestAddress) -> Result<u64, MemoryError> {
+        self.access(gpa, 8, Want::Read, |slice| {
+            Ok(u64::from_le(slice.get_atomic_ref::<AtomicU64>(0)?.load(Ordering::Acquire)))
+        })
+    }
+
+    fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError> {
+        self.access(gpa, 4, Want::Write, |slice| {
+            slice.get_atomic_ref::<AtomicU32>(0)?.store(value.to_le(), Ordering::Release);
+            Ok(())
+        })
+    }
+
+    fn compare_exchange_u64(&self, gpa: GuestAddress, current: u64, new: u64) -> Result<Result<u64, u64>, MemoryError> {
+        self.access(gpa, 8, Want::ReadWrite, |slice| {
+            Ok(slice
+                .get_atomic_ref::<AtomicU64>(0)?
+                .compare_exchange(current.to_le(), new.to_le(), Ordering::AcqRel, Ordering::Acquire)
+                .map(u64::from_le)
+                .map_err(u64::from_le))
+        })
+    }
+
+    fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError> {
+        let snapshot = self.snapshot.load();
+        let entry = snapshot.find(gpa.0)?;
+        let backing = entry.backing.as_ref().ok_or(MemoryError::Unreachable(gpa.0))?;
+        // Of a file that was cut short, the window is what is left.
+        let left = (backing.mapping.lost_from() as u64).saturating_sub(backing.offset).min(entry.size);
+        if gpa.0 - entry.start >= left {
+            return Err(MemoryError::Lost(gpa.0));
+        }
+        Ok(HostWindow {
+            host: backing.mapping.host(in_mapping(backing.offset)),
+            gpa: GuestAddress(entry.start),
+            len: left,
+            readable: entry.read,
+            writable: entry.write,
+        })
+    }
+}

@@ -1,1 +1,34 @@
-//! Placeholder, being written.
+//! A vfio-user server: how a PCI function outside of the VMM is seen by the VMM.
+//!
+//! # Architecture
+//! - [`Device`]: what a PCI function implements.
+//! - [`Server`]: the protocol as a state machine. Bytes and descriptors in, calls of a [`Device`] and bytes and descriptors
+//!   out; no socket, thread or clock.
+//! - [`Sender`]: what other threads hold, to answer later ([`ReplyToken`]) and to send DMA_READ and DMA_WRITE.
+//!
+//! # What it does not implement
+//! Migration (DEVICE_FEATURE, MIG_DATA_*), dirty tracking, ioeventfd and ioregionfd sub-regions, the twin socket. Clients get
+//! an errno, or an empty list, and do without.
+//!
+//! # Key constants
+//! [`Limits`]: data of one message 1 MiB, 16 descriptors, 65,535 mappings. Replies wait in a queue of 4 MiB at most, beyond which
+//! no command is read. 1024 server-sent requests may be unanswered.
+//!
+//! Source: vfio-user Protocol Specification 0.9.2; see [`svadev_spec::vfio_user`].
+mod device;
+mod input;
+mod outbox;
+mod sender;
+mod server;
+mod session;
+
+pub use device::{
+    Action, Data, Device, DeviceInfo, DmaMap, DmaUnmap, IrqInfo, RegionInfo, RegionMmap, ResetReply, SetIrqs,
+    UnmapReply,
+};
+pub use input::ProtocolError;
+pub use nix::errno::Errno;
+pub use outbox::{Outgoing, Transmit};
+pub use sender::{Counters, ReplyHandle, ReplyToken, SendError, Sender};
+pub use server::{Limits, Progress, Server};
+pub use svadev_spec::vfio_user::SparseArea;

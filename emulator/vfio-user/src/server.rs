@@ -1,0 +1,148 @@
+//! [`Server`]: the protocol as a state machine over bytes and descriptors.
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use svadev_spec::vfio_user::{self as spec, DEFAULT_MAX_DATA_XFER_SIZE, DEFAULT_MAX_DMA_MAPS};
+
+use crate::device::Device;
+use crate::input::{Input, ProtocolError};
+use crate::outbox::{Outgoing, Transmit};
+use crate::sender::{Sender, Shared};
+use crate::session::Session;
+
+/// Room beside the data of the longest message: the header, and fixed payload fields of at most 16 bytes.
+const MESSAGE_OVERHEAD: usize = 32;
+/// Messages that carry no data of a transfer are below this, bytes: QEMU pads REGION_WRITE_MULTI to 200 writes (4824),
+/// DEVICE_SET_IRQS brings a byte for each of at most 2048 vectors.
+const SMALL_MESSAGE: usize = 8 << 10;
+
+/// What the server tells its clients about itself, and holds them to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most descriptors in one message. QEMU accepts at most 16, and sends that many MSI-X eventfds at a time.
+    pub max_msg_fds: u32,
+    /// Most data in one message, bytes.
+    pub max_data_xfer_size: u32,
+    /// Most DMA mappings at a time.
+    pub max_dma_maps: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_msg_fds: 16, max_data_xfer_size: DEFAULT_MAX_DATA_XFER_SIZE, max_dma_maps: DEFAULT_MAX_DMA_MAPS }
+    }
+}
+
+impl Limits {
+    /// Size of the longest message, header included, bytes.
+    pub(crate) fn max_message(&self) -> usize {
+        (self.max_data_xfer_size as usize + MESSAGE_OVERHEAD).max(SMALL_MESSAGE)
+    }
+}
+
+/// How far [`Server::poll`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// One message was handled; there may be more.
+    Handled,
+    /// No whole message is there.
+    NeedInput,
+    /// The client does not take its replies, or the device owes too many: nothing is handled until that changes.
+    Congested,
+}
+
+/// The server's side of the protocol, for one device and one client at a time. Does no I/O: what carries a connection
+/// puts received bytes in ([`Server::space`], [`Server::filled`]) and calls [`Server::poll`]; replies leave through the
+/// [`Transmit`] given to [`Server::connect`], or wait for [`Server::take_outgoing`].
+pub struct Server {
+    limits: Limits,
+    input: Input,
+    session: Session,
+    shared: Arc<Shared>,
+    connected: bool,
+}
+
+impl Server {
+    /// A server without a client.
+    pub fn new(limits: Limits) -> Self {
+        assert!(limits.max_msg_fds > 0 && limits.max_data_xfer_size > 0, "a limit of 0 allows nothing");
+        let shared = Arc::<Shared>::default();
+        Self {
+            limits,
+            input: Input::default(),
+            session: Session::new(limits, Arc::clone(&shared)),
+            shared,
+            connected: false,
+        }
+    }
+
+    /// What other threads send through. The same one serves every connection.
+    pub fn sender(&self) -> Sender {
+        Sender::new(Arc::clone(&self.shared))
+    }
+
+    /// Begin a connection. `waker` is called, from any thread and with a lock held, when a message was queued because
+    /// `transmit` was full, and when congestion ends; it may not block. Without `transmit` every message is queued.
+    pub fn connect(&mut self, transmit: Option<Box<dyn Transmit>>, waker: Option<Box<dyn Fn() + Send>>) {
+        assert!(!self.connected, "one client at a time");
+        self.connected = true;
+        self.shared.open(transmit, waker);
+    }
+
+    /// End the connection: forget what was received, what was to be sent and what was owed, and tell the device.
+    pub fn disconnect(&mut self, device: &mut dyn Device) {
+        if !std::mem::take(&mut self.connected) {
+            return;
+        }
+        self.input = Input::default();
+        self.session = Session::new(self.limits, Arc::clone(&self.shared));
+        self.shared.close();
+        device.disconnected();
+    }
+
+    /// Where to put received bytes; never empty. [`Server::poll`] must have said [`Progress::NeedInput`] since the last
+    /// time.
+    pub fn space(&mut self) -> &mut [u8] {
+        self.input.space()
+    }
+
+    /// The first `n` bytes of [`Server::space`] were received, with `fds`, in one receive.
+    ///
+    /// Errors: the connection must be ended.
+    pub fn filled(&mut self, n: usize, fds: Vec<OwnedFd>) -> Result<(), ProtocolError> {
+        self.input.filled(n, fds)
+    }
+
+    /// Handle one message, if there is one.
+    ///
+    /// Errors: the connection must be ended. Everything else that can be wrong with a message is answered.
+    pub fn poll(&mut self, device: &mut dyn Device) -> Result<Progress, ProtocolError> {
+        if self.shared.is_congested() {
+            return Ok(Progress::Congested);
+        }
+        let Some(frame) = self.input.next(self.limits.max_message())? else { return Ok(Progress::NeedInput) };
+        let payload = self.input.bytes(frame.payload);
+        match frame.header.flags & spec::TYPE_MASK {
+            spec::TYPE_COMMAND => self.session.command(device, &frame.header, payload, frame.fds)?,
+            // Descriptors that came with a reply are closed: no reply has any.
+            spec::TYPE_REPLY => self.shared.reply_received(&frame.header, payload),
+            other => return Err(ProtocolError::MessageType(other)),
+        }
+        Ok(Progress::Handled)
+    }
+
+    /// Send what was queued, as far as the transport takes it.
+    pub fn flush(&mut self) {
+        self.shared.flush();
+    }
+
+    /// Something is queued: call [`Server::flush`] when the transport has room.
+    pub fn has_queued(&self) -> bool {
+        self.shared.has_queued()
+    }
+
+    /// The oldest queued message, where there is no transport.
+    pub fn take_outgoing(&mut self) -> Option<Outgoing> {
+        self.shared.take()
+    }
+}

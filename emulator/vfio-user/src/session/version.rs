@@ -1,0 +1,104 @@
+//! VERSION: what both sides can do.
+use std::fmt::Write;
+
+use nix::errno::Errno;
+use serde::Deserialize;
+use svadev_spec::vfio_user::{DEFAULT_MAX_DATA_XFER_SIZE, VERSION_MAJOR, VERSION_MINOR, Version};
+
+use super::{Reply, Session, fixed};
+use crate::input::ProtocolError;
+
+/// Most version data that is looked at, bytes. QEMU sends about 200.
+const MAX_VERSION_DATA: usize = 4096;
+/// The only page size that DMA mappings are aligned to, bytes.
+pub(super) const PAGE_SIZE: u64 = 4096;
+
+#[derive(Default, Deserialize)]
+struct VersionData {
+    capabilities: Option<Capabilities>,
+}
+
+/// What the client proposes. Names that are not here are no business of ours.
+#[derive(Default, Deserialize)]
+struct Capabilities {
+    max_msg_fds: Option<u64>,
+    max_data_xfer_size: Option<u64>,
+    max_dma_maps: Option<u64>,
+    pgsizes: Option<u64>,
+    write_multiple: Option<bool>,
+}
+
+impl Session {
+    pub(super) fn version(&mut self, payload: &[u8]) -> Result<Reply, ProtocolError> {
+        let (version, data) = match fixed::<Version>(payload) {
+            Ok(v) => v,
+            Err(errno) => return Ok(Err(errno)),
+        };
+        // "closes the connection if it cannot support the advertised version" (*vfio-user* "Connection Initiation").
+        if version.major != VERSION_MAJOR {
+            return Err(ProtocolError::Version(version.major));
+        }
+        if self.negotiated {
+            return Ok(Err(Errno::EINVAL));
+        }
+        let proposed = match parse(data) {
+            Ok(p) => p,
+            Err(errno) => return Ok(Err(errno)),
+        };
+        let theirs = proposed.max_data_xfer_size.unwrap_or(DEFAULT_MAX_DATA_XFER_SIZE.into());
+        if theirs == 0 {
+            return Ok(Err(Errno::EINVAL));
+        }
+        // "equal to or less than the minor version proposed": ours is 0, which every proposal reaches.
+        self.put(&Version { major: VERSION_MAJOR, minor: VERSION_MINOR });
+        let json = self.capabilities(&proposed, data.len());
+        self.reply.extend_from_slice(json.as_bytes());
+        self.negotiated = true;
+        let ours = self.limits.max_data_xfer_size;
+        self.shared.negotiated(u32::try_from(theirs).map_or(ours, |theirs| theirs.min(ours)));
+        Ok(Ok(Vec::new()))
+    }
+
+    /// Our capabilities, NUL included: "a subset of those proposed" (*vfio-user* "VFIO_USER_VERSION"), and no longer than the
+    /// proposal, since QEMU has room for no more. What is left out has its default, so what matters most comes first.
+    fn capabilities(&self, proposed: &Capabilities, room: usize) -> String {
+        const START: &str = "{\"capabilities\":{";
+        const END: &str = "}}\0";
+        let limits = &self.limits;
+        if START.len() + END.len() > room {
+            return String::new();
+        }
+        let mut json = String::from(START);
+        let mut put = |name: &str, value: Option<u64>| {
+            let Some(value) = value else { return };
+            let before = json.len();
+            let comma = if before == START.len() { "" } else { "," };
+            let _ = write!(json, "{comma}\"{name}\":{value}");
+            if json.len() + END.len() > room {
+                json.truncate(before);
+            }
+        };
+        put("max_msg_fds", proposed.max_msg_fds.map(|_| limits.max_msg_fds.into()));
+        put("max_data_xfer_size", proposed.max_data_xfer_size.map(|_| limits.max_data_xfer_size.into()));
+        put("max_dma_maps", proposed.max_dma_maps.map(|_| limits.max_dma_maps.into()));
+        put("pgsizes", proposed.pgsizes.map(|_| PAGE_SIZE));
+        if proposed.write_multiple == Some(true) {
+            let comma = if json.len() == START.len() { "" } else { "," };
+            let entry = format!("{comma}\"write_multiple\":true");
+            if json.len() + entry.len() + END.len() <= room {
+                json += &entry;
+            }
+        }
+        json + END
+    }
+}
+
+/// Version data: optional, JSON, ended by NUL.
+fn parse(data: &[u8]) -> Result<Capabilities, Errno> {
+    if data.is_empty() {
+        return Ok(Capabilities::default());
+    }
+    let end = data.iter().take(MAX_VERSION_DATA).position(|&b| b == 0).ok_or(Errno::EINVAL)?;
+    let data: VersionData = serde_json::from_slice(&data[..end]).map_err(|_| Errno::EINVAL)?;
+    Ok(data.capabilities.unwrap_or_default())
+}

@@ -1,0 +1,59 @@
+//! The smoke suite: KTAP on standard output.
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "a program whose output is its purpose")]
+use std::process::ExitCode;
+
+use svadev_guest::Device;
+use svadev_suites::harness::args::Args;
+use svadev_suites::harness::runner::Run;
+use svadev_suites::harness::{Case, cases};
+use svadev_suites::smoke;
+
+/// A test failed.
+const EXIT_FAILED: u8 = 1;
+/// The command line makes no sense, or nothing matches.
+const EXIT_USAGE: u8 = 2;
+/// Functions that `--list` assumes where there are none: the usual machine's.
+const USUAL_FUNCTIONS: usize = 2;
+
+fn main() -> ExitCode {
+    if let Some(status) = smoke::exec_helper(std::env::args().skip(1)) {
+        return status;
+    }
+    let args = match Args::parse(std::env::args().skip(1)) {
+        Ok(args) => args,
+        Err(text) => return usage(&text),
+    };
+    let functions = Device::paths();
+    let count = if args.list && functions.is_empty() { USUAL_FUNCTIONS } else { functions.len() };
+    let selected: Vec<Case> = cases(&smoke::tests(), count).into_iter().filter(|c| args.matches(&c.name())).collect();
+    if args.list {
+        selected.iter().for_each(|case| println!("{}", case.name()));
+        return ExitCode::SUCCESS;
+    }
+    if functions.is_empty() {
+        return usage("there is no /dev/svadev0: is the driver loaded?");
+    }
+    if selected.is_empty() {
+        return usage(&format!("no test matches {:?}; --list shows them all", args.filters));
+    }
+    let run = Run { functions, seed: args.seed, scale: timeout_scale() };
+    match run.all(&selected, std::io::stdout().lock()) {
+        Ok(totals) if totals.failed == 0 => ExitCode::SUCCESS,
+        Ok(_) => EXIT_FAILED.into(),
+        Err(e) => {
+            eprintln!("svadev-smoke: standard output: {e}");
+            EXIT_FAILED.into()
+        }
+    }
+}
+
+fn usage(text: &str) -> ExitCode {
+    eprintln!("svadev-smoke: {text}");
+    EXIT_USAGE.into()
+}
+
+/// What to multiply time limits by: init passes on the job's `timeout_scale`.
+fn timeout_scale() -> f64 {
+    let scale = std::env::var("SVADEV_TIMEOUT_SCALE").ok().and_then(|s| s.parse().ok());
+    scale.filter(|s: &f64| s.is_finite() && *s > 0.0).unwrap_or(1.0)
+}

@@ -1,0 +1,1 @@
+//! The demonstration's output: JSON lines.

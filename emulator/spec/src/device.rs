@@ -37,6 +37,13 @@ pub const MSIX_PBA_OFFSET: u32 = 0x1000;
 pub const BAR_MSIX_SIZE: u64 = 0x2000;
 /// BAR (64-bit) of the IOMMU function that holds the unit's registers; nothing of the function is memory-mapped.
 pub const BAR_UNIT: u32 = 0;
+/// Size of [`BAR_UNIT`], bytes: one page, all of the unit's registers being in it (VT-d 4.1 §11.4). 32-bit, so that firmware
+/// puts it below 4 GiB whatever the guest's size.
+pub const BAR_UNIT_SIZE: u64 = 0x1000;
+/// Size of [`BAR_DOORBELLS`], bytes, for so many queues: a power of two, as BARs are. The wake pages start in its middle.
+pub const fn bar_doorbells_size(queues: u32) -> u64 {
+    2 * DOORBELL_STRIDE * (queues as u64).next_power_of_two()
+}
 /// Size of a doorbell page and of a wake page, bytes.
 pub const DOORBELL_STRIDE: u64 = 0x1000;
 

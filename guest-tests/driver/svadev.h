@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * svadev: what the driver's files share.
+ *
+ *  svadev_main.c     module, class, memory of a device
+ *  svadev_pci.c      probe, remove, reset
+ *  svadev_hw.c       registers: start, stop, commands
+ *  svadev_queue.c    the rings: submission, completion, watchdog
+ *  svadev_context.c  bind, drain, unbind
+ *  svadev_chardev.c  /dev/svadevN
+ *
+ * Locks, outermost first. Each is taken only after those above it, and none is held across a return to user space:
+ *
+ *  device_lock()             the PCI core's, around probe, remove and reset
+ *  svadev_device.contexts_lock  list of contexts; remove takes each context's mutex inside
+ *  svadev_context.mutex      bind, unbind and release of one context, one at a time
+ *  svadev_device.bonds_lock  who shares a PASID; held across a PASID's abort, which is bounded
+ *  svadev_device.gate        read: may touch the hardware if @state allows; write: changes @state
+ *  svadev_device.command_lock   one command at a time
+ *  svadev_device.lock        spinlock, interrupts off: rings, slots and the lists of all contexts
+ *
+ * The SVA core's own locks (iommu_sva_lock, the group's mutex) are taken inside the gate.
+ */
+#ifndef _SVADEV_H
+#define _SVADEV_H
+
+#include <linux/cdev.h>
+#include <linux/device.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/pci.h>
+#include <linux/rwsem.h>
+#include <linux/spinlock.h>
+#include <linux/types.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+
+#include "svadev_hw.h"
+
+#if !defined(CONFIG_64BIT) || !defined(__LITTLE_ENDIAN)
+#error "svadev: 64-bit little-endian kernels only: registers of 64 bits are written at once, rings are copied as they are"
+#endif
+
+/* Rings of the kernel queue, log2 of entries, if the device allows as many. */
+#define SVADEV_RING_LOG2 12
+
+/* A slot's number in the cookie that the device sees; the bits above make each cookie unique. */
+#define SVADEV_TAG_SLOT_BITS 16
+
+/**
+ * enum svadev_state - what may be done with a device
+ * @SVADEV_RUNNING: anything. Work is in flight in this state only
+ * @SVADEV_RESETTING: nothing until the PCI core calls reset_done; callers wait
+ * @SVADEV_FAILED: nothing until a reset succeeds (-EIO)
+ * @SVADEV_GONE: nothing any more (-ENODEV)
+ */
+enum svadev_state {
+	SVADEV_RUNNING,
+	SVADEV_RESETTING,
+	SVADEV_FAILED,
+	SVADEV_GONE,
+};
+
+/**
+ * struct svadev_stats - counters since probe, in sysfs; svadev_device.lock protects them
+ * @submitted: descriptors put into the ring
+ * @completed: completions that the device wrote
+ * @aborted: descriptors that the driver completed itself, since the device was stopped
+ * @bad_completions: completions that match no descriptor in flight
+ * @interrupts: interrupts
+ * @restarts: times that the driver stopped and started the function because work did not end
+ * @resets: resets by the PCI core
+ * @stuck: descriptors reported as in flight for too long
+ */
+struct svadev_stats {
+	u64 submitted;
+	u64 completed;
+	u64 aborted;
+	u64 bad_completions;
+	u64 interrupts;
+	u64 restarts;
+	u64 resets;
+	u64 stuck;
+};
+
+/**
+ * struct svadev_bond - a PASID in use on one function, shared by the contexts of one address space
+ * @node: in svadev_device.bonds
+ * @pasid: the PASID
+ * @active: contexts that may submit. When it falls to 0 the PASID is aborted on the device
+ * @holders: contexts that hold a handle of the SVA core, including those that still drain
+ *
+ * svadev_device.bonds_lock protects all of it. A PASID belongs to one mm for as long as any handle for it exists (the SVA core
+ * keeps the mm_struct until the last unbind), so the number alone identifies a bond.
+ */
+struct svadev_bond {
+	struct list_head node;
+	u32 pasid;
+	unsigned int active;
+	unsigned int holders;
+};
+
+/**
+ * struct svadev_device - one accelerator function
+ * @dev: in class svadev; its reference count is this structure's
+ * @cdev: /dev/svadevN
+ * @minor: N
+ * @pdev: the function; referenced, but usable only while @state is not SVADEV_GONE or within remove
+ * @regs: BAR_REGISTERS, mapped until remove returns
+ * @doorbell: the kernel queue's doorbell page, likewise
+ * @irq: Linux interrupt number of vector 0
+ * @version: VERSION
+ * @limits: LIMITS
+ * @opcodes: OPCODES
+ * @max_length: MAX_LENGTH
+ * @max_scatter: MAX_SCATTER
+ * @gate: see the top of this file
+ * @state: written with @gate held for writing and @lock held; either is enough to read it
+ * @starts: how often the function was started; changed with @gate held for writing
+ * @state_wait: woken when @state changes
+ * @command_lock: one command at a time
+ * @contexts_lock: protects @contexts
+ * @contexts: open files
+ * @bonds_lock: protects @bonds
+ * @bonds: PASIDs in use
+ * @reset_work: asks the PCI core for a reset after a restart failed
+ * @watchdog: looks for work that does not end, while there is any
+ * @lock: protects everything below, and in contexts what is marked
+ * @sq: submission ring
+ * @cq: completion ring
+ * @sq_dma: its DMA address
+ * @cq_dma: its DMA address
+ * @ring_log2: log2 of the entries of either ring
+ * @sq_tail: free-running index one past the last descriptor written
+ * @cq_head: free-running index of the next completion to read
+ * @ring_live: the device may use the rings
+ * @slots: what is in flight, by slot number
+ * @free_slots: stack of unused slot numbers
+ * @free_count: its height
+ * @generation: makes cookies unique
+ * @room_wait: woken when a slot becomes free
+ * @stats: counters
+ */
+struct svadev_device {
+	struct device dev;
+	struct cdev cdev;
+	int minor;
+	struct pci_dev *pdev;
+	void __iomem *regs;
+	void __iomem *doorbell;
+	int irq;
+
+	u32 version;
+	u32 limits;
+	u64 opcodes;
+	u64 max_length;
+	u32 max_scatter;
+
+	struct rw_semaphore gate;
+	enum svadev_state state;
+	unsigned int starts;
+	wait_queue_head_t state_wait;
+	struct mutex command_lock;
+	struct mutex contexts_lock;
+	struct list_head contexts;
+	struct mutex bonds_lock;
+	struct list_head bonds;
+	struct work_struct reset_work;
+	struct delayed_work watchdog;
+
+	spinlock_t lock;
+	struct svadev_desc *sq;
+	struct svadev_completion *cq;
+	dma_addr_t sq_dma;
+	dma_addr_t cq_dma;
+	unsigned int ring_log2;
+	u32 sq_tail;
+	u32 cq_head;
+	bool ring_live;
+	struct svadev_request **slots;
+	u16 *free_slots;
+	unsigned int free_count;
+	u64 generation;
+	wait_queue_head_t room_wait;
+	struct svadev_stats stats;
+};
+
+/**
+ * struct svadev_request - one descriptor from SUBMIT until WAIT has given its completion out
+ * @node: in svadev_context.in_flight or .done, or private to the one who allocated or collects it
+ * @context: whose it is. In flight, the context lives: release drains before it frees
+ * @tag: the cookie that the device sees
+ * @cookie: the program's cookie
+ * @submitted: jiffies
+ * @reported: the watchdog has complained
+ * @completion: once in .done
+ *
+ * svadev_device.lock protects it while it is on a list of the context or in a slot.
+ */
+struct svadev_request {
+	struct list_head node;
+	struct svadev_context *context;
+	u64 tag;
+	u64 cookie;
+	unsigned long submitted;
+	bool reported;
+	struct svadev_completion completion;
+};
+
+/**
+ * struct svadev_context - one open file
+ * @sdev: the device; referenced
+ * @node: in svadev_device.contexts
+ * @mutex: serialises bind, unbind, release; protects @handle and @bond
+ * @handle: the SVA core's, while bound
+ * @bond: while bound
+ * @mm: the address space that bound it. mmgrab()bed so that the pointer identifies it for as long as we compare it;
+ *	its memory is never used through this (rule L9). Changed with @mutex and svadev_device.lock held
+ * @pasid: its PASID, 0 if not bound; changed as @mm
+ * @accepting: bound and not about to be unbound; changed as @mm
+ * @in_flight: requests that the device has; svadev_device.lock protects this and all below
+ * @done: requests with a completion, oldest first
+ * @in_flight_count: length of @in_flight
+ * @uncollected: length of @done
+ * @wait: woken when something completes or @accepting changes
+ */
+struct svadev_context {
+	struct svadev_device *sdev;
+	struct list_head node;
+	struct mutex mutex;
+	struct iommu_sva *handle;
+	struct svadev_bond *bond;
+	struct mm_struct *mm;
+	u32 pasid;
+	bool accepting;
+	struct list_head in_flight;
+	struct list_head done;
+	unsigned int in_flight_count;
+	unsigned int uncollected;
+	wait_queue_head_t wait;
+};
+
+/* svadev_main.c */
+extern unsigned int svadev_command_timeout_ms;
+extern unsigned int svadev_drain_timeout_ms;
+extern unsigned int svadev_stuck_ms;
+extern struct kmem_cache *svadev_request_cache;
+struct svadev_device *svadev_device_alloc(struct pci_dev *pdev);
+int svadev_device_publish(struct svadev_device *sdev);
+void svadev_device_unpublish(struct svadev_device *sdev);
+
+/* svadev_hw.c */
+int svadev_hw_identify(struct svadev_device *sdev);
+int svadev_hw_start(struct svadev_device *sdev);
+int svadev_hw_stop(struct svadev_device *sdev);
+int svadev_hw_abort_pasid(struct svadev_device *sdev, u32 pasid);
+u32 svadev_hw_queue_status(struct svadev_device *sdev);
+u64 svadev_hw_queue_fault_address(struct svadev_device *sdev);
+
+/* svadev_queue.c */
+int svadev_queue_alloc(struct svadev_device *sdev);
+void svadev_queue_free(struct svadev_device *sdev);
+void svadev_queue_reset(struct svadev_device *sdev);
+irqreturn_t svadev_queue_irq(int irq, void *data);
+void svadev_queue_poll(struct svadev_device *sdev);
+int svadev_queue_room(struct svadev_context *context);
+void svadev_queue_push(struct svadev_context *context, struct svadev_request *request, struct svadev_desc *desc);
+void svadev_queue_publish(struct svadev_device *sdev);
+void svadev_queue_wake(struct svadev_device *sdev);
+void svadev_queue_halt(struct svadev_device *sdev, enum svadev_state state);
+void svadev_queue_restart(struct svadev_device *sdev, unsigned int starts, const char *why);
+void svadev_queue_watchdog(struct work_struct *work);
+
+/* svadev_context.c */
+struct svadev_context *svadev_context_create(struct svadev_device *sdev);
+void svadev_context_destroy(struct svadev_context *context);
+int svadev_context_bind(struct svadev_context *context, bool nonblock);
+int svadev_context_unbind(struct svadev_context *context);
+void svadev_context_evict(struct svadev_context *context);
+int svadev_context_may_submit(struct svadev_context *context);
+bool svadev_context_mm_dead(struct svadev_context *context);
+int svadev_enter(struct svadev_device *sdev, bool nonblock);
+void svadev_leave(struct svadev_device *sdev);
+
+/* svadev_chardev.c */
+extern const struct file_operations svadev_fops;
+
+/* svadev_pci.c */
+extern struct pci_driver svadev_pci_driver;
+
+static inline void svadev_set_state(struct svadev_device *sdev, enum svadev_state state)
+{
+	lockdep_assert_held_write(&sdev->gate);
+	lockdep_assert_held(&sdev->lock);
+	WRITE_ONCE(sdev->state, state);
+}
+
+#endif /* _SVADEV_H */

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* svadev: the function's registers: identify, start, stop, commands. */
+#include <linux/bitfield.h>
+#include <linux/io.h>
+#include <linux/io-64-nonatomic-lo-hi.h>
+#include <linux/iopoll.h>
+
+#include "svadev.h"
+
+/* How often a register that changes soon is read, us. Every read is a trip out of the virtual machine. */
+#define POLL_INTERVAL_US 100
+
+/* The kernel queue is queue 0. */
+static void __iomem *queue_reg(struct svadev_device *sdev, u32 offset)
+{
+	return sdev->regs + SVADEV_REG_QUEUES + offset;
+}
+
+/*
+ * Waits until a register's @mask bits read @want. All ones means that nobody answers: the function was pulled out, or is in a reset.
+ * No register that is polled can read so otherwise, for its reserved bits are zero. A timeout of 0 would be for ever to the macro.
+ */
+static int poll_reg(struct svadev_device *sdev, void __iomem *reg, u32 mask, u32 want, unsigned int timeout_ms)
+{
+	u32 value;
+	int err;
+
+	err = readl_poll_timeout(reg, value, (value & mask) == want || value == U32_MAX, POLL_INTERVAL_US,
+				 max(timeout_ms, 1U) * 1000ULL);
+	return value == U32_MAX ? -ENODEV : err;
+}
+
+/**
+ * svadev_hw_identify() - check that this is a device we know, and read its limits
+ * @sdev: device with registers mapped
+ *
+ * What the device says is not trusted: everything that sizes something is checked here.
+ *
+ * Context: probe.
+ * Return: 0, or -ENODEV for anything that is not our device, -EPROTONOSUPPORT for a major version that we do not know.
+ */
+int svadev_hw_identify(struct svadev_device *sdev)
+{
+	u32 id = readl(sdev->regs + SVADEV_REG_ID);
+	u32 max_ring_log2;
+
+	if (id != SVADEV_ID_MAGIC) {
+		dev_err(&sdev->pdev->dev, "ID register reads %#x, not %#x\n", id, SVADEV_ID_MAGIC);
+		return -ENODEV;
+	}
+	sdev->version = readl(sdev->regs + SVADEV_REG_VERSION);
+	if (sdev->version >> 16 != SVADEV_ABI_MAJOR) {
+		dev_err(&sdev->pdev->dev, "device has ABI version %u.%u, this driver knows %u.x\n",
+			sdev->version >> 16, sdev->version & 0xffff, SVADEV_ABI_MAJOR);
+		return -EPROTONOSUPPORT;
+	}
+	sdev->opcodes = readq(sdev->regs + SVADEV_REG_OPCODES);
+	sdev->limits = readl(sdev->regs + SVADEV_REG_LIMITS);
+	sdev->max_length = readq(sdev->regs + SVADEV_REG_MAX_LENGTH);
+	sdev->max_scatter = readl(sdev->regs + SVADEV_REG_MAX_SCATTER);
+	max_ring_log2 = readl(sdev->regs + SVADEV_REG_MAX_RING_LOG2);
+	if (max_ring_log2 < SVADEV_RING_LOG2_MIN || max_ring_log2 > SVADEV_RING_LOG2_MAX ||
+	    FIELD_GET(SVADEV_LIMITS_QUEUES, sdev->limits) < 1 || FIELD_GET(SVADEV_LIMITS_VECTORS, sdev->limits) < 1) {
+		dev_err(&sdev->pdev->dev, "senseless limits: %#x, rings of 2^%u\n", sdev->limits, max_ring_log2);
+		return -ENODEV;
+	}
+	sdev->ring_log2 = min_t(u32, max_ring_log2, SVADEV_RING_LOG2);
+	return 0;
+}
+
+/**
+ * svadev_hw_start() - program the kernel queue and enable the function
+ * @sdev: device with memory for rings; nothing in flight
+ *
+ * Context: probe, or @gate held for writing. Sleeps, at most twice the command timeout.
+ * Return: 0; -ETIMEDOUT, -ENODEV or -EIO with the function disabled again as far as it lets itself be.
+ */
+int svadev_hw_start(struct svadev_device *sdev)
+{
+	u32 status;
+	int err;
+
+	/* A reset or a disable may still be under way, and would take what we program with it. */
+	err = poll_reg(sdev, sdev->regs + SVADEV_REG_STATUS, SVADEV_STATUS_REG_BUSY, 0, svadev_command_timeout_ms);
+	if (err)
+		goto fail;
+
+	sdev->starts++;
+	svadev_queue_reset(sdev);
+	writel(0, sdev->doorbell + SVADEV_DOORBELL_SQ_TAIL);
+	writel(0, sdev->doorbell + SVADEV_DOORBELL_CQ_HEAD);
+
+	writeq(sdev->sq_dma, queue_reg(sdev, SVADEV_REG_QUEUE_SQ_BASE));
+	writeq(sdev->cq_dma, queue_reg(sdev, SVADEV_REG_QUEUE_CQ_BASE));
+	writel(FIELD_PREP(SVADEV_QUEUE_SIZE_SQ_LOG2, sdev->ring_log2) |
+	       FIELD_PREP(SVADEV_QUEUE_SIZE_CQ_LOG2, sdev->ring_log2), queue_reg(sdev, SVADEV_REG_QUEUE_SIZE));
+	writel(0, queue_reg(sdev, SVADEV_REG_QUEUE_PASID));
+	writel(SVADEV_QUEUE_VECTOR_ENABLE | FIELD_PREP(SVADEV_QUEUE_VECTOR_VECTOR, 0),
+	       queue_reg(sdev, SVADEV_REG_QUEUE_VECTOR));
+
+	writel(SVADEV_CONTROL_ENABLE, sdev->regs + SVADEV_REG_CONTROL);
+	err = poll_reg(sdev, sdev->regs + SVADEV_REG_STATUS, SVADEV_STATUS_REG_ENABLED | SVADEV_STATUS_REG_BUSY,
+		       SVADEV_STATUS_REG_ENABLED, svadev_command_timeout_ms);
+	if (err)
+		goto fail;
+	writel(SVADEV_QUEUE_CONTROL_ENABLE, queue_reg(sdev, SVADEV_REG_QUEUE_CONTROL));
+	status = svadev_hw_queue_status(sdev);
+	if (status == U32_MAX || !(status & SVADEV_QUEUE_STATUS_ENABLED)) {
+		dev_err(&sdev->pdev->dev, "the kernel queue does not start: status %#x\n", status);
+		err = -EIO;
+		goto fail;
+	}
+	spin_lock_irq(&sdev->lock);
+	sdev->ring_live = true;
+	spin_unlock_irq(&sdev->lock);
+	return 0;
+
+fail:
+	dev_err(&sdev->pdev->dev, "cannot start the function: %d\n", err);
+	writel(0, sdev->regs + SVADEV_REG_CONTROL);
+	return err;
+}
+
+/**
+ * svadev_hw_stop() - disable the function
+ * @sdev: device
+ *
+ * On success the device accesses no memory any more, and every completion that it will ever write is in the ring.
+ *
+ * Context: @gate held for writing, or remove of a device that nobody else can reach. Sleeps, at most the command timeout.
+ * Return: 0; -ETIMEDOUT or -ENODEV if the device does not answer: it may still access memory then, and only the IOMMU and the
+ * bus master bit stand in its way.
+ */
+int svadev_hw_stop(struct svadev_device *sdev)
+{
+	int err;
+
+	writel(0, sdev->regs + SVADEV_REG_CONTROL);
+	err = poll_reg(sdev, sdev->regs + SVADEV_REG_STATUS, SVADEV_STATUS_REG_ENABLED | SVADEV_STATUS_REG_BUSY, 0,
+		       svadev_command_timeout_ms);
+	if (err && err != -ENODEV)
+		dev_err(&sdev->pdev->dev, "the function does not stop: %d\n", err);
+	return err;
+}
+
+static int hw_command(struct svadev_device *sdev, u8 opcode, u32 pasid)
+{
+	void __iomem *status_reg = sdev->regs + SVADEV_REG_COMMAND_STATUS;
+	int err;
+
+	lockdep_assert_held_read(&sdev->gate);
+
+	guard(mutex)(&sdev->command_lock);
+	/* An earlier command that timed out may still run; a write now would be ignored. */
+	err = poll_reg(sdev, status_reg, SVADEV_COMMAND_STATUS_BUSY, 0, svadev_command_timeout_ms);
+	if (err)
+		return err;
+	writeq(opcode | (u64)pasid << SVADEV_COMMAND_PASID_SHIFT, sdev->regs + SVADEV_REG_COMMAND);
+	err = poll_reg(sdev, status_reg, SVADEV_COMMAND_STATUS_BUSY, 0, svadev_command_timeout_ms);
+	if (err)
+		return err;
+	return readl(status_reg) & SVADEV_COMMAND_STATUS_BAD ? -EOPNOTSUPP : 0;
+}
+
+/**
+ * svadev_hw_abort_pasid() - end all work of a PASID on this function
+ * @sdev: device, running
+ * @pasid: the PASID
+ *
+ * On success no access for the PASID is under way, the device has dropped its translations, and each of its descriptors has a
+ * completion in the ring. This is the PASID stop request that the SVA core wants before unbind.
+ *
+ * Context: @gate held for reading. Sleeps, at most twice the command timeout.
+ * Return: 0; -ETIMEDOUT, -ENODEV or -EOPNOTSUPP.
+ */
+int svadev_hw_abort_pasid(struct svadev_device *sdev, u32 pasid)
+{
+	int err = hw_command(sdev, SVADEV_COMMAND_ABORT_PASID, pasid);
+
+	if (err)
+		dev_err(&sdev->pdev->dev, "cannot abort PASID %u: %d\n", pasid, err);
+	return err;
+}
+
+/**
+ * svadev_hw_queue_status() - the kernel queue's QUEUE_STATUS
+ * @sdev: device
+ *
+ * Context: as whoever may touch registers: @gate held, or probe.
+ * Return: the register; all ones if the function does not answer.
+ */
+u32 svadev_hw_queue_status(struct svadev_device *sdev)
+{
+	return readl(queue_reg(sdev, SVADEV_REG_QUEUE_STATUS));
+}
+
+/**
+ * svadev_hw_queue_fault_address() - the address whose fault halted the kernel queue
+ * @sdev: device
+ *
+ * Context: as svadev_hw_queue_status().
+ * Return: the register.
+ */
+u64 svadev_hw_queue_fault_address(struct svadev_device *sdev)
+{
+	return readq(queue_reg(sdev, SVADEV_REG_QUEUE_FAULT_ADDRESS));
+}

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * svadev: driver of the shared-virtual-addressing accelerator.
+ *
+ * Programs hand the device their own pointers; the IOMMU translates them with the page tables of the process, and the kernel's I/O page
+ * fault handling brings in what is missing. docs/driver.md is the long form.
+ */
+#include <linux/idr.h>
+#include <linux/module.h>
+#include <linux/slab.h>
+
+#include "svadev.h"
+
+unsigned int svadev_command_timeout_ms = 5000;
+module_param_named(command_timeout_ms, svadev_command_timeout_ms, uint, 0644);
+MODULE_PARM_DESC(command_timeout_ms, "longest wait for the device to stop, start or abort a PASID (default 5000)");
+
+unsigned int svadev_drain_timeout_ms = 20000;
+module_param_named(drain_timeout_ms, svadev_drain_timeout_ms, uint, 0644);
+MODULE_PARM_DESC(drain_timeout_ms, "longest wait for a context's own work before its PASID is aborted (default 20000)");
+
+unsigned int svadev_stuck_ms = 30000;
+module_param_named(stuck_ms, svadev_stuck_ms, uint, 0644);
+MODULE_PARM_DESC(stuck_ms, "report a descriptor that is in flight for longer (default 30000)");
+
+struct kmem_cache *svadev_request_cache;
+
+static dev_t svadev_devt;
+static DEFINE_IDA(svadev_minors);
+#define SVADEV_MINORS 256
+
+/* /sys/class/svadev/svadevN/stats/... */
+#define SVADEV_STAT(_name) \
+static ssize_t _name##_show(struct device *dev, struct device_attribute *attr, char *buf) \
+{ \
+	struct svadev_device *sdev = container_of(dev, struct svadev_device, dev); \
+	u64 value; \
+	\
+	scoped_guard(spinlock_irq, &sdev->lock) \
+		value = sdev->stats._name; \
+	return sysfs_emit(buf, "%llu\n", value); \
+} \
+static DEVICE_ATTR_RO(_name)
+
+SVADEV_STAT(submitted);
+SVADEV_STAT(completed);
+SVADEV_STAT(aborted);
+SVADEV_STAT(bad_completions);
+SVADEV_STAT(interrupts);
+SVADEV_STAT(restarts);
+SVADEV_STAT(resets);
+SVADEV_STAT(stuck);
+
+static struct attribute *svadev_stats_attrs[] = {
+	&dev_attr_submitted.attr,
+	&dev_attr_completed.attr,
+	&dev_attr_aborted.attr,
+	&dev_attr_bad_completions.attr,
+	&dev_attr_interrupts.attr,
+	&dev_attr_restarts.attr,
+	&dev_attr_resets.attr,
+	&dev_attr_stuck.attr,
+	NULL
+};
+
+static const struct attribute_group svadev_stats_group = {
+	.name = "stats",
+	.attrs = svadev_stats_attrs,
+};
+
+static const struct attribute_group *svadev_groups[] = {
+	&svadev_stats_group,
+	NULL
+};
+
+static char *svadev_devnode(const struct device *dev, umode_t *mode)
+{
+	/* Everyone may: a program reaches its own memory only. */
+	if (mode)
+		*mode = 0666;
+	return NULL;
+}
+
+static const struct class svadev_class = {
+	.name = "svadev",
+	.devnode = svadev_devnode,
+	.dev_groups = svadev_groups,
+};
+
+/* The last reference is gone: no file is open, the driver is unbound. */
+static void svadev_device_release(struct device *dev)
+{
+	struct svadev_device *sdev = container_of(dev, struct svadev_device, dev);
+
+	WARN_ON(!list_empty(&sdev->contexts) || !list_empty(&sdev->bonds));
+	kvfree(sdev->slots);
+	kvfree(sdev->free_slots);
+	pci_dev_put(sdev->pdev);
+	kfree(sdev);
+}
+
+static void svadev_reset_work(struct work_struct *work)
+{
+	struct svadev_device *sdev = container_of(work, struct svadev_device, reset_work);
+	int err;
+
+	/* Only tries: whoever holds the device lock resets or removes the function, and remove waits for this work. */
+	err = pci_try_reset_function(sdev->pdev);
+	dev_warn(&sdev->pdev->dev, "reset since the function did not restart: %d\n", err);
+}
+
+/**
+ * svadev_device_alloc() - a device structure for a function
+ * @pdev: the function
+ *
+ * Context: probe.
+ * Return: the structure with one reference, state SVADEV_RUNNING but unknown to anyone; -ENOMEM.
+ */
+struct svadev_device *svadev_device_alloc(struct pci_dev *pdev)
+{
+	struct svadev_device *sdev = kzalloc(sizeof(*sdev), GFP_KERNEL);
+
+	if (!sdev)
+		return ERR_PTR(-ENOMEM);
+	sdev->pdev = pci_dev_get(pdev);
+	sdev->minor = -1;
+	init_rwsem(&sdev->gate);
+	init_waitqueue_head(&sdev->state_wait);
+	init_waitqueue_head(&sdev->room_wait);
+	mutex_init(&sdev->command_lock);
+	mutex_init(&sdev->contexts_lock);
+	mutex_init(&sdev->bonds_lock);
+	spin_lock_init(&sdev->lock);
+	INIT_LIST_HEAD(&sdev->contexts);
+	INIT_LIST_HEAD(&sdev->bonds);
+	INIT_WORK(&sdev->reset_work, svadev_reset_work);
+	INIT_DELAYED_WORK(&sdev->watchdog, svadev_queue_watchdog);
+
+	device_initialize(&sdev->dev);
+	sdev->dev.class = &svadev_class;
+	sdev->dev.parent = &pdev->dev;
+	sdev->dev.release = svadev_device_release;
+	return sdev;
+}
+
+/**
+ * svadev_device_publish() - make /dev/svadevN
+ * @sdev: started device
+ *
+ * Context: probe.
+ * Return: 0 or an error, with nothing published.
+ */
+int svadev_device_publish(struct svadev_device *sdev)
+{
+	int err;
+
+	sdev->minor = ida_alloc_max(&svadev_minors, SVADEV_MINORS - 1, GFP_KERNEL);
+	if (sdev->minor < 0)
+		return sdev->minor;
+	sdev->dev.devt = MKDEV(MAJOR(svadev_devt), sdev->minor);
+	err = dev_set_name(&sdev->dev, "svadev%d", sdev->minor);
+	if (err)
+		goto free_minor;
+	cdev_init(&sdev->cdev, &svadev_fops);
+	sdev->cdev.owner = THIS_MODULE;
+	err = cdev_device_add(&sdev->cdev, &sdev->dev);
+	if (err)
+		goto free_minor;
+	dev_info(&sdev->pdev->dev, "%s: ABI %u.%u, rings of %u\n", dev_name(&sdev->dev), sdev->version >> 16,
+		 sdev->version & 0xffff, 1U << sdev->ring_log2);
+	return 0;
+
+free_minor:
+	ida_free(&svadev_minors, sdev->minor);
+	return err;
+}
+
+/**
+ * svadev_device_unpublish() - take /dev/svadevN away
+ * @sdev: published device
+ *
+ * Open files stay open. N is free for another device: nothing leads from the number to this structure any more.
+ *
+ * Context: remove.
+ */
+void svadev_device_unpublish(struct svadev_device *sdev)
+{
+	cdev_device_del(&sdev->cdev, &sdev->dev);
+	ida_free(&svadev_minors, sdev->minor);
+}
+
+static int __init svadev_init(void)
+{
+	int err;
+
+	svadev_request_cache = KMEM_CACHE(svadev_request, SLAB_ACCOUNT);
+	if (!svadev_request_cache)
+		return -ENOMEM;
+	err = alloc_chrdev_region(&svadev_devt, 0, SVADEV_MINORS, "svadev");
+	if (err)
+		goto destroy_cache;
+	err = class_register(&svadev_class);
+	if (err)
+		goto unregister_region;
+	err = pci_register_driver(&svadev_pci_driver);
+	if (err)
+		goto unregister_class;
+	return 0;
+
+unregister_class:
+	class_unregister(&svadev_class);
+unregister_region:
+	unregister_chrdev_region(svadev_devt, SVADEV_MINORS);
+destroy_cache:
+	kmem_cache_destroy(svadev_request_cache);
+	return err;
+}
+
+static void __exit svadev_exit(void)
+{
+	/* No file is open: each holds the module. */
+	pci_unregister_driver(&svadev_pci_driver);
+	class_unregister(&svadev_class);
+	unregister_chrdev_region(svadev_devt, SVADEV_MINORS);
+	ida_destroy(&svadev_minors);
+	kmem_cache_destroy(svadev_request_cache);
+}
+
+module_init(svadev_init);
+module_exit(svadev_exit);
+
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("Shared-virtual-addressing accelerator over vfio-user");

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* svadev: the PCI side: probe, remove, shutdown, reset. */
+#include <linux/dma-mapping.h>
+#include <linux/interrupt.h>
+#include <linux/pci.h>
+
+#include "svadev.h"
+
+static int map_bars(struct svadev_device *sdev)
+{
+	struct pci_dev *pdev = sdev->pdev;
+	void __iomem *doorbells;
+
+	if (pci_resource_len(pdev, SVADEV_BAR_REGISTERS) < SVADEV_REG_BAR_SIZE ||
+	    pci_resource_len(pdev, SVADEV_BAR_DOORBELLS) < 2 * SVADEV_DOORBELL_STRIDE)
+		return dev_err_probe(&pdev->dev, -ENODEV, "BARs are too small\n");
+	sdev->regs = pcim_iomap_region(pdev, SVADEV_BAR_REGISTERS, "svadev");
+	if (IS_ERR(sdev->regs))
+		return dev_err_probe(&pdev->dev, PTR_ERR(sdev->regs), "cannot map the registers\n");
+	doorbells = pcim_iomap_region(pdev, SVADEV_BAR_DOORBELLS, "svadev");
+	if (IS_ERR(doorbells))
+		return dev_err_probe(&pdev->dev, PTR_ERR(doorbells), "cannot map the doorbells\n");
+	/* The kernel queue is queue 0. */
+	sdev->doorbell = doorbells;
+	return 0;
+}
+
+static int set_up_irq(struct svadev_device *sdev)
+{
+	int err;
+
+	err = pci_alloc_irq_vectors(sdev->pdev, 1, 1, PCI_IRQ_MSIX);
+	if (err < 0)
+		return dev_err_probe(&sdev->pdev->dev, err, "no MSI-X vector\n");
+	sdev->irq = pci_irq_vector(sdev->pdev, 0);
+	err = request_irq(sdev->irq, svadev_queue_irq, 0, pci_name(sdev->pdev), sdev);
+	if (err)
+		return dev_err_probe(&sdev->pdev->dev, err, "cannot request interrupt %d\n", sdev->irq);
+	return 0;
+}
+
+static int svadev_probe(struct pci_dev *pdev, const struct pci_device_id *id)
+{
+	struct svadev_device *sdev;
+	int err;
+
+	err = pcim_enable_device(pdev);
+	if (err)
+		return err;
+	err = dma_set_mask_and_coherent(&pdev->dev, DMA_BIT_MASK(64));
+	if (err)
+		return err;
+
+	sdev = svadev_device_alloc(pdev);
+	if (IS_ERR(sdev))
+		return PTR_ERR(sdev);
+	err = map_bars(sdev);
+	if (!err)
+		err = svadev_hw_identify(sdev);
+	if (!err)
+		err = svadev_queue_alloc(sdev);
+	if (err)
+		goto free_queue;
+	err = set_up_irq(sdev);
+	if (err)
+		goto free_queue;
+	pci_set_master(pdev);
+	err = svadev_hw_start(sdev);
+	if (err)
+		goto free_irq;
+	pci_set_drvdata(pdev, sdev);
+	/* Last: from here on programs come. */
+	err = svadev_device_publish(sdev);
+	if (err)
+		goto stop;
+	return 0;
+
+stop:
+	scoped_guard(rwsem_write, &sdev->gate)
+		svadev_queue_halt(sdev, SVADEV_GONE);
+free_irq:
+	pci_clear_master(pdev);
+	free_irq(sdev->irq, sdev);
+free_queue:
+	svadev_queue_free(sdev);
+	put_device(&sdev->dev);
+	return err;
+}
+
+/*
+ * Files may be open, and calls under way. In this order:
+ *  1. no new files;
+ *  2. the function stops and all work ends as aborted. The state says so for good, so that calls that wait return, and later ones
+ *     do not touch the hardware;
+ *  3. every context is unbound: the SVA core's handles need the PCI device and its group, which may go when we return;
+ *  4. nothing of ours is called any more: interrupt, works;
+ *  5. no bus master, so even a device that did not stop leaves the rings alone; then they are freed.
+ * The structure itself goes with the last file.
+ */
+static void svadev_remove(struct pci_dev *pdev)
+{
+	struct svadev_device *sdev = pci_get_drvdata(pdev);
+	struct svadev_context *context;
+
+	svadev_device_unpublish(sdev);
+
+	scoped_guard(rwsem_write, &sdev->gate)
+		svadev_queue_halt(sdev, SVADEV_GONE);
+
+	scoped_guard(mutex, &sdev->contexts_lock)
+		list_for_each_entry(context, &sdev->contexts, node)
+			svadev_context_evict(context);
+
+	cancel_delayed_work_sync(&sdev->watchdog);
+	/* Only tries the device lock, which we hold, so this does not wait for itself. */
+	cancel_work_sync(&sdev->reset_work);
+	pci_clear_master(pdev);
+	free_irq(sdev->irq, sdev);
+	svadev_queue_free(sdev);
+	put_device(&sdev->dev);
+}
+
+/* Reboot or kexec: the next kernel must find a function that does no DMA. Contexts stay; nobody comes back to them. */
+static void svadev_shutdown(struct pci_dev *pdev)
+{
+	struct svadev_device *sdev = pci_get_drvdata(pdev);
+
+	scoped_guard(rwsem_write, &sdev->gate)
+		svadev_queue_halt(sdev, SVADEV_GONE);
+	pci_clear_master(pdev);
+}
+
+/*
+ * Before a reset by the PCI core (function level reset through sysfs, or our own reset_work). Bindings stay: from 7.0 on the core moves
+ * the function's PASIDs to a blocking domain during the reset and back afterwards; before, the PASID entries simply stay, and
+ * they are not the function's. Enable bits of ATS, PRI and PASID are in pci_restore_state().
+ */
+static void svadev_reset_prepare(struct pci_dev *pdev)
+{
+	struct svadev_device *sdev = pci_get_drvdata(pdev);
+
+	scoped_guard(rwsem_write, &sdev->gate)
+		svadev_queue_halt(sdev, SVADEV_RESETTING);
+	synchronize_irq(sdev->irq);
+}
+
+static void svadev_reset_done(struct pci_dev *pdev)
+{
+	struct svadev_device *sdev = pci_get_drvdata(pdev);
+	int err;
+
+	scoped_guard(rwsem_write, &sdev->gate) {
+		err = svadev_hw_start(sdev);
+		guard(spinlock_irq)(&sdev->lock);
+		sdev->stats.resets++;
+		svadev_set_state(sdev, err ? SVADEV_FAILED : SVADEV_RUNNING);
+	}
+	wake_up_all(&sdev->state_wait);
+	wake_up_all(&sdev->room_wait);
+	if (err)
+		dev_err(&pdev->dev, "out of service until a reset succeeds: %d\n", err);
+}
+
+static const struct pci_error_handlers svadev_error_handlers = {
+	.reset_prepare = svadev_reset_prepare,
+	.reset_done = svadev_reset_done,
+};
+
+static const struct pci_device_id svadev_ids[] = {
+	{ PCI_DEVICE(SVADEV_PCI_VENDOR_ID, SVADEV_PCI_DEVICE_ID_ACCELERATOR) },
+	{}
+};
+MODULE_DEVICE_TABLE(pci, svadev_ids);
+
+struct pci_driver svadev_pci_driver = {
+	.name = "svadev",
+	.id_table = svadev_ids,
+	.probe = svadev_probe,
+	.remove = svadev_remove,
+	.shutdown = svadev_shutdown,
+	.err_handler = &svadev_error_handlers,
+	/* One after the other in the bus' order, so that /dev/svadevN follows the functions' addresses. */
+	.driver.probe_type = PROBE_FORCE_SYNCHRONOUS,
+};

@@ -5,6 +5,8 @@
 //! - [`Server`]: the protocol as a state machine. Bytes and descriptors in, calls of a [`Device`] and bytes and descriptors
 //!   out; no socket, thread or clock.
 //! - [`Sender`]: what other threads hold, to answer later ([`ReplyToken`]) and to send DMA_READ and DMA_WRITE.
+//! - [`unix`]: the transport over a unix socket, and the loop of the thread that serves one.
+//! - [`memory`]: the transport without one, for tests and simulations.
 //!
 //! # What it does not implement
 //! Migration (DEVICE_FEATURE, MIG_DATA_*), dirty tracking, ioeventfd and ioregionfd sub-regions, the twin socket. Clients get
@@ -17,10 +19,12 @@
 //! Source: vfio-user Protocol Specification 0.9.2; see [`svadev_spec::vfio_user`].
 mod device;
 mod input;
+pub mod memory;
 mod outbox;
 mod sender;
 mod server;
 mod session;
+pub mod unix;
 
 pub use device::{
     Action, Data, Device, DeviceInfo, DmaMap, DmaUnmap, IrqInfo, RegionInfo, RegionMmap, ResetReply, SetIrqs,

@@ -240,6 +240,10 @@ impl Shared {
         self.lock().outbox.queued_bytes() > 0
     }
 
+    pub(crate) fn is_sending(&self) -> bool {
+        self.lock().outbox.is_connected()
+    }
+
     /// So much is queued or owed that no further command should be handled.
     pub(crate) fn is_congested(&self) -> bool {
         let state = self.lock();

@@ -141,6 +141,11 @@ impl Server {
         self.shared.has_queued()
     }
 
+    /// What is sent still has somewhere to go. Once false, the connection should be ended.
+    pub fn is_sending(&self) -> bool {
+        self.shared.is_sending()
+    }
+
     /// The oldest queued message, where there is no transport.
     pub fn take_outgoing(&mut self) -> Option<Outgoing> {
         self.shared.take()

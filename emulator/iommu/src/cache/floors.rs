@@ -1,0 +1,43 @@
+//! Times of invalidation.
+
+/// Slots of a table of floors.
+const SLOTS: usize = 4096;
+
+/// Time, counted in cache events. 64 bits do not wrap in the life of a process.
+#[derive(Debug, Default)]
+pub(crate) struct Clock(u64);
+
+impl Clock {
+    /// A time later than every one before.
+    pub(crate) fn tick(&mut self) -> u64 {
+        self.0 += 1;
+        self.0
+    }
+}
+
+/// When the entries under each tag of one kind were last invalidated.
+#[derive(Debug)]
+pub(crate) struct Floors {
+    slots: Box<[u64; SLOTS]>,
+}
+
+impl Floors {
+    pub(crate) fn new() -> Self {
+        Self { slots: Box::new([0; SLOTS]) }
+    }
+
+    fn slot(tag: u64) -> usize {
+        // Fibonacci hashing: neighbouring tags, which are the usual ones, get different slots.
+        usize::try_from(tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52).expect("12 bits fit any usize")
+    }
+
+    /// Entries under `tag` that were born before `now` are dead.
+    pub(crate) fn raise(&mut self, tag: u64, now: u64) {
+        self.slots[Self::slot(tag)] = now;
+    }
+
+    /// Whether an entry under `tag`, born at `born`, is alive.
+    pub(crate) fn allows(&self, tag: u64, born: u64) -> bool {
+        born > self.slots[Self::slot(tag)]
+    }
+}

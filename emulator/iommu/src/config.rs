@@ -1,0 +1,133 @@
+//! What a unit is built to be, and the capability registers that say so.
+use svadev_spec::vtd::registers::{Capability, ExtendedCapability};
+
+use crate::registers::{FAULT_RECORD_OFFSET, IOTLB_REGISTER_OFFSET, MAX_FAULT_RECORDS};
+
+/// Largest address mask of a page-selective invalidation (CAP.MAMV): 2^18 pages are 1 GiB.
+pub const MAX_ADDRESS_MASK: u8 = 18;
+
+/// How much the unit remembers (issue-level switch `--caching`). Results never depend on it when software invalidates as
+/// the specification demands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Caching {
+    /// Nothing: every request walks every table.
+    None,
+    /// Present entries, until they are invalidated or evicted.
+    #[default]
+    Strict,
+}
+
+/// What a unit is built to be. `Default` is what a stock Linux 7.x kernel wants for shared virtual addressing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitConfig {
+    /// Host address width in bits, 36 to 52: higher address bits in tables are reserved.
+    pub host_address_width: u8,
+    /// PASID bits (ECAP.PSS + 1), 1 to 20.
+    pub max_pasid_bits: u8,
+    /// Five-level tables (CAP.FS5LP, and 57 bits in CAP.SAGAW and CAP.MGAW). Linux refuses SVA without it on a five-level CPU.
+    pub levels5: bool,
+    /// 1 GiB pages in both stages (CAP.FS1GP, CAP.SSLPS). Linux refuses SVA without it when the CPU has them.
+    pub pages_1gib: bool,
+    /// Nested translation (ECAP.NEST).
+    pub nested: bool,
+    /// Supervisor requests (ECAP.SRS).
+    pub supervisor_requests: bool,
+    /// Execute requests (ECAP.ERS).
+    pub execute_requests: bool,
+    /// Fault recording registers, 1 to [`MAX_FAULT_RECORDS`].
+    pub fault_records: u8,
+    /// IOTLB entries, a power of two from 64 to 2^20.
+    pub iotlb_entries: usize,
+    /// PASID cache entries, a power of two from 64 to 2^20.
+    pub pasid_cache_entries: usize,
+    /// What is remembered.
+    pub caching: Caching,
+}
+
+impl Default for UnitConfig {
+    fn default() -> Self {
+        Self {
+            // The architectural maximum: no entry of a guest's own page tables is ever refused for its width.
+            host_address_width: 52,
+            max_pasid_bits: 20,
+            levels5: true,
+            pages_1gib: true,
+            nested: true,
+            supervisor_requests: true,
+            execute_requests: true,
+            fault_records: 16,
+            iotlb_entries: 1 << 14,
+            pasid_cache_entries: 1 << 13,
+            caching: Caching::Strict,
+        }
+    }
+}
+
+impl UnitConfig {
+    /// # Panics
+    /// On a value outside its range: configurations come from the host, never from the guest.
+    pub(crate) fn check(&self) {
+        assert!((36..=52).contains(&self.host_address_width), "host address width {}", self.host_address_width);
+        assert!((1..=20).contains(&self.max_pasid_bits), "PASID bits {}", self.max_pasid_bits);
+        assert!((1..=MAX_FAULT_RECORDS).contains(&self.fault_records), "fault records {}", self.fault_records);
+        for entries in [self.iotlb_entries, self.pasid_cache_entries] {
+            assert!(entries.is_power_of_two() && (64..=1 << 20).contains(&entries), "cache of {entries} entries");
+        }
+    }
+
+    /// The widest guest address in bits (CAP.MGAW + 1).
+    pub(crate) fn guest_address_width(&self) -> u8 {
+        if self.levels5 { 57 } else { 48 }
+    }
+
+    /// The capability register (§11.4.2).
+    pub fn capability(&self) -> Capability {
+        Capability::new()
+            // 64 Ki domains.
+            .with_domains(6)
+            .with_second_stage_widths(if self.levels5 { 0b1110 } else { 0b0110 })
+            .with_maximum_guest_address_width(self.guest_address_width() - 1)
+            .with_fault_recording_offset(units_of_16(FAULT_RECORD_OFFSET))
+            .with_second_stage_large_pages(if self.pages_1gib { 0b11 } else { 0b01 })
+            .with_page_selective_invalidation(true)
+            .with_fault_recording_registers(self.fault_records - 1)
+            .with_maximum_address_mask(MAX_ADDRESS_MASK)
+            // Untranslated accesses are over before their caller lets go of the unit: draining is free.
+            .with_drain_write(true)
+            .with_drain_read(true)
+            .with_first_stage_1gib_pages(self.pages_1gib)
+            .with_first_stage_5level(self.levels5)
+            .with_enhanced_set_rtp(true)
+    }
+
+    /// The extended capability register (§11.4.3).
+    pub fn extended_capability(&self) -> ExtendedCapability {
+        ExtendedCapability::new()
+            .with_page_walk_coherency(true)
+            .with_queued_invalidation(true)
+            .with_device_tlb(true)
+            .with_pass_through(true)
+            .with_snoop_control(true)
+            .with_iotlb_register_offset(units_of_16(IOTLB_REGISTER_OFFSET))
+            .with_nested(self.nested)
+            .with_page_request(true)
+            .with_execute_request(self.execute_requests)
+            .with_supervisor_request(self.supervisor_requests)
+            .with_no_write_flag(true)
+            .with_extended_accessed_flag(true)
+            .with_pasid_size(self.max_pasid_bits - 1)
+            .with_pasid(true)
+            .with_page_request_drain(true)
+            .with_scalable_mode(true)
+            .with_second_stage_accessed_dirty(true)
+            .with_second_stage(true)
+            .with_first_stage(true)
+            .with_scalable_mode_page_walk_coherency(true)
+    }
+}
+
+fn units_of_16(offset: u64) -> u16 {
+    assert!(offset.is_multiple_of(16), "register blocks are aligned to 16 bytes");
+    u16::try_from(offset / 16).expect("register blocks lie in the first pages")
+}

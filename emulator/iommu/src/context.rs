@@ -1,0 +1,405 @@
+//! From a requester and a PASID to an address space: root, context and PASID tables (§3.4).
+use svadev_fabric::Bdf;
+use svadev_memory::{GuestAddress, GuestMemory};
+use svadev_spec::vtd::FaultReason;
+use svadev_spec::vtd::registers::translation_table_mode;
+use svadev_spec::vtd::tables::{
+    CONTEXT_ENTRY_SIZE, ContextHigh, ContextLow, LEGACY_CONTEXT_ENTRY_SIZE, LegacyContextHigh, LegacyContextLow,
+    PASID_DIRECTORY_ENTRY_SIZE, PASID_TABLE_BITS, PASID_TABLE_ENTRY_SIZE, PasidDirectoryEntry, PasidTable0,
+    PasidTable1, PasidTable2, ROOT_ENTRY_SIZE, RootEntry, legacy_translation_type, translation_type,
+};
+
+use crate::cache::{Clock, Floors, Space, Table};
+use crate::config::Caching;
+use crate::fault::{Fault, Request, RequestKind};
+use crate::walk::{FirstStage, SecondStage};
+use crate::{Unit, UnitConfig};
+
+/// How addresses of one PASID, or of one function, are translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stages {
+    First(FirstStage),
+    Second(SecondStage),
+    Nested(FirstStage, SecondStage),
+    PassThrough,
+}
+
+/// What the tables say about the requests of one PASID, or of one function in legacy mode.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AddressSpace {
+    /// Tags of its IOTLB entries.
+    pub(crate) space: Space,
+    pub(crate) stages: Stages,
+    /// FPD of the entries on the way.
+    pub(crate) fault_processing_disable: bool,
+    /// Faults have the codes of legacy mode.
+    pub(crate) legacy: bool,
+}
+
+/// A context entry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Context {
+    Legacy(LegacyContext),
+    Scalable(ScalableContext),
+}
+
+/// A legacy context entry (§9.3).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LegacyContext {
+    /// TT allows translation requests.
+    device_tlb: bool,
+    address_space: AddressSpace,
+}
+
+/// A scalable-mode context entry (§9.4).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ScalableContext {
+    low: ContextLow,
+    high: ContextHigh,
+}
+
+impl ScalableContext {
+    /// How many PASIDs the directory has room for (§9.4, PDTS).
+    fn pasid_limit(&self) -> u64 {
+        1 << (u32::from(self.low.pasid_directory_size()) + 7 + PASID_TABLE_BITS)
+    }
+}
+
+/// The context cache and the PASID cache (§6.2.1, §6.2.2).
+#[derive(Debug)]
+pub(crate) struct EntryCaches {
+    contexts: Table<u16, Context>,
+    contexts_floor: u64,
+    context_sources: Floors,
+    pasids: Table<(u16, u32), AddressSpace>,
+    pasids_floor: u64,
+    pasid_sources: Floors,
+    pasid_domains: Floors,
+    pasid_tags: Floors,
+}
+
+fn pasid_hash(source_id: u16, pasid: u32) -> u64 {
+    u64::from(source_id) << 32 | u64::from(pasid)
+}
+
+impl EntryCaches {
+    pub(crate) fn new(config: &UnitConfig) -> Self {
+        Self {
+            contexts: Table::new(256),
+            contexts_floor: 0,
+            context_sources: Floors::new(),
+            pasids: Table::new(config.pasid_cache_entries),
+            pasids_floor: 0,
+            pasid_sources: Floors::new(),
+            pasid_domains: Floors::new(),
+            pasid_tags: Floors::new(),
+        }
+    }
+
+    fn context(&self, source_id: u16) -> Option<Context> {
+        let (context, born) = self.contexts.get(source_id, source_id.into())?;
+        (born > self.contexts_floor && self.context_sources.allows(source_id.into(), born)).then_some(context)
+    }
+
+    fn pasid(&self, source_id: u16, pasid: u32) -> Option<AddressSpace> {
+        let (entry, born) = self.pasids.get((source_id, pasid), pasid_hash(source_id, pasid))?;
+        let domain_id = entry.space.domain_id;
+        (born > self.pasids_floor
+            && self.pasid_sources.allows(source_id.into(), born)
+            && self.pasid_domains.allows(domain_id.into(), born)
+            && self.pasid_tags.allows(pasid_hash(domain_id, pasid), born))
+        .then_some(entry)
+    }
+
+    /// Every context entry, and with them every PASID entry: they were reached through one.
+    pub(crate) fn invalidate_contexts(&mut self, clock: &mut Clock) {
+        self.contexts_floor = clock.tick();
+        self.invalidate_pasids(clock);
+    }
+
+    /// The context entries of `source_id` and, with `function_mask`, of its neighbours (§6.5.2.1), and the PASID entries
+    /// reached through them.
+    pub(crate) fn invalidate_source(&mut self, source_id: u16, function_mask: u8, clock: &mut Clock) {
+        let now = clock.tick();
+        // FM ignores the function number's highest bit, its two highest, or all three.
+        let ignored: u16 = [0b000, 0b100, 0b110, 0b111][usize::from(function_mask & 3)];
+        for function in 0..8 {
+            if function & !ignored == source_id & 7 & !ignored {
+                let source_id = u64::from(source_id & !7 | function);
+                self.context_sources.raise(source_id, now);
+                self.pasid_sources.raise(source_id, now);
+            }
+        }
+    }
+
+    pub(crate) fn invalidate_pasids(&mut self, clock: &mut Clock) {
+        self.pasids_floor = clock.tick();
+    }
+
+    pub(crate) fn invalidate_pasid_domain(&mut self, domain_id: u16, clock: &mut Clock) {
+        self.pasid_domains.raise(domain_id.into(), clock.tick());
+    }
+
+    pub(crate) fn invalidate_pasid(&mut self, domain_id: u16, pasid: u32, clock: &mut Clock) {
+        self.pasid_tags.raise(pasid_hash(domain_id, pasid), clock.tick());
+    }
+}
+
+fn fault(reason: FaultReason, fault_processing_disable: bool) -> Fault {
+    Fault { reason, fault_processing_disable }
+}
+
+impl<M: GuestMemory> Unit<M> {
+    /// The address space that `request` uses, and whether it is a supervisor request there.
+    pub(crate) fn address_space(&mut self, request: &Request) -> Result<(AddressSpace, bool), Fault> {
+        match self.context(request)? {
+            Context::Legacy(context) => {
+                let space = context.address_space;
+                if request.kind == RequestKind::Translation && !context.device_tlb {
+                    return Err(fault(FaultReason::LegacyContextBlocks, space.fault_processing_disable));
+                }
+                Ok((space, false))
+            }
+            Context::Scalable(context) => {
+                let fpd = context.low.fault_processing_disable();
+                if request.kind == RequestKind::Translation && !context.low.device_tlb_enable() {
+                    return Err(fault(FaultReason::DeviceTlbDisabled, fpd));
+                }
+                let (pasid, privileged, too_large) = match request.pasid {
+                    Some(pasid) => (pasid.get(), request.access.privileged, FaultReason::PasidTooLarge),
+                    None => {
+                        let high = context.high;
+                        (high.rid_pasid(), high.rid_privileged(), FaultReason::RidPasidInvalid)
+                    }
+                };
+                if u64::from(pasid) >= context.pasid_limit() || pasid >> self.config.max_pasid_bits != 0 {
+                    return Err(fault(too_large, fpd));
+                }
+                Ok((self.pasid_entry(request.requester, context, pasid)?, privileged))
+            }
+        }
+    }
+
+    /// The context entry of a requester, checked for what any request of its kind needs of it.
+    pub(crate) fn context(&mut self, request: &Request) -> Result<Context, Fault> {
+        let scalable = match self.root.translation_table_mode() {
+            translation_table_mode::SCALABLE => true,
+            translation_table_mode::LEGACY => false,
+            _ => return Err(fault(FaultReason::RootTableMode, false)),
+        };
+        if !scalable && request.kind == RequestKind::PageRequest {
+            return Err(fault(FaultReason::PageRequestInLegacyMode, false));
+        }
+        if !scalable && request.pasid.is_some() {
+            return Err(fault(FaultReason::PasidInLegacyMode, false));
+        }
+        let context = self.cached_context(request.requester, scalable)?;
+        if let Context::Scalable(ScalableContext { low, .. }) = context {
+            let fpd = low.fault_processing_disable();
+            if request.pasid.is_some() && !low.pasid_enable() {
+                return Err(fault(FaultReason::PasidDisabled, fpd));
+            }
+            if request.kind == RequestKind::PageRequest && !low.page_request_enable() {
+                return Err(fault(FaultReason::PageRequestDisabled, fpd));
+            }
+        }
+        Ok(context)
+    }
+
+    fn cached_context(&mut self, requester: Bdf, scalable: bool) -> Result<Context, Fault> {
+        if self.config.caching == Caching::None {
+            return self.load_context(requester, scalable);
+        }
+        if let Some(context) = self.entries.context(requester.0) {
+            return Ok(context);
+        }
+        let context = self.load_context(requester, scalable)?;
+        let born = self.clock.tick();
+        self.entries.contexts.insert(requester.0, requester.0.into(), context, born);
+        Ok(context)
+    }
+
+    fn load_context(&self, requester: Bdf, scalable: bool) -> Result<Context, Fault> {
+        if scalable { self.load_scalable_context(requester) } else { self.load_legacy_context(requester) }
+    }
+
+    fn load(&self, at: u64, reason: FaultReason, fpd: bool) -> Result<u64, Fault> {
+        self.memory.load_u64(GuestAddress(at)).map_err(|_| fault(reason, fpd))
+    }
+
+    /// §3.4.3, §9.2, §9.4.
+    fn load_scalable_context(&self, requester: Bdf) -> Result<Context, Fault> {
+        // The second quadword of a root entry serves devices 16 to 31.
+        let upper = u64::from(requester.devfn() >> 7);
+        let root_at = (self.root.frame() << 12) + u64::from(requester.bus()) * ROOT_ENTRY_SIZE + upper * 8;
+        let root = RootEntry::from(self.load(root_at, FaultReason::RootAccess, false)?);
+        if !root.present() {
+            return Err(fault(FaultReason::RootNotPresent, false));
+        }
+        if root.reserved() != 0 || self.limits.frame_too_wide(root.frame()) {
+            return Err(fault(FaultReason::RootReserved, false));
+        }
+        let at = (root.frame() << 12) + u64::from(requester.devfn() & 0x7f) * CONTEXT_ENTRY_SIZE;
+        let low = ContextLow::from(self.load(at, FaultReason::ContextAccess, false)?);
+        let fpd = low.fault_processing_disable();
+        if !low.present() {
+            return Err(fault(FaultReason::ContextNotPresent, fpd));
+        }
+        let high = ContextHigh::from(self.load(at + 8, FaultReason::ContextAccess, fpd)?);
+        let reserved = self.load(at + 16, FaultReason::ContextAccess, fpd)?
+            | self.load(at + 24, FaultReason::ContextAccess, fpd)?;
+        if low.reserved() != 0 || high.reserved() != 0 || reserved != 0 || self.limits.frame_too_wide(low.frame()) {
+            return Err(fault(FaultReason::ContextReserved, fpd));
+        }
+        Ok(Context::Scalable(ScalableContext { low, high }))
+    }
+
+    /// §3.4.2, §9.1, §9.3.
+    fn load_legacy_context(&self, requester: Bdf) -> Result<Context, Fault> {
+        let root_at = (self.root.frame() << 12) + u64::from(requester.bus()) * ROOT_ENTRY_SIZE;
+        let root = RootEntry::from(self.load(root_at, FaultReason::LegacyRootAccess, false)?);
+        if !root.present() {
+            return Err(fault(FaultReason::LegacyRootNotPresent, false));
+        }
+        let root_high = self.load(root_at + 8, FaultReason::LegacyRootAccess, false)?;
+        if root.reserved() != 0 || root_high != 0 || self.limits.frame_too_wide(root.frame()) {
+            return Err(fault(FaultReason::LegacyRootReserved, false));
+        }
+        let at = (root.frame() << 12) + u64::from(requester.devfn()) * LEGACY_CONTEXT_ENTRY_SIZE;
+        let low = LegacyContextLow::from(self.load(at, FaultReason::LegacyContextAccess, false)?);
+        let fpd = low.fault_processing_disable();
+        if !low.present() {
+            return Err(fault(FaultReason::LegacyContextNotPresent, fpd));
+        }
+        let high = LegacyContextHigh::from(self.load(at + 8, FaultReason::LegacyContextAccess, fpd)?);
+        if low.reserved() != 0 || high.reserved0() || high.reserved1() != 0 || self.limits.frame_too_wide(low.frame()) {
+            return Err(fault(FaultReason::LegacyContextReserved, fpd));
+        }
+        let invalid = fault(FaultReason::LegacyContextInvalid, fpd);
+        let stages = match low.translation_type() {
+            legacy_translation_type::UNTRANSLATED | legacy_translation_type::DEVICE_TLB => {
+                Stages::Second(SecondStage {
+                    root: low.frame() << 12,
+                    levels: self.second_stage_levels(high.address_width()).ok_or(invalid)?,
+                    accessed_dirty: false,
+                    page_walk_snoop: true,
+                })
+            }
+            legacy_translation_type::PASS_THROUGH => Stages::PassThrough,
+            _ => return Err(invalid),
+        };
+        Ok(Context::Legacy(LegacyContext {
+            device_tlb: low.translation_type() == legacy_translation_type::DEVICE_TLB,
+            address_space: AddressSpace {
+                space: Space { domain_id: high.domain_id(), pasid: None },
+                stages,
+                fault_processing_disable: fpd,
+                legacy: true,
+            },
+        }))
+    }
+
+    /// AW is the number of the bit of CAP.SAGAW that must be set, and two less than the levels (§9.3, §9.6).
+    fn second_stage_levels(&self, address_width: u8) -> Option<u8> {
+        let supported = self.config.capability().second_stage_widths() >> address_width & 1 != 0;
+        supported.then_some(address_width + 2)
+    }
+
+    fn pasid_entry(&mut self, requester: Bdf, context: ScalableContext, pasid: u32) -> Result<AddressSpace, Fault> {
+        if self.config.caching == Caching::None {
+            return self.load_pasid_entry(context, pasid);
+        }
+        if let Some(entry) = self.entries.pasid(requester.0, pasid) {
+            return Ok(entry);
+        }
+        self.counters.pasid_cache_misses += 1;
+        let entry = self.load_pasid_entry(context, pasid)?;
+        let born = self.clock.tick();
+        self.entries.pasids.insert((requester.0, pasid), pasid_hash(requester.0, pasid), entry, born);
+        Ok(entry)
+    }
+
+    /// §3.4.4, §9.5, §9.6.
+    fn load_pasid_entry(&self, context: ScalableContext, pasid: u32) -> Result<AddressSpace, Fault> {
+        let fpd = context.low.fault_processing_disable();
+        let directory_at =
+            (context.low.frame() << 12) + u64::from(pasid >> PASID_TABLE_BITS) * PASID_DIRECTORY_ENTRY_SIZE;
+        let directory = PasidDirectoryEntry::from(self.load(directory_at, FaultReason::PasidDirectoryAccess, fpd)?);
+        let fpd = fpd || directory.fault_processing_disable();
+        if !directory.present() {
+            return Err(fault(FaultReason::PasidDirectoryNotPresent, fpd));
+        }
+        if directory.reserved() != 0 || self.limits.frame_too_wide(directory.frame()) {
+            return Err(fault(FaultReason::PasidDirectoryReserved, fpd));
+        }
+        let index = u64::from(pasid & ((1 << PASID_TABLE_BITS) - 1));
+        let at = (directory.frame() << 12) + index * PASID_TABLE_ENTRY_SIZE;
+        // The quadword with P comes first. Software sets P last, so the others are whole if P is set here; it clears P first and
+        // the others only after a PASID-cache invalidation, which cannot complete while this function runs (`&mut Unit`).
+        let qw0 = PasidTable0::from(self.load(at, FaultReason::PasidTableAccess, fpd)?);
+        let fpd = fpd || qw0.fault_processing_disable();
+        if !qw0.present() {
+            return Err(fault(FaultReason::PasidTableNotPresent, fpd));
+        }
+        let qw1 = PasidTable1::from(self.load(at + 8, FaultReason::PasidTableAccess, fpd)?);
+        let qw2 = PasidTable2::from(self.load(at + 16, FaultReason::PasidTableAccess, fpd)?);
+        let stages = self.stages(qw0, qw1, qw2).map_err(|reason| fault(reason, fpd))?;
+        let tagged = matches!(stages, Stages::First(_) | Stages::Nested(..));
+        Ok(AddressSpace {
+            space: Space { domain_id: qw1.domain_id(), pasid: tagged.then_some(pasid) },
+            stages,
+            fault_processing_disable: fpd,
+            legacy: false,
+        })
+    }
+
+    /// The translation that a PASID table entry asks for, if it may (SPT.3, SPT.4).
+    fn stages(&self, qw0: PasidTable0, qw1: PasidTable1, qw2: PasidTable2) -> Result<Stages, FaultReason> {
+        let unsupported = (qw2.supervisor_request_enable() && !self.config.supervisor_requests)
+            || (qw2.execute_request_enable() && !self.config.execute_requests);
+        if qw0.reserved0() || qw0.reserved1() != 0 || qw2.reserved() != 0 || unsupported {
+            return Err(FaultReason::PasidTableReserved);
+        }
+        match qw0.translation_type() {
+            translation_type::FIRST_STAGE => Ok(Stages::First(self.first_stage(qw1, qw2)?)),
+            translation_type::SECOND_STAGE => Ok(Stages::Second(self.second_stage(qw0, qw1)?)),
+            translation_type::NESTED if self.config.nested => {
+                Ok(Stages::Nested(self.first_stage(qw1, qw2)?, self.second_stage(qw0, qw1)?))
+            }
+            translation_type::PASS_THROUGH => Ok(Stages::PassThrough),
+            _ => Err(FaultReason::PasidTableInvalid),
+        }
+    }
+
+    fn first_stage(&self, qw1: PasidTable1, qw2: PasidTable2) -> Result<FirstStage, FaultReason> {
+        if self.limits.frame_too_wide(qw2.first_stage_frame()) {
+            return Err(FaultReason::PasidTableReserved);
+        }
+        let levels = match qw2.first_stage_paging_mode() {
+            0 => 4,
+            1 if self.config.levels5 => 5,
+            _ => return Err(FaultReason::PasidTableInvalid),
+        };
+        Ok(FirstStage {
+            root: qw2.first_stage_frame() << 12,
+            levels,
+            supervisor_requests: qw2.supervisor_request_enable(),
+            execute_requests: qw2.execute_request_enable(),
+            write_protect: qw2.write_protect_enable(),
+            extended_accessed: qw2.extended_accessed_enable(),
+            page_walk_snoop: qw1.page_walk_snoop(),
+        })
+    }
+
+    fn second_stage(&self, qw0: PasidTable0, qw1: PasidTable1) -> Result<SecondStage, FaultReason> {
+        if self.limits.frame_too_wide(qw0.second_stage_frame()) {
+            return Err(FaultReason::PasidTableReserved);
+        }
+        Ok(SecondStage {
+            root: qw0.second_stage_frame() << 12,
+            levels: self.second_stage_levels(qw0.address_width()).ok_or(FaultReason::PasidTableInvalid)?,
+            accessed_dirty: qw0.second_stage_accessed_dirty(),
+            page_walk_snoop: qw1.page_walk_snoop(),
+        })
+    }
+}

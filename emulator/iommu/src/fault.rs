@@ -1,0 +1,197 @@
+//! Fault recording and reporting (chapter 7, §11.4.7).
+use svadev_fabric::{Access, Bdf, Downstream, Iova, Pasid};
+use svadev_memory::GuestMemory;
+use svadev_spec::vtd::FaultReason;
+use svadev_spec::vtd::fault::{FaultRecordHigh, FaultRecordLow};
+use svadev_spec::vtd::registers::FaultStatus;
+
+use crate::Unit;
+
+/// Kinds of request, as the fault record tells them apart (FRCD.T1, T2, AT).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RequestKind {
+    /// An access with an untranslated address (AT 00).
+    Untranslated,
+    /// An ATS translation request (AT 01).
+    Translation,
+    /// A page request message.
+    PageRequest,
+}
+
+/// A request, as far as tables and faults care.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    pub(crate) requester: Bdf,
+    pub(crate) pasid: Option<Pasid>,
+    pub(crate) iova: Iova,
+    pub(crate) access: Access,
+    pub(crate) kind: RequestKind,
+}
+
+/// A fault condition that a request met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) reason: FaultReason,
+    /// FPD was set in one of the entries on the way (§7.1.3).
+    pub(crate) fault_processing_disable: bool,
+}
+
+/// An untranslated access was blocked: it completes as an Unsupported Request, and the reason is recorded unless FPD says no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("blocked: {0:?}")]
+pub struct Blocked(pub FaultReason);
+
+/// One fault recording register.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FaultRecord {
+    pub(crate) low: FaultRecordLow,
+    pub(crate) high: FaultRecordHigh,
+}
+
+/// The fault recording registers and the status register over them.
+#[derive(Debug)]
+pub(crate) struct FaultLog {
+    pub(crate) records: Box<[FaultRecord]>,
+    /// PFO, IQE, ICE and ITE. PPF and FRI are worked out.
+    sticky: FaultStatus,
+    /// The register that the next fault goes into.
+    next: usize,
+    /// FRI: the register that the first pending fault went into.
+    first: usize,
+}
+
+impl FaultLog {
+    pub(crate) fn new(records: u8) -> Self {
+        Self {
+            records: vec![FaultRecord::default(); records.into()].into(),
+            sticky: FaultStatus::new(),
+            next: 0,
+            first: 0,
+        }
+    }
+
+    fn pending(&self) -> bool {
+        self.records.iter().any(|r| r.high.fault())
+    }
+
+    /// FSTS (§11.4.7.1).
+    pub(crate) fn status(&self) -> FaultStatus {
+        self.sticky
+            .with_primary_pending_fault(self.pending())
+            .with_fault_record_index(u8::try_from(self.first).expect("there are at most 128 records"))
+    }
+
+    fn any_status(&self) -> bool {
+        self.sticky != FaultStatus::new() || self.pending()
+    }
+
+    /// Whether an error keeps the invalidation queue from going on.
+    pub(crate) fn queue_stopped(&self) -> bool {
+        self.sticky.invalidation_queue_error() || self.sticky.invalidation_timeout_error()
+    }
+
+    /// Puts a fault into the next register. False when it is lost: overflow is set, or is set now (§7.2.1).
+    fn push(&mut self, record: FaultRecord) -> bool {
+        if self.sticky.primary_fault_overflow() {
+            return false;
+        }
+        if self.records[self.next].high.fault() {
+            self.sticky.set_primary_fault_overflow(true);
+            return false;
+        }
+        if !self.pending() {
+            self.first = self.next;
+        }
+        self.records[self.next] = record;
+        self.next = (self.next + 1) % self.records.len();
+        true
+    }
+}
+
+impl<M: GuestMemory> Unit<M> {
+    /// Records a fault, unless FPD was set or there is no room, and sends the fault event if it is the first (§7.2, §7.3).
+    pub(crate) fn record_fault(&mut self, request: &Request, fault: Fault, ports: &dyn Downstream) {
+        if fault.fault_processing_disable && fault.reason.is_qualified() {
+            self.counters.faults_suppressed += 1;
+            return;
+        }
+        tracing::debug!(requester = %request.requester, pasid = ?request.pasid, iova = request.iova.0, reason = ?fault.reason, "fault");
+        let record = FaultRecord {
+            low: FaultRecordLow::new().with_fault_info(request.iova.0 >> 12),
+            high: FaultRecordHigh::new()
+                .with_source_id(request.requester.0)
+                .with_type1(!matches!(request.kind, RequestKind::PageRequest) && !request.access.write)
+                .with_type2(request.kind == RequestKind::PageRequest)
+                .with_privileged(request.access.privileged)
+                .with_execute(request.access.execute)
+                .with_pasid_present(request.pasid.is_some())
+                .with_pasid(request.pasid.map_or(0, Pasid::get))
+                .with_fault_reason(fault.reason.code())
+                .with_address_type(u8::from(request.kind == RequestKind::Translation))
+                .with_fault(true),
+        };
+        let quiet = !self.faults.any_status();
+        if self.faults.push(record) {
+            self.counters.faults_recorded += 1;
+        } else {
+            self.counters.faults_lost += 1;
+        }
+        if quiet {
+            self.raise_fault_event(Some(request.requester), ports);
+        }
+    }
+
+    /// Sets status bits of the invalidation queue, and sends the fault event if there was no status before (§7.3).
+    pub(crate) fn set_queue_status(
+        &mut self,
+        set: impl FnOnce(&mut FaultStatus),
+        via: Option<Bdf>,
+        ports: &dyn Downstream,
+    ) {
+        let quiet = !self.faults.any_status();
+        set(&mut self.faults.sticky);
+        if quiet {
+            self.raise_fault_event(via, ports);
+        }
+    }
+
+    fn raise_fault_event(&mut self, via: Option<Bdf>, ports: &dyn Downstream) {
+        let msi = self.fault_event.raise();
+        self.send(via, msi, ports);
+    }
+
+    /// A write to FSTS clears the bits that are 1 in it, but for PPF, which follows the records (§11.4.7.1).
+    pub(crate) fn write_fault_status(&mut self, value: u32, ports: &dyn Downstream) {
+        let clear = FaultStatus::from(value);
+        let sticky = &mut self.faults.sticky;
+        let was_stopped = sticky.invalidation_queue_error() || sticky.invalidation_timeout_error();
+        sticky.set_primary_fault_overflow(sticky.primary_fault_overflow() && !clear.primary_fault_overflow());
+        sticky.set_invalidation_queue_error(sticky.invalidation_queue_error() && !clear.invalidation_queue_error());
+        sticky.set_invalidation_completion_error(
+            sticky.invalidation_completion_error() && !clear.invalidation_completion_error(),
+        );
+        sticky
+            .set_invalidation_timeout_error(sticky.invalidation_timeout_error() && !clear.invalidation_timeout_error());
+        self.queue.forget_errors(self.faults.sticky);
+        self.fault_status_changed();
+        if was_stopped && !self.faults.queue_stopped() {
+            self.process_queue(ports);
+        }
+    }
+
+    /// A write to the high half of a recording register: F is write-1-to-clear, the rest is read-only (§11.4.7.6).
+    pub(crate) fn write_fault_record(&mut self, index: usize, value: u64) {
+        if FaultRecordHigh::from(value).fault()
+            && let Some(record) = self.faults.records.get_mut(index)
+        {
+            record.high.set_fault(false);
+            self.fault_status_changed();
+        }
+    }
+
+    fn fault_status_changed(&mut self) {
+        if !self.faults.any_status() {
+            self.fault_event.serviced();
+        }
+    }
+}

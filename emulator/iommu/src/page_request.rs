@@ -1,0 +1,149 @@
+//! Page requests and their queue (§7.4, §7.5, §11.4.11).
+use svadev_fabric::{Bdf, Downstream, PageGroupResponse, PageRequest, PageRequestOutcome, Pasid, ResponseCode};
+use svadev_memory::{GuestAddress, GuestMemory};
+use svadev_spec::vtd::page_request::{DESCRIPTOR_SIZE, PageRequestHigh, PageRequestLow, TYPE_PAGE_REQUEST};
+use svadev_spec::vtd::registers::{PageRequestQueueAddress, PageRequestStatus};
+
+use crate::Unit;
+use crate::context::Stages;
+use crate::fault::{Request, RequestKind};
+
+/// Registers of the queue.
+#[derive(Debug)]
+pub(crate) struct PageRequestQueue {
+    /// PQA.
+    pub(crate) address: PageRequestQueueAddress,
+    /// PQH, in bytes, as software wrote it.
+    pub(crate) head: u64,
+    /// PQT, in bytes.
+    pub(crate) tail: u64,
+    /// PRS.
+    pub(crate) status: PageRequestStatus,
+}
+
+impl PageRequestQueue {
+    pub(crate) fn new() -> Self {
+        Self { address: PageRequestQueueAddress::new(), head: 0, tail: 0, status: PageRequestStatus::new() }
+    }
+
+    fn bytes(&self) -> u64 {
+        4096 << self.address.queue_size()
+    }
+
+    /// An offset that software may have written, brought to a descriptor inside the ring.
+    fn inside(&self, offset: u64) -> u64 {
+        offset & (self.bytes() - DESCRIPTOR_SIZE)
+    }
+}
+
+impl<M: GuestMemory> Unit<M> {
+    /// Takes a page request message: puts it into the queue, or answers it, or drops it (§7.4).
+    pub fn page_request(&mut self, request: PageRequest, ports: &dyn Downstream) -> PageRequestOutcome {
+        self.counters.page_requests += 1;
+        self.last_requester = Some(request.requester);
+        if !self.translation_enabled() {
+            // With remapping disabled the message is unsupported: nobody answers it.
+            return self.drop_page_request();
+        }
+        let PageRequest { requester, pasid, iova, access, .. } = request;
+        let as_request = Request { requester, pasid, iova, access, kind: RequestKind::PageRequest };
+        if let Err(fault) = self.context(&as_request) {
+            self.record_fault(&as_request, fault, ports);
+            // §7.5: what can never be served is answered with a failure, so that the function stops asking.
+            return self.answer(&request, ResponseCode::Failure, ports);
+        }
+        self.forget_page(&as_request);
+        if self.page_requests.status.overflow() {
+            return self.answer(&request, ResponseCode::Success, ports);
+        }
+        let queue = &self.page_requests;
+        let tail = queue.inside(queue.tail);
+        let next = queue.inside(tail + DESCRIPTOR_SIZE);
+        if next == queue.inside(queue.head) {
+            self.counters.page_request_overflows += 1;
+            self.raise_page_request_event(requester, |status| status.set_overflow(true), ports);
+            // §7.4.1: the answer to a lost group is success. Its function translates again, and faults again if it must.
+            return self.answer(&request, ResponseCode::Success, ports);
+        }
+        let written = (queue.address.frame() << 12)
+            .checked_add(tail)
+            .is_some_and(|at| self.memory.write(GuestAddress(at), &descriptor(&request)).is_ok());
+        if !written {
+            // The ring lies outside memory: software will never see the request.
+            return self.answer(&request, ResponseCode::Failure, ports);
+        }
+        self.page_requests.tail = next;
+        self.counters.page_requests_queued += 1;
+        self.raise_page_request_event(requester, |status| status.set_pending(true), ports);
+        PageRequestOutcome::Accepted
+    }
+
+    /// Drops the unit's own translation of the page (§7.4: implicit invalidation on a page request), so that a right which software
+    /// gives without an invalidation is found. A broken PASID table entry has no translation to drop.
+    fn forget_page(&mut self, request: &Request) {
+        if let Ok((space, _)) = self.address_space(request)
+            && space.stages != Stages::PassThrough
+        {
+            self.iotlb.invalidate_pages(space.space, request.iova.0, 0, &mut self.clock);
+        }
+    }
+
+    /// Answers the group if this is its last request; a Stop Marker gets no answer (PCIe 6.0 §10.4.1.2).
+    fn answer(&mut self, request: &PageRequest, code: ResponseCode, ports: &dyn Downstream) -> PageRequestOutcome {
+        let stop_marker = !request.access.read && !request.access.write;
+        if !request.last || stop_marker {
+            return self.drop_page_request();
+        }
+        self.counters.automatic_responses += 1;
+        let response = PageGroupResponse { pasid: request.pasid, prg_index: request.prg_index, code };
+        ports.page_group_response(request.requester, response);
+        PageRequestOutcome::Accepted
+    }
+
+    fn drop_page_request(&mut self) -> PageRequestOutcome {
+        self.counters.page_requests_dropped += 1;
+        PageRequestOutcome::Dropped
+    }
+
+    /// Sets a bit of PRS, and sends the page request event if none was set before (§7.7).
+    fn raise_page_request_event(&mut self, via: Bdf, set: impl FnOnce(&mut PageRequestStatus), ports: &dyn Downstream) {
+        let quiet = self.page_requests.status == PageRequestStatus::new();
+        set(&mut self.page_requests.status);
+        if quiet {
+            let msi = self.page_request_event.raise();
+            self.send(Some(via), msi, ports);
+        }
+    }
+
+    /// A write to PRS clears the bits that are 1 in it (§11.4.11.4).
+    pub(crate) fn write_page_request_status(&mut self, value: u32) {
+        let clear = PageRequestStatus::from(value);
+        let status = &mut self.page_requests.status;
+        status.set_pending(status.pending() && !clear.pending());
+        status.set_overflow(status.overflow() && !clear.overflow());
+        if *status == PageRequestStatus::new() {
+            self.page_request_event.serviced();
+        }
+    }
+}
+
+/// §7.4.1.1. No private data: its quadwords are zero.
+fn descriptor(request: &PageRequest) -> [u8; 32] {
+    let low = PageRequestLow::new()
+        .with_kind(TYPE_PAGE_REQUEST)
+        .with_pasid_present(request.pasid.is_some())
+        .with_requester_id(request.requester.0)
+        .with_pasid(request.pasid.map_or(0, Pasid::get))
+        .with_execute(request.access.execute)
+        .with_privileged(request.access.privileged);
+    let high = PageRequestHigh::new()
+        .with_read(request.access.read)
+        .with_write(request.access.write)
+        .with_last(request.last)
+        .with_prg_index(request.prg_index.get())
+        .with_frame(request.iova.0 >> 12);
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&u64::from(low).to_le_bytes());
+    bytes[8..16].copy_from_slice(&u64::from(high).to_le_bytes());
+    bytes
+}

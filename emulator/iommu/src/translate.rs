@@ -1,0 +1,237 @@
+//! Requests for translation: ATS and untranslated (chapters 3 and 4).
+use svadev_fabric::{Access, AtsError, Bdf, Downstream, Gpa, Iova, Pasid, Translation, TranslationRequest};
+use svadev_memory::GuestMemory;
+use svadev_spec::vtd::fault::TranslationResponse;
+use svadev_spec::vtd::{FaultReason, INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
+
+use crate::Unit;
+use crate::cache::{Lookup, Mapping};
+use crate::config::Caching;
+use crate::context::{AddressSpace, Stages};
+use crate::fault::{Blocked, Fault, Request, RequestKind};
+use crate::walk::{InMemory, Leaf, Nested, SecondStageTables, Want, in_legacy_mode};
+
+/// Pages of pass-through are as large as this, in log2 of bytes.
+const IDENTITY_SIZE_LOG2: u8 = 21;
+
+impl<M: GuestMemory> Unit<M> {
+    /// Serves an ATS translation request (§4.2). `Ok` without rights is not recorded as a fault; errors are, unless FPD is set.
+    pub fn translate(&mut self, request: TranslationRequest, ports: &dyn Downstream) -> Result<Translation, AtsError> {
+        self.counters.translation_requests += 1;
+        self.last_requester = Some(request.requester);
+        if !self.translation_enabled() {
+            // §4.2.3: with remapping disabled there is no translation agent.
+            self.counters.translations_refused += 1;
+            return Err(AtsError::UnsupportedRequest);
+        }
+        let TranslationRequest { requester, pasid, iova, access } = request;
+        if pasid.is_none() && in_interrupt_range(iova.0) {
+            // §3.14: such writes are interrupts and must come untranslated.
+            return Ok(Translation { untranslated_only: true, ..identity(iova.0, 12, Access::WRITE) });
+        }
+        let request = Request { requester, pasid, iova, access, kind: RequestKind::Translation };
+        match self.resolve(&request) {
+            Ok(translation) => Ok(translation),
+            Err(fault) => match fault.reason.translation_response() {
+                TranslationResponse::NoRights => {
+                    self.counters.translations_not_present += 1;
+                    Ok(Translation::NOT_PRESENT)
+                }
+                TranslationResponse::UnsupportedRequest => {
+                    self.counters.translations_refused += 1;
+                    self.record_fault(&request, fault, ports);
+                    Err(AtsError::UnsupportedRequest)
+                }
+                TranslationResponse::CompleterAbort => {
+                    self.counters.translations_refused += 1;
+                    self.record_fault(&request, fault, ports);
+                    Err(AtsError::CompleterAbort)
+                }
+            },
+        }
+    }
+
+    /// Translates an untranslated access (§3.6 to §3.8). The translation holds until the unit is used again: the access must be
+    /// over by then.
+    pub fn access(
+        &mut self,
+        requester: Bdf,
+        pasid: Option<Pasid>,
+        iova: Iova,
+        access: Access,
+        ports: &dyn Downstream,
+    ) -> Result<Translation, Blocked> {
+        self.counters.untranslated_accesses += 1;
+        self.last_requester = Some(requester);
+        let write_only = access.write && !access.read;
+        if !self.translation_enabled() || (pasid.is_none() && in_interrupt_range(iova.0) && write_only) {
+            // Remapping is off, or the write is an interrupt and interrupt remapping is not there (ECAP.IR, §3.14).
+            return Ok(identity(iova.0, 12, access));
+        }
+        let request = Request { requester, pasid, iova, access, kind: RequestKind::Untranslated };
+        let result = if pasid.is_none() && in_interrupt_range(iova.0) {
+            Err(Fault { reason: FaultReason::InterruptAddress, fault_processing_disable: false })
+        } else {
+            self.resolve(&request)
+        };
+        result.map_err(|fault| {
+            self.record_fault(&request, fault, ports);
+            Blocked(fault.reason)
+        })
+    }
+
+    fn resolve(&mut self, request: &Request) -> Result<Translation, Fault> {
+        let (space, privileged) = self.address_space(request)?;
+        let want = want(request, privileged);
+        self.translate_in(&space, request.iova.0, want).map_err(|reason| Fault {
+            reason: if space.legacy { in_legacy_mode(reason, want) } else { reason },
+            fault_processing_disable: space.fault_processing_disable,
+        })
+    }
+
+    fn translate_in(&mut self, space: &AddressSpace, iova: u64, want: Want) -> Result<Translation, FaultReason> {
+        if space.stages == Stages::PassThrough {
+            return self.pass_through(iova);
+        }
+        // Supervisor and execute requests are rare: they walk, and the IOTLB need not tell their rights apart.
+        let cacheable = self.config.caching != Caching::None && !want.privileged && !want.execute;
+        if cacheable && let Some(translation) = self.in_iotlb(space, iova, want) {
+            self.counters.iotlb_hits += 1;
+            return Ok(translation);
+        }
+        self.counters.iotlb_misses += 1;
+        self.counters.walks += 1;
+        let leaf = self.walk(&space.stages, iova, want)?;
+        let page = without_interrupt_range(leaf, iova)?;
+        if cacheable {
+            // Without dirty set, later writes must walk again: they find `write_known` clear.
+            let mapping = Mapping {
+                gpa: page.address,
+                size_log2: page.size_log2,
+                read: page.read,
+                write: page.write && want.dirty,
+                write_known: want.dirty,
+            };
+            let nested = matches!(space.stages, Stages::Nested(..));
+            self.iotlb.insert(space.space, iova, mapping, nested, &mut self.clock);
+        }
+        Ok(translation(page, want))
+    }
+
+    fn in_iotlb(&self, space: &AddressSpace, iova: u64, want: Want) -> Option<Translation> {
+        let Lookup::Hit(mapping) = self.iotlb.get(space.space, iova) else {
+            return None;
+        };
+        if (want.dirty && !mapping.write_known) || (want.write && !mapping.write) || (want.read && !mapping.read) {
+            return None;
+        }
+        let leaf = Leaf {
+            address: mapping.gpa,
+            size_log2: mapping.size_log2,
+            read: mapping.read,
+            write: mapping.write,
+            execute: false,
+        };
+        Some(translation(leaf, want))
+    }
+
+    fn walk(&self, stages: &Stages, iova: u64, want: Want) -> Result<Leaf, FaultReason> {
+        match *stages {
+            Stages::First(first) => first.walk(&InMemory(&self.memory), self.limits, iova, want),
+            Stages::Second(second) => second.walk(&SecondStageTables(&self.memory), self.limits, iova, want),
+            Stages::Nested(first, second) => {
+                let tables = Nested { memory: &self.memory, second, limits: self.limits };
+                let outer = first.walk(&tables, self.limits, iova, want)?;
+                let offset = iova & ((1 << outer.size_log2) - 1);
+                // First-stage write permission decides whether this may become a write at all.
+                let want = Want { dirty: want.dirty && outer.write, ..want };
+                let address = outer.address | offset;
+                let inner = second.walk(&SecondStageTables(&self.memory), self.limits, address, want)?;
+                // The page is as large as the smaller of the two.
+                let size_log2 = outer.size_log2.min(inner.size_log2);
+                let gpa = inner.address | address & ((1 << inner.size_log2) - 1);
+                Ok(Leaf {
+                    address: gpa >> size_log2 << size_log2,
+                    size_log2,
+                    read: outer.read && inner.read,
+                    write: outer.write && inner.write,
+                    execute: outer.execute,
+                })
+            }
+            Stages::PassThrough => unreachable!("pass-through has no tables"),
+        }
+    }
+
+    /// §3.9: untranslated addresses are host addresses.
+    fn pass_through(&self, iova: u64) -> Result<Translation, FaultReason> {
+        if iova >> self.limits.host_address_width != 0 {
+            return Err(FaultReason::AddressBeyondHost);
+        }
+        let leaf = Leaf {
+            address: iova >> IDENTITY_SIZE_LOG2 << IDENTITY_SIZE_LOG2,
+            size_log2: IDENTITY_SIZE_LOG2,
+            read: true,
+            write: true,
+            execute: false,
+        };
+        let leaf = without_interrupt_range(leaf, iova)?;
+        Ok(identity(iova, leaf.size_log2, Access::READ_WRITE))
+    }
+}
+
+fn want(request: &Request, privileged: bool) -> Want {
+    let access = request.access;
+    // Without a PASID prefix there is no way to ask for execution.
+    let execute = access.execute && request.pasid.is_some();
+    match request.kind {
+        // A translation request takes the rights it finds. Without No Write it may be followed by writes.
+        RequestKind::Translation | RequestKind::PageRequest => {
+            Want { read: false, write: false, execute, execute_demanded: false, privileged, dirty: access.write }
+        }
+        RequestKind::Untranslated => Want {
+            read: access.read,
+            write: access.write,
+            execute,
+            execute_demanded: true,
+            privileged,
+            dirty: access.write,
+        },
+    }
+}
+
+fn translation(leaf: Leaf, want: Want) -> Translation {
+    Translation {
+        gpa: Gpa(leaf.address),
+        size_log2: leaf.size_log2,
+        access: Access {
+            read: leaf.read,
+            // With No Write honoured (ECAP.NWFS) no right to write is given: dirty was not set for it (§4.2.2).
+            write: leaf.write && want.dirty,
+            execute: leaf.execute && want.execute,
+            privileged: want.privileged,
+        },
+        global: false,
+        untranslated_only: false,
+    }
+}
+
+fn identity(iova: u64, size_log2: u8, access: Access) -> Translation {
+    Translation { gpa: Gpa(iova >> size_log2 << size_log2), size_log2, access, global: false, untranslated_only: false }
+}
+
+fn in_interrupt_range(address: u64) -> bool {
+    (INTERRUPT_RANGE_FIRST..=INTERRUPT_RANGE_LAST).contains(&address)
+}
+
+/// No translation leads into the interrupt range (LGN.4, SGN.8, §3.14). A large page that reaches into it is served in 4 KiB pieces.
+fn without_interrupt_range(leaf: Leaf, iova: u64) -> Result<Leaf, FaultReason> {
+    let size = 1u64 << leaf.size_log2;
+    if leaf.address > INTERRUPT_RANGE_LAST || leaf.address + (size - 1) < INTERRUPT_RANGE_FIRST {
+        return Ok(leaf);
+    }
+    let address = leaf.address | iova & (size - 1) & !0xfff;
+    if in_interrupt_range(address) {
+        return Err(FaultReason::InterruptAddress);
+    }
+    Ok(Leaf { address, size_log2: 12, ..leaf })
+}

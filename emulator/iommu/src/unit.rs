@@ -1,0 +1,149 @@
+//! The unit: its state, how it starts and how it is reset.
+use svadev_fabric::{Bdf, Downstream, Msi};
+use svadev_memory::GuestMemory;
+use svadev_spec::vtd::invalidation::InvalidateAddress;
+use svadev_spec::vtd::registers::{ContextCommand, Global, IotlbInvalidate, RootTableAddress};
+
+use crate::cache::{Clock, Iotlb};
+use crate::config::UnitConfig;
+use crate::context::EntryCaches;
+use crate::counters::Counters;
+use crate::fault::FaultLog;
+use crate::interrupts::Event;
+use crate::invalidation::InvalidationQueue;
+use crate::page_request::PageRequestQueue;
+use crate::walk::Limits;
+
+/// One remapping unit. See the crate's documentation.
+#[derive(Debug)]
+pub struct Unit<M> {
+    pub(crate) config: UnitConfig,
+    pub(crate) limits: Limits,
+    pub(crate) memory: M,
+    pub(crate) counters: Counters,
+    /// The function that was heard last: interrupts with no function of their own go out through it.
+    pub(crate) last_requester: Option<Bdf>,
+
+    /// GSTS.
+    pub(crate) global: Global,
+    /// RTADDR as written.
+    pub(crate) root_register: RootTableAddress,
+    /// RTADDR as latched by GCMD.SRTP.
+    pub(crate) root: RootTableAddress,
+    /// CCMD.
+    pub(crate) context_command: ContextCommand,
+    /// IVA.
+    pub(crate) invalidate_address: InvalidateAddress,
+    /// IOTLB.
+    pub(crate) iotlb_command: IotlbInvalidate,
+    pub(crate) faults: FaultLog,
+    pub(crate) fault_event: Event,
+    pub(crate) queue: InvalidationQueue,
+    pub(crate) invalidation_event: Event,
+    pub(crate) page_requests: PageRequestQueue,
+    pub(crate) page_request_event: Event,
+
+    pub(crate) clock: Clock,
+    pub(crate) entries: EntryCaches,
+    pub(crate) iotlb: Iotlb,
+}
+
+impl<M: GuestMemory> Unit<M> {
+    /// A unit as after power-on.
+    ///
+    /// # Panics
+    /// On a configuration out of range.
+    pub fn new(config: UnitConfig, memory: M) -> Self {
+        config.check();
+        Self {
+            limits: Limits {
+                host_address_width: config.host_address_width,
+                guest_address_width: config.guest_address_width(),
+                pages_1gib: config.pages_1gib,
+            },
+            memory,
+            counters: Counters::default(),
+            last_requester: None,
+            global: Global::new(),
+            root_register: RootTableAddress::new(),
+            root: RootTableAddress::new(),
+            context_command: ContextCommand::new(),
+            invalidate_address: InvalidateAddress::new(),
+            iotlb_command: IotlbInvalidate::new(),
+            faults: FaultLog::new(config.fault_records),
+            fault_event: Event::new(),
+            queue: InvalidationQueue::new(0),
+            invalidation_event: Event::new(),
+            page_requests: PageRequestQueue::new(),
+            page_request_event: Event::new(),
+            clock: Clock::default(),
+            entries: EntryCaches::new(&config),
+            iotlb: Iotlb::new(config.iotlb_entries),
+            config,
+        }
+    }
+
+    /// Back to the state after power-on. Counters go on; acknowledgements that are still to come are ignored.
+    pub fn reset(&mut self) {
+        // Taken apart whole: a new field must be given a line here.
+        let Self {
+            config,
+            limits: _,
+            memory: _,
+            counters: _,
+            last_requester,
+            global,
+            root_register,
+            root,
+            context_command,
+            invalidate_address,
+            iotlb_command,
+            faults,
+            fault_event,
+            queue,
+            invalidation_event,
+            page_requests,
+            page_request_event,
+            clock,
+            entries,
+            iotlb,
+        } = self;
+        *last_requester = None;
+        *global = Global::new();
+        *root_register = RootTableAddress::new();
+        *root = RootTableAddress::new();
+        *context_command = ContextCommand::new();
+        *invalidate_address = InvalidateAddress::new();
+        *iotlb_command = IotlbInvalidate::new();
+        *faults = FaultLog::new(config.fault_records);
+        *fault_event = Event::new();
+        *queue = InvalidationQueue::new(queue.next_tag());
+        *invalidation_event = Event::new();
+        *page_requests = PageRequestQueue::new();
+        *page_request_event = Event::new();
+        entries.invalidate_contexts(clock);
+        iotlb.invalidate_all(clock);
+    }
+
+    /// What the unit did since it was made.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// What the unit was built to be.
+    pub fn config(&self) -> &UnitConfig {
+        &self.config
+    }
+
+    /// The memory it walks.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    pub(crate) fn send(&mut self, via: Option<Bdf>, msi: Option<Msi>, ports: &dyn Downstream) {
+        if let Some(msi) = msi {
+            self.counters.interrupts += 1;
+            ports.message_interrupt(via, msi);
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! First-stage translation (§3.6).
+use svadev_spec::vtd::FaultReason;
+use svadev_spec::vtd::tables::FirstStageEntry;
+
+use super::{Leaf, Limits, Lost, MAX_WALKS, Tables, Want, entry_offset, size_log2};
+
+/// Where first-stage tables are and how they are used: the fields of a PASID table entry (§9.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FirstStage {
+    /// FSPTPTR.
+    pub(crate) root: u64,
+    /// 4 or 5 (FSPM).
+    pub(crate) levels: u8,
+    /// SRE.
+    pub(crate) supervisor_requests: bool,
+    /// ERE.
+    pub(crate) execute_requests: bool,
+    /// WPE.
+    pub(crate) write_protect: bool,
+    /// EAFE.
+    pub(crate) extended_accessed: bool,
+    /// PWSNP.
+    pub(crate) page_walk_snoop: bool,
+}
+
+impl FirstStage {
+    /// Whether bits 63 to 47 (or 56) are all the same (SGN.1).
+    fn is_canonical(&self, address: u64) -> bool {
+        let unused = 64 - (12 + 9 * u32::from(self.levels));
+        ((address << unused).cast_signed() >> unused).cast_unsigned() == address
+    }
+
+    /// Walks the tables for `address`.
+    pub(crate) fn walk(
+        &self,
+        tables: &impl Tables,
+        limits: Limits,
+        address: u64,
+        want: Want,
+    ) -> Result<Leaf, FaultReason> {
+        if want.privileged && !self.supervisor_requests {
+            return Err(FaultReason::SupervisorDisabled);
+        }
+        if want.execute && !self.execute_requests {
+            return Err(FaultReason::ExecuteDisabled);
+        }
+        if !self.is_canonical(address) {
+            return Err(FaultReason::NotCanonical);
+        }
+        for _ in 0..MAX_WALKS {
+            match self.walk_once(tables, limits, address, want)? {
+                Ok(leaf) => return Ok(leaf),
+                // From the top: the entry that changed may have been the way to a table that is no longer there.
+                Err(Lost) => continue,
+            }
+        }
+        Err(FaultReason::FirstStageUpdateFailed)
+    }
+
+    fn walk_once(
+        &self,
+        tables: &impl Tables,
+        limits: Limits,
+        address: u64,
+        want: Want,
+    ) -> Result<Result<Leaf, Lost>, FaultReason> {
+        let mut table = self.root;
+        let mut level = self.levels;
+        let (mut user, mut writable, mut executable) = (true, true, true);
+        loop {
+            let at = table + entry_offset(address, level);
+            let raw = tables.load(at, level == self.levels)?;
+            let entry = FirstStageEntry::from(raw);
+            if !entry.present() {
+                return Err(FaultReason::FirstStageNotPresent);
+            }
+            let leaf = level == 1 || entry.page_size();
+            if has_reserved_bits(entry, level, leaf, limits) {
+                return Err(FaultReason::FirstStageReserved);
+            }
+            user &= entry.user();
+            writable &= entry.writable();
+            executable &= !entry.execute_disable();
+            if !leaf {
+                if let Err(Lost) = self.mark(tables, at, raw, false)? {
+                    return Ok(Err(Lost));
+                }
+                table = entry.frame() << 12;
+                level -= 1;
+                continue;
+            }
+            // Rights are those of all levels together (§3.6.1). Without WPE a supervisor may write to read-only pages.
+            let write = writable || (want.privileged && !self.write_protect);
+            self.check_rights(want, user, write, executable)?;
+            if let Err(Lost) = self.mark(tables, at, raw, want.dirty && write)? {
+                return Ok(Err(Lost));
+            }
+            let size_log2 = size_log2(level);
+            return Ok(Ok(Leaf {
+                address: (entry.frame() << 12) >> size_log2 << size_log2,
+                size_log2,
+                read: true,
+                write,
+                execute: executable && self.execute_requests,
+            }));
+        }
+    }
+
+    fn check_rights(&self, want: Want, user: bool, write: bool, execute: bool) -> Result<(), FaultReason> {
+        if !user && !want.privileged {
+            return Err(FaultReason::UserToSupervisor);
+        }
+        if want.write && !write {
+            return Err(FaultReason::NoWrite);
+        }
+        if want.execute && want.execute_demanded && !execute {
+            return Err(FaultReason::NoExecute);
+        }
+        Ok(())
+    }
+
+    /// Sets accessed, extended accessed and dirty as due (§3.6.2), if they are not yet.
+    fn mark(&self, tables: &impl Tables, at: u64, raw: u64, dirty: bool) -> Result<Result<(), Lost>, FaultReason> {
+        let mut entry = FirstStageEntry::from(raw).with_accessed(true);
+        if self.extended_accessed {
+            entry.set_extended_accessed(true);
+        }
+        if dirty {
+            entry.set_dirty(true);
+        }
+        let marked = u64::from(entry);
+        if marked == raw {
+            return Ok(Ok(()));
+        }
+        if !self.page_walk_snoop {
+            return Err(FaultReason::FirstStageUpdateNotSnooped);
+        }
+        tables.exchange(at, raw, marked)
+    }
+}
+
+/// Reserved: address bits from the host address width to 51, PS above level 3 or without the page size, and the address bits
+/// inside a large page, but for bit 12, PAT (§9.7).
+fn has_reserved_bits(entry: FirstStageEntry, level: u8, leaf: bool, limits: Limits) -> bool {
+    if limits.frame_too_wide(entry.frame()) {
+        return true;
+    }
+    match level {
+        2 if leaf => entry.frame() & 0x1fe != 0,
+        3 if leaf => !limits.pages_1gib || entry.frame() & 0x3_fffe != 0,
+        4 | 5 => leaf,
+        _ => false,
+    }
+}

@@ -1,0 +1,136 @@
+//! Second-stage translation (§3.7).
+use svadev_spec::vtd::FaultReason;
+use svadev_spec::vtd::tables::SecondStageEntry;
+
+use super::{Leaf, Limits, Lost, MAX_WALKS, Tables, Want, entry_offset, size_log2};
+
+/// Where second-stage tables are and how they are used: the fields of a PASID table entry or a legacy context entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SecondStage {
+    /// SSPTPTR.
+    pub(crate) root: u64,
+    /// 3 to 5 (AW + 2).
+    pub(crate) levels: u8,
+    /// SSADE.
+    pub(crate) accessed_dirty: bool,
+    /// PWSNP.
+    pub(crate) page_walk_snoop: bool,
+}
+
+impl SecondStage {
+    /// Walks the tables for `address`. `want.execute` and `want.privileged` have no meaning here.
+    pub(crate) fn walk(
+        &self,
+        tables: &impl Tables,
+        limits: Limits,
+        address: u64,
+        want: Want,
+    ) -> Result<Leaf, FaultReason> {
+        let width = (12 + 9 * self.levels).min(limits.guest_address_width);
+        if address >> width != 0 {
+            return Err(FaultReason::AddressTooWide);
+        }
+        for _ in 0..MAX_WALKS {
+            match self.walk_once(tables, limits, address, want)? {
+                Ok(leaf) => return Ok(leaf),
+                Err(Lost) => continue,
+            }
+        }
+        Err(FaultReason::SecondStageUpdateFailed)
+    }
+
+    fn walk_once(
+        &self,
+        tables: &impl Tables,
+        limits: Limits,
+        address: u64,
+        want: Want,
+    ) -> Result<Result<Leaf, Lost>, FaultReason> {
+        let mut table = self.root;
+        let mut level = self.levels;
+        let (mut read, mut write) = (true, true);
+        loop {
+            let at = table + entry_offset(address, level);
+            let raw = tables.load(at, level == self.levels)?;
+            let entry = SecondStageEntry::from(raw);
+            if !entry.read() && !entry.write() {
+                return Err(FaultReason::SecondStageNotPresent);
+            }
+            let leaf = level == 1 || entry.page_size();
+            if has_reserved_bits(entry, level, leaf, limits) {
+                return Err(FaultReason::SecondStageReserved);
+            }
+            read &= entry.read();
+            write &= entry.write();
+            if !leaf {
+                if let Err(Lost) = self.mark(tables, at, raw, false)? {
+                    return Ok(Err(Lost));
+                }
+                table = entry.frame() << 12;
+                level -= 1;
+                continue;
+            }
+            if want.write && !write {
+                return Err(FaultReason::NoWrite);
+            }
+            if want.read && !read {
+                return Err(FaultReason::NoRead);
+            }
+            if !read && !write {
+                return Err(FaultReason::SecondStageNotPresent);
+            }
+            if let Err(Lost) = self.mark(tables, at, raw, want.dirty && write)? {
+                return Ok(Err(Lost));
+            }
+            let size_log2 = size_log2(level);
+            return Ok(Ok(Leaf { address: entry.frame() << 12, size_log2, read, write, execute: read }));
+        }
+    }
+
+    /// Sets accessed and dirty as due, if they are not yet (§3.7.2).
+    fn mark(&self, tables: &impl Tables, at: u64, raw: u64, dirty: bool) -> Result<Result<(), Lost>, FaultReason> {
+        if !self.accessed_dirty {
+            return Ok(Ok(()));
+        }
+        let mut entry = SecondStageEntry::from(raw).with_accessed(true);
+        if dirty {
+            entry.set_dirty(true);
+        }
+        let marked = u64::from(entry);
+        if marked == raw {
+            return Ok(Ok(()));
+        }
+        if !self.page_walk_snoop {
+            return Err(FaultReason::SecondStageUpdateNotSnooped);
+        }
+        tables.exchange(at, raw, marked)
+    }
+}
+
+/// Reserved: address bits from the host address width to 51, PS above level 3 or without the page size, and the address bits
+/// inside a large page (§9.8).
+fn has_reserved_bits(entry: SecondStageEntry, level: u8, leaf: bool, limits: Limits) -> bool {
+    if limits.frame_too_wide(entry.frame()) {
+        return true;
+    }
+    match level {
+        2 if leaf => entry.frame() & 0x1ff != 0,
+        3 if leaf => !limits.pages_1gib || entry.frame() & 0x3_ffff != 0,
+        4 | 5 => leaf,
+        _ => false,
+    }
+}
+
+/// The legacy-mode condition for one of scalable mode (§7.1.3): the walk is the same, the codes are not.
+pub(crate) fn in_legacy_mode(reason: FaultReason, want: Want) -> FaultReason {
+    match reason {
+        FaultReason::SecondStageAccess | FaultReason::SecondStagePointer => FaultReason::LegacySecondStageAccess,
+        FaultReason::SecondStageReserved => FaultReason::LegacySecondStageReserved,
+        FaultReason::AddressTooWide | FaultReason::AddressBeyondHost => FaultReason::LegacyAddressTooWide,
+        FaultReason::SecondStageNotPresent if want.write => FaultReason::LegacyNoWrite,
+        FaultReason::SecondStageNotPresent | FaultReason::NoRead => FaultReason::LegacyNoRead,
+        FaultReason::NoWrite => FaultReason::LegacyNoWrite,
+        FaultReason::InterruptAddress => FaultReason::LegacyInterruptAddress,
+        other => other,
+    }
+}

@@ -1,1 +1,0 @@
-//! VT-d registers and tables (being written).

@@ -5,8 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::{Context, Result};
 use nix::sys::termios::{
-    BaudRate, ControlFlags, InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices, cfmakeraw,
-    cfsetspeed, tcgetattr, tcsetattr,
+    ControlFlags, InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices, cfmakeraw, tcgetattr, tcsetattr,
 };
 
 /// The port that carries control lines.
@@ -60,7 +59,9 @@ fn configure(port: impl AsFd, discipline: Discipline) -> Result<()> {
     t.control_flags |= ControlFlags::CLOCAL | ControlFlags::CREAD;
     t.control_flags &= !ControlFlags::HUPCL;
     // QEMU's UART has no wire to be slow on, but the kernel's waits for "sent" are sized by this rate.
-    cfsetspeed(&mut t, BaudRate::B115200)?;
+    // Set by its bits: cfsetspeed(3) is bound to a symbol version that a static C library does not have.
+    t.control_flags &= !ControlFlags::from_bits_retain(libc::CBAUD);
+    t.control_flags |= ControlFlags::from_bits_retain(libc::B115200);
     tcsetattr(port.as_fd(), SetArg::TCSANOW, &t)?;
     Ok(())
 }

@@ -54,6 +54,15 @@ unsafe impl Sync for HostWindow {}
 
 /// Access to guest-physical memory, from any thread.
 pub trait GuestMemory: Send + Sync {
+    /// See [`Self::view`].
+    type View<'a>: GuestMemory
+    where
+        Self: 'a;
+
+    /// The memory as it is mapped now, for a run of accesses: cheaper than one by one, and no change of the map falls
+    /// between them. Keep it for a table walk or a batch, not longer: it keeps files mapped that are unmapped meanwhile.
+    fn view(&self) -> Self::View<'_>;
+
     /// Fills `buf` from `gpa`. May tear against concurrent stores of the guest; nothing is promised about `buf` on error.
     fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError>;
 
@@ -74,23 +83,44 @@ pub trait GuestMemory: Send + Sync {
     fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError>;
 }
 
-impl<M: GuestMemory + ?Sized> GuestMemory for Arc<M> {
-    fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError> {
-        (**self).read(gpa, buf)
-    }
-    fn write(&self, gpa: GuestAddress, buf: &[u8]) -> Result<(), MemoryError> {
-        (**self).write(gpa, buf)
-    }
-    fn load_u64(&self, gpa: GuestAddress) -> Result<u64, MemoryError> {
-        (**self).load_u64(gpa)
-    }
-    fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError> {
-        (**self).store_u32(gpa, value)
-    }
-    fn compare_exchange_u64(&self, gpa: GuestAddress, current: u64, new: u64) -> Result<Result<u64, u64>, MemoryError> {
-        (**self).compare_exchange_u64(gpa, current, new)
-    }
-    fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError> {
-        (**self).window(gpa)
-    }
+/// What refers to memory is memory.
+macro_rules! forward {
+    ($for:ty) => {
+        impl<M: GuestMemory> GuestMemory for $for {
+            type View<'v>
+                = M::View<'v>
+            where
+                Self: 'v;
+
+            fn view(&self) -> Self::View<'_> {
+                (**self).view()
+            }
+            fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError> {
+                (**self).read(gpa, buf)
+            }
+            fn write(&self, gpa: GuestAddress, buf: &[u8]) -> Result<(), MemoryError> {
+                (**self).write(gpa, buf)
+            }
+            fn load_u64(&self, gpa: GuestAddress) -> Result<u64, MemoryError> {
+                (**self).load_u64(gpa)
+            }
+            fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError> {
+                (**self).store_u32(gpa, value)
+            }
+            fn compare_exchange_u64(
+                &self,
+                gpa: GuestAddress,
+                current: u64,
+                new: u64,
+            ) -> Result<Result<u64, u64>, MemoryError> {
+                (**self).compare_exchange_u64(gpa, current, new)
+            }
+            fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError> {
+                (**self).window(gpa)
+            }
+        }
+    };
 }
+
+forward!(&M);
+forward!(Arc<M>);

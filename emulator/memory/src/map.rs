@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use vm_memory::{Bytes, GuestAddress, VolatileMemory, VolatileMemoryError, VolatileSlice};
 
 use crate::mappings::Mapping;
@@ -337,7 +337,19 @@ impl MemoryMap {
     fn publish(&self, regions: Vec<Entry>, old_generation: u64) {
         self.snapshot.store(Arc::new(Snapshot { regions, generation: old_generation.wrapping_add(1) }));
     }
+}
 
+fn aligned(value: u64) -> bool {
+    value.is_multiple_of(PAGE_SIZE as u64)
+}
+
+/// A [`MemoryMap`] as it was when [`GuestMemory::view`] was called.
+#[derive(Debug)]
+pub struct MemoryView {
+    snapshot: Guard<Arc<Snapshot>>,
+}
+
+impl MemoryView {
     fn access<T>(
         &self,
         gpa: GuestAddress,
@@ -349,18 +361,19 @@ impl MemoryMap {
             return Err(MemoryError::Misaligned(gpa.0));
         }
         // Naturally aligned and smaller than a page: never in two regions.
-        self.snapshot.load().find(gpa.0)?.access(gpa.0, len, want, access)
+        self.snapshot.find(gpa.0)?.access(gpa.0, len, want, access)
     }
 }
 
-fn aligned(value: u64) -> bool {
-    value.is_multiple_of(PAGE_SIZE as u64)
-}
+impl GuestMemory for MemoryView {
+    type View<'a> = &'a Self;
 
-impl GuestMemory for MemoryMap {
+    fn view(&self) -> &Self {
+        self
+    }
+
     fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError> {
-        let snapshot = self.snapshot.load();
-        for piece in snapshot.pieces(gpa, buf.len()) {
+        for piece in self.snapshot.pieces(gpa, buf.len()) {
             let (entry, at, range) = piece?;
             entry.access(at, range.len(), Want::Read, |slice| slice.read_slice(&mut buf[range], 0))?;
         }
@@ -368,8 +381,7 @@ impl GuestMemory for MemoryMap {
     }
 
     fn write(&self, gpa: GuestAddress, buf: &[u8]) -> Result<(), MemoryError> {
-        let snapshot = self.snapshot.load();
-        for piece in snapshot.pieces(gpa, buf.len()) {
+        for piece in self.snapshot.pieces(gpa, buf.len()) {
             let (entry, at, range) = piece?;
             entry.access(at, range.len(), Want::Write, |slice| slice.write_slice(&buf[range], 0))?;
         }
@@ -400,8 +412,7 @@ impl GuestMemory for MemoryMap {
     }
 
     fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError> {
-        let snapshot = self.snapshot.load();
-        let entry = snapshot.find(gpa.0)?;
+        let entry = self.snapshot.find(gpa.0)?;
         let backing = entry.backing.as_ref().ok_or(MemoryError::Unreachable(gpa.0))?;
         // Of a file that was cut short, the window is what is left.
         let left = (backing.mapping.lost_from() as u64).saturating_sub(backing.offset).min(entry.size);
@@ -415,5 +426,38 @@ impl GuestMemory for MemoryMap {
             readable: entry.read,
             writable: entry.write,
         })
+    }
+}
+
+/// Each access by a view of its own.
+impl GuestMemory for MemoryMap {
+    type View<'a> = MemoryView;
+
+    fn view(&self) -> MemoryView {
+        MemoryView { snapshot: self.snapshot.load() }
+    }
+
+    fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError> {
+        self.view().read(gpa, buf)
+    }
+
+    fn write(&self, gpa: GuestAddress, buf: &[u8]) -> Result<(), MemoryError> {
+        self.view().write(gpa, buf)
+    }
+
+    fn load_u64(&self, gpa: GuestAddress) -> Result<u64, MemoryError> {
+        self.view().load_u64(gpa)
+    }
+
+    fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError> {
+        self.view().store_u32(gpa, value)
+    }
+
+    fn compare_exchange_u64(&self, gpa: GuestAddress, current: u64, new: u64) -> Result<Result<u64, u64>, MemoryError> {
+        self.view().compare_exchange_u64(gpa, current, new)
+    }
+
+    fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError> {
+        self.view().window(gpa)
     }
 }

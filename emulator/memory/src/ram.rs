@@ -36,6 +36,12 @@ fn atomic_error(gpa: GuestAddress) -> impl Fn(VolatileMemoryError) -> MemoryErro
 }
 
 impl GuestMemory for Ram {
+    type View<'a> = &'a Self;
+
+    fn view(&self) -> &Self {
+        self
+    }
+
     fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError> {
         let offset = self.offset(gpa, buf.len())?;
         self.region.as_volatile_slice().read_slice(buf, offset).map_err(|_| MemoryError::NotMapped(gpa.0))

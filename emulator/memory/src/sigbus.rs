@@ -115,8 +115,9 @@ impl Guarded {
     /// Offset of the first byte that is known to be lost, or [`NOTHING_LOST`]. After an access, this tells whether the
     /// access saw replaced memory.
     pub(crate) fn lost_from(&self) -> usize {
-        // The handler notes the loss before it maps anything: an access that saw the replacement is ordered after that.
-        fence(Ordering::SeqCst);
+        // The handler notes the loss before it maps anything, so a load that saw the replacement is followed by one that
+        // sees the note. A store has no such order, and needs none: what it wrote into a lost page is lost either way.
+        fence(Ordering::Acquire);
         TABLE[self.slot].lost_from.load(Ordering::Relaxed)
     }
 }

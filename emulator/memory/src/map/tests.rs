@@ -359,6 +359,24 @@ fn readers_see_the_map_before_or_after_a_change() {
     });
 }
 
+#[test]
+fn a_view_is_one_moment() {
+    let mappings = Mappings::new();
+    let map = MemoryMap::new(mappings.clone());
+    let file = memfd(1);
+    map.map(region(0x1000, 1, &file, 0)).unwrap();
+    let view = map.view();
+    drop(map.unmap_all());
+    map.map(region(0x2000, 1, &file, 0)).unwrap();
+    view.store_u32(GuestAddress(0x1000), 6).unwrap();
+    assert_eq!(view.load_u64(GuestAddress(0x2000)), Err(MemoryError::NotMapped(0x2000)));
+    assert_eq!(map.load_u64(GuestAddress(0x2000)), Ok(6));
+    drop(map);
+    assert_eq!(mappings.len(), 1, "what a view shows stays mapped");
+    drop(view);
+    assert!(mappings.is_empty());
+}
+
 /// The naive model: what each guest page shows, and the files as plain bytes.
 #[derive(Default)]
 struct Model {

@@ -149,6 +149,10 @@ impl Entry {
         self.start + self.size
     }
 
+    fn contains(&self, gpa: u64) -> bool {
+        gpa.wrapping_sub(self.start) < self.size
+    }
+
     fn backing(&self, gpa: u64, want: Want) -> Result<&Backing, MemoryError> {
         if (want != Want::Write && !self.read) || (want != Want::Read && !self.write) {
             return Err(MemoryError::Forbidden(gpa));
@@ -158,6 +162,7 @@ impl Entry {
 
     /// Does `access` to the `len` bytes at `gpa`, all of them in this region. An access that met bytes that are lost is an
     /// error, whether that was known before or turned out on the way.
+    #[inline]
     fn access<T>(
         &self,
         gpa: u64,
@@ -171,7 +176,10 @@ impl Entry {
             lost if lost < offset + len => Err(MemoryError::Lost(gpa + lost.saturating_sub(offset) as u64)),
             _ => Ok(()),
         };
-        lost()?;
+        if want != Want::Read {
+            // Whatever is written to lost memory costs memory of our own.
+            lost()?;
+        }
         let result = access(&mapping.slice(offset, len)).map_err(|error| match error {
             VolatileMemoryError::Misaligned { .. } => MemoryError::Misaligned(gpa),
             other => unreachable!("the slice has exactly the bytes that are accessed: {other}"),
@@ -185,18 +193,28 @@ impl Entry {
 #[derive(Debug, Default)]
 struct Snapshot {
     regions: Vec<Entry>,
+    /// Index of the largest region, 0 if there is none: the guest's RAM, where nearly every access goes.
+    largest: usize,
     generation: u64,
 }
 
 impl Snapshot {
+    fn new(regions: Vec<Entry>, generation: u64) -> Self {
+        let largest = (0..regions.len()).max_by_key(|&index| regions[index].size).unwrap_or(0);
+        Self { regions, largest, generation }
+    }
+
     /// Index of the first region that ends after `gpa`.
     fn first_ending_after(&self, gpa: u64) -> usize {
-        self.regions.partition_point(|entry| entry.end() <= gpa)
+        match self.regions.get(self.largest) {
+            Some(entry) if entry.contains(gpa) => self.largest,
+            _ => self.regions.partition_point(|entry| entry.end() <= gpa),
+        }
     }
 
     fn find(&self, gpa: u64) -> Result<&Entry, MemoryError> {
         match self.regions.get(self.first_ending_after(gpa)) {
-            Some(entry) if entry.start <= gpa => Ok(entry),
+            Some(entry) if entry.contains(gpa) => Ok(entry),
             _ => Err(MemoryError::NotMapped(gpa)),
         }
     }
@@ -216,7 +234,7 @@ impl Snapshot {
             // Cannot wrap: a region ends at or after the byte before this one, and its end fits.
             let at = gpa.0 + done as u64;
             let entry = match self.regions.get(index) {
-                Some(entry) if entry.start <= at => entry,
+                Some(entry) if entry.contains(at) => entry,
                 _ => {
                     done = len;
                     return Some(Err(MemoryError::NotMapped(at)));
@@ -335,7 +353,7 @@ impl MemoryMap {
 
     /// Replaces the snapshot; the caller holds `changes`.
     fn publish(&self, regions: Vec<Entry>, old_generation: u64) {
-        self.snapshot.store(Arc::new(Snapshot { regions, generation: old_generation.wrapping_add(1) }));
+        self.snapshot.store(Arc::new(Snapshot::new(regions, old_generation.wrapping_add(1))));
     }
 }
 

@@ -28,6 +28,7 @@ pub(crate) const SLOTS: usize = 256;
 /// No byte is lost.
 pub(crate) const NOTHING_LOST: usize = usize::MAX;
 
+#[derive(Debug)]
 struct Slot {
     /// Odd while the fields below change.
     sequence: AtomicUsize,
@@ -89,7 +90,7 @@ impl Slot {
 /// A mapping's place in the table, given back when dropped: before the mapping itself goes.
 #[derive(Debug)]
 pub(crate) struct Guarded {
-    slot: usize,
+    slot: &'static Slot,
 }
 
 /// Why a mapping could not be guarded.
@@ -107,8 +108,8 @@ impl Guarded {
         assert!(base != 0 && page.is_power_of_two() && base.is_multiple_of(page));
         install().map_err(GuardError::Install)?;
         let _writers = TABLE_WRITERS.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = TABLE.iter().position(|slot| slot.base.load(Ordering::Relaxed) == 0).ok_or(GuardError::Full)?;
-        TABLE[slot].set(base, len, page);
+        let slot = TABLE.iter().find(|slot| slot.base.load(Ordering::Relaxed) == 0).ok_or(GuardError::Full)?;
+        slot.set(base, len, page);
         Ok(Self { slot })
     }
 
@@ -118,14 +119,14 @@ impl Guarded {
         // The handler notes the loss before it maps anything, so a load that saw the replacement is followed by one that
         // sees the note. A store has no such order, and needs none: what it wrote into a lost page is lost either way.
         fence(Ordering::Acquire);
-        TABLE[self.slot].lost_from.load(Ordering::Relaxed)
+        self.slot.lost_from.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Guarded {
     fn drop(&mut self) {
         let _writers = TABLE_WRITERS.lock().unwrap_or_else(PoisonError::into_inner);
-        TABLE[self.slot].set(0, 0, 0);
+        self.slot.set(0, 0, 0);
     }
 }
 

@@ -36,3 +36,6 @@ pub use outbox::{Outgoing, Transmit};
 pub use sender::{Counters, ReplyHandle, ReplyToken, SendError, Sender};
 pub use server::{Limits, Progress, Server};
 pub use svadev_spec::vfio_user::SparseArea;
+
+#[cfg(test)]
+mod tests;

@@ -121,6 +121,11 @@ impl Client {
         }
     }
 
+    /// Let `bytes` more of the server's messages wait for us.
+    pub fn grow_room(&mut self, bytes: usize) {
+        self.stream.lock().expect("nothing panics while it holds the stream").capacity += bytes;
+    }
+
     /// The next whole message from the server.
     pub fn receive(&mut self) -> Option<Message> {
         let mut stream = self.stream.lock().expect("nothing panics while it holds the stream");

@@ -30,6 +30,9 @@ struct Capabilities {
 
 impl Session {
     pub(super) fn version(&mut self, payload: &[u8]) -> Result<Reply, ProtocolError> {
+        if self.negotiated {
+            return Ok(Err(Errno::EINVAL));
+        }
         let (version, data) = match fixed::<Version>(payload) {
             Ok(v) => v,
             Err(errno) => return Ok(Err(errno)),
@@ -37,9 +40,6 @@ impl Session {
         // "closes the connection if it cannot support the advertised version" (*vfio-user* "Connection Initiation").
         if version.major != VERSION_MAJOR {
             return Err(ProtocolError::Version(version.major));
-        }
-        if self.negotiated {
-            return Ok(Err(Errno::EINVAL));
         }
         let proposed = match parse(data) {
             Ok(p) => p,

@@ -9,7 +9,8 @@
  *  svadev_context.c  bind, drain, unbind
  *  svadev_chardev.c  /dev/svadevN
  *
- * Locks, outermost first. Each is taken only after those above it, and none is held across a return to user space:
+ * Locks, outermost first. Each is taken only after those above it, and none is held across a return
+ * to user space:
  *
  *  device_lock()             the PCI core's, around probe, remove and reset
  *  svadev_device.contexts_lock  list of contexts; remove takes each context's mutex inside
@@ -38,7 +39,8 @@
 #include "svadev_hw.h"
 
 #if !defined(CONFIG_64BIT) || !defined(__LITTLE_ENDIAN)
-#error "svadev: 64-bit little-endian kernels only: registers of 64 bits are written at once, rings are copied as they are"
+/* Registers of 64 bits are written at once, and rings are copied as they are. */
+#error "svadev: 64-bit little-endian kernels only"
 #endif
 
 /* Rings of the kernel queue, log2 of entries, if the device allows as many. */
@@ -90,8 +92,9 @@ struct svadev_stats {
  * @active: contexts that may submit. When it falls to 0 the PASID is aborted on the device
  * @holders: contexts that hold a handle of the SVA core, including those that still drain
  *
- * svadev_device.bonds_lock protects all of it. A PASID belongs to one mm for as long as any handle for it exists (the SVA core
- * keeps the mm_struct until the last unbind), so the number alone identifies a bond.
+ * svadev_device.bonds_lock protects all of it. A PASID belongs to one mm for as long as any handle
+ * for it exists (the SVA core keeps the mm_struct until the last unbind), so the number alone
+ * identifies a bond.
  */
 struct svadev_bond {
 	struct list_head node;
@@ -160,15 +163,15 @@ struct svadev_device {
 	enum svadev_state state;
 	unsigned int starts;
 	wait_queue_head_t state_wait;
-	struct mutex command_lock;
-	struct mutex contexts_lock;
+	struct mutex command_lock; /* COMMAND and COMMAND_STATUS */
+	struct mutex contexts_lock; /* contexts */
 	struct list_head contexts;
-	struct mutex bonds_lock;
+	struct mutex bonds_lock; /* bonds */
 	struct list_head bonds;
 	struct work_struct reset_work;
 	struct delayed_work watchdog;
 
-	spinlock_t lock;
+	spinlock_t lock; /* all below */
 	struct svadev_desc *sq;
 	struct svadev_completion *cq;
 	dma_addr_t sq_dma;
@@ -214,8 +217,9 @@ struct svadev_request {
  * @mutex: serialises bind, unbind, release; protects @handle and @bond
  * @handle: the SVA core's, while bound
  * @bond: while bound
- * @mm: the address space that bound it. mmgrab()bed so that the pointer identifies it for as long as we compare it;
- *	its memory is never used through this (rule L9). Changed with @mutex and svadev_device.lock held
+ * @mm: the address space that bound it. mmgrab()bed so that the pointer identifies it for as long
+ *	as we compare it; its memory is never used through this (rule L9). Changed with @mutex and
+ *	svadev_device.lock held
  * @pasid: its PASID, 0 if not bound; changed as @mm
  * @accepting: bound and not about to be unbound; changed as @mm
  * @in_flight: requests that the device has; svadev_device.lock protects this and all below
@@ -227,7 +231,7 @@ struct svadev_request {
 struct svadev_context {
 	struct svadev_device *sdev;
 	struct list_head node;
-	struct mutex mutex;
+	struct mutex mutex; /* handle, bond */
 	struct iommu_sva *handle;
 	struct svadev_bond *bond;
 	struct mm_struct *mm;
@@ -264,7 +268,8 @@ void svadev_queue_reset(struct svadev_device *sdev);
 irqreturn_t svadev_queue_irq(int irq, void *data);
 void svadev_queue_poll(struct svadev_device *sdev);
 int svadev_queue_room(struct svadev_context *context);
-void svadev_queue_push(struct svadev_context *context, struct svadev_request *request, struct svadev_desc *desc);
+void svadev_queue_push(struct svadev_context *context, struct svadev_request *request,
+		       struct svadev_desc *desc);
 void svadev_queue_publish(struct svadev_device *sdev);
 void svadev_queue_wake(struct svadev_device *sdev);
 void svadev_queue_halt(struct svadev_device *sdev, enum svadev_state state);

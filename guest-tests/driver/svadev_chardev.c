@@ -9,7 +9,10 @@
 
 #include "svadev.h"
 
-/* Descriptors copied from user space, and completions copied to it, with the locks taken once. On the stack. */
+/*
+ * Descriptors copied from user space, and completions copied to it, with the locks taken once. On
+ * the stack.
+ */
 #define BATCH 16
 
 static int svadev_open(struct inode *inode, struct file *file)
@@ -31,8 +34,9 @@ static int svadev_release(struct inode *inode, struct file *file)
 }
 
 /*
- * Reads an argument structure by the rule of argsz: at least @min_size, zero beyond what we know. Every structure starts with
- * argsz, which the program may change between our two looks: the first one, which was checked, is what stands in @args.
+ * Reads an argument structure by the rule of argsz: at least @min_size, zero beyond what we know.
+ * Every structure starts with argsz, which the program may change between our two looks: the first
+ * one, which was checked, is what stands in @args.
  */
 static int get_args(void *args, size_t size, size_t min_size, void __user *user)
 {
@@ -53,6 +57,7 @@ static int get_args(void *args, size_t size, size_t min_size, void __user *user)
 static long query(struct svadev_context *context, void __user *user)
 {
 	struct svadev_device *sdev = context->sdev;
+	struct pci_dev *pdev = sdev->pdev;
 	struct svadev_query args;
 	u32 argsz;
 	int err;
@@ -77,7 +82,7 @@ static long query(struct svadev_context *context, void __user *user)
 		.max_uncollected = SVADEV_MAX_UNCOLLECTED,
 		.queues = FIELD_GET(SVADEV_LIMITS_QUEUES, sdev->limits),
 		.engines = FIELD_GET(SVADEV_LIMITS_ENGINES, sdev->limits),
-		.pci_address = pci_domain_nr(sdev->pdev->bus) << 16 | PCI_DEVID(sdev->pdev->bus->number, sdev->pdev->devfn),
+		.pci_address = pci_domain_nr(pdev->bus) << 16 | pci_dev_id(pdev),
 	};
 	scoped_guard(spinlock_irq, &sdev->lock) {
 		args.pasid = context->pasid;
@@ -129,7 +134,10 @@ static int push_batch(struct svadev_context *context, bool raw, struct svadev_de
 	lockdep_assert_held_read(&sdev->gate);
 
 	scoped_guard(spinlock_irq, &sdev->lock) {
-		/* The address space stays the caller's, and the PASID bound, while the lock is held: unbind clears accepting under it. */
+		/*
+		 * The address space stays the caller's, and the PASID bound, while the lock is
+		 * held: unbind clears accepting under it.
+		 */
 		err = raw ? 0 : svadev_context_may_submit(context);
 		for (pushed = 0; !err && pushed < count; pushed++) {
 			err = svadev_queue_room(context);
@@ -148,29 +156,38 @@ static int push_batch(struct svadev_context *context, bool raw, struct svadev_de
 	return pushed ?: err;
 }
 
+/*
+ * Whether a SUBMIT that found no room would now find room, or an error. What is looked at is the
+ * lock's and read without it: room_wait is woken after each change, and a wrong guess only means
+ * another try.
+ */
+static bool try_again(struct svadev_context *context, bool raw)
+{
+	struct svadev_device *sdev = context->sdev;
+	bool room = READ_ONCE(context->in_flight_count) < SVADEV_MAX_IN_FLIGHT &&
+		    READ_ONCE(sdev->free_count);
+
+	return room || READ_ONCE(sdev->state) != SVADEV_RUNNING ||
+	       !(raw || READ_ONCE(context->accepting));
+}
+
 /* Waits until trying again makes sense. */
 static int wait_for_room(struct svadev_context *context, bool raw)
 {
-	struct svadev_device *sdev = context->sdev;
+	wait_queue_head_t *room_wait = &context->sdev->room_wait;
 
-	/*
-	 * What is looked at is the lock's, and read without it: room_wait is woken after each change, and a wrong guess only means
-	 * another try.
-	 */
-	return wait_event_interruptible(sdev->room_wait,
-					data_race(READ_ONCE(context->in_flight_count) < SVADEV_MAX_IN_FLIGHT &&
-						  READ_ONCE(sdev->free_count)) ||
-					!(raw || READ_ONCE(context->accepting)) ||
-					READ_ONCE(sdev->state) != SVADEV_RUNNING) ? -EINTR : 0;
+	return wait_event_interruptible(*room_wait, try_again(context, raw)) ? -EINTR : 0;
 }
 
 /* One batch: 0 < result <= count descriptors were taken, or an error says why none. */
-static int submit_batch(struct svadev_context *context, bool raw, bool nonblock, struct svadev_desc *descs, u32 count)
+static int submit_batch(struct svadev_context *context, bool raw, bool nonblock,
+			struct svadev_desc *descs, u32 count)
 {
 	struct svadev_request *requests[BATCH];
 	int result;
 
-	if (!kmem_cache_alloc_bulk(svadev_request_cache, GFP_KERNEL_ACCOUNT, count, (void **)requests))
+	if (!kmem_cache_alloc_bulk(svadev_request_cache, GFP_KERNEL_ACCOUNT, count,
+				   (void **)requests))
 		return -ENOMEM;
 	for (;;) {
 		result = svadev_enter(context->sdev, nonblock);
@@ -215,7 +232,9 @@ static long submit(struct svadev_context *context, bool nonblock, void __user *u
 		u32 count = min_t(u32, args.count - taken, BATCH);
 		int result;
 
-		result = copy_from_user(descs, user_descs + taken, count * sizeof(*descs)) ? -EFAULT : 0;
+		result = 0;
+		if (copy_from_user(descs, user_descs + taken, count * sizeof(*descs)))
+			result = -EFAULT;
 		for (u32 i = 0; !result && !raw && i < count; i++) {
 			if (!descs[i].pasid)
 				continue;
@@ -237,11 +256,13 @@ static long submit(struct svadev_context *context, bool nonblock, void __user *u
 }
 
 /*
- * Takes up to @capacity completions to user space. Another WAIT may do so at the same time; what it takes is not ours.
+ * Takes up to @capacity completions to user space. Another WAIT may do so at the same time; what it
+ * takes is not ours.
  *
  * Return: how many were stored, or -EFAULT if none was for that reason.
  */
-static int collect(struct svadev_context *context, struct svadev_completion __user *user, u32 capacity)
+static int collect(struct svadev_context *context, struct svadev_completion __user *user,
+		   u32 capacity)
 {
 	struct svadev_device *sdev = context->sdev;
 	struct svadev_request *request, *next;
@@ -264,7 +285,8 @@ static int collect(struct svadev_context *context, struct svadev_completion __us
 		if (!batch)
 			break;
 		list_for_each_entry_safe(request, next, &list, node) {
-			if (copy_to_user(user + stored, &request->completion, sizeof(request->completion))) {
+			if (copy_to_user(user + stored, &request->completion,
+					 sizeof(request->completion))) {
 				err = -EFAULT;
 				break;
 			}
@@ -279,7 +301,10 @@ static int collect(struct svadev_context *context, struct svadev_completion __us
 			WRITE_ONCE(context->uncollected, context->uncollected + batch - copied);
 		}
 	}
-	/* For others who collect, if some went back, and for who polls for room, which uncollected completions take. */
+	/*
+	 * For others who collect, if some went back, and for who polls for room, which uncollected
+	 * completions take.
+	 */
 	wake_up_all(&context->wait);
 	return stored ?: err;
 }
@@ -299,7 +324,10 @@ static int nothing_to_collect(struct svadev_context *context)
 
 static bool wait_is_over(struct svadev_context *context, u32 min)
 {
-	/* A stale answer is harmless: an early end gives out fewer, which WAIT may; every change wakes us to look again. */
+	/*
+	 * A stale answer is harmless: an early end gives out fewer, which WAIT may; every change
+	 * wakes us to look again.
+	 */
 	return READ_ONCE(context->uncollected) >= min || !READ_ONCE(context->in_flight_count);
 }
 
@@ -319,10 +347,12 @@ static long wait(struct svadev_context *context, void __user *user)
 	if (args.timeout_ns < 0)
 		err = wait_event_interruptible(context->wait, wait_is_over(context, args.min));
 	else if (args.timeout_ns && !wait_is_over(context, args.min))
-		err = wait_event_interruptible_hrtimeout(context->wait, wait_is_over(context, args.min),
+		err = wait_event_interruptible_hrtimeout(context->wait,
+							 wait_is_over(context, args.min),
 							 ns_to_ktime(args.timeout_ns));
 
-	result = collect(context, u64_to_user_ptr(args.completions), min_t(u32, args.capacity, INT_MAX));
+	result = collect(context, u64_to_user_ptr(args.completions),
+			 min_t(u32, args.capacity, INT_MAX));
 	if (result || !args.capacity)
 		return result;
 	/* Not restarted: the time that has passed would start again. */

@@ -6,16 +6,21 @@
  *
  *  1. Bind: the SVA core writes the PASID entry before any descriptor can name the PASID.
  *  2. Run: only the address space that bound may submit.
- *  3. Stop: clear @accepting under the device's lock. From then on nothing new comes, so what follows ends.
- *  4. Drain: abort the PASID on the device if nobody else uses it, and wait until each descriptor has its completion. Only
- *     then does iommu_sva_unbind_device()'s condition hold: the device issues no more transactions for the PASID, and its
- *     page requests have been pushed to the IOMMU.
- *  5. Unbind: the SVA core clears the PASID entry if this was the last handle, flushes caches, drains page requests.
- *  6. Forget: drop the mm_struct, free the bond. Only now may the PASID be given to another address space.
+ *  3. Stop: clear @accepting under the device's lock. From then on nothing new comes, so what
+ *     follows ends.
+ *  4. Drain: abort the PASID on the device if nobody else uses it, and wait until each descriptor
+ *     has its completion. Only then does iommu_sva_unbind_device()'s condition hold: the device
+ *     issues no more transactions for the PASID, and its page requests have been pushed to the
+ *     IOMMU.
+ *  5. Unbind: the SVA core clears the PASID entry if this was the last handle, flushes caches,
+ *     drains page requests.
+ *  6. Forget: drop the mm_struct, free the bond. Only now may the PASID be given to another address
+ *     space.
  *
- * Death of the address space comes between 2 and 3 without telling us: the IOMMU driver's mmu_notifier release clears the PASID entry
- * and flushes (rule L4). Work in flight then ends in translation faults; the handle stays, stale, until 5. No notifier of our own is
- * needed for that, and so none can race with unbind (rules L11, L12).
+ * Death of the address space comes between 2 and 3 without telling us: the IOMMU driver's
+ * mmu_notifier release clears the PASID entry and flushes (rule L4). Work in flight then ends in
+ * translation faults; the handle stays, stale, until 5. No notifier of our own is needed for that,
+ * and so none can race with unbind (rules L11, L12).
  */
 #include <linux/iommu.h>
 #include <linux/sched/mm.h>
@@ -29,8 +34,8 @@
  * @nonblock: do not wait for the end of a reset
  *
  * Context: process, may sleep; interruptible.
- * Return: 0 with @gate held for reading and the state SVADEV_RUNNING: give it back with svadev_leave(). Else -EINTR, -EAGAIN
- * (reset under way), -EIO, -ENODEV.
+ * Return: 0 with @gate held for reading and the state SVADEV_RUNNING: give it back with
+ * svadev_leave(). Else -EINTR, -EAGAIN (reset under way), -EIO, -ENODEV.
  */
 int svadev_enter(struct svadev_device *sdev, bool nonblock)
 {
@@ -50,7 +55,8 @@ int svadev_enter(struct svadev_device *sdev, bool nonblock)
 			return -EIO;
 		if (nonblock)
 			return -EAGAIN;
-		if (wait_event_interruptible(sdev->state_wait, READ_ONCE(sdev->state) != SVADEV_RESETTING))
+		if (wait_event_interruptible(sdev->state_wait,
+					     READ_ONCE(sdev->state) != SVADEV_RESETTING))
 			return -EINTR;
 	}
 }
@@ -69,7 +75,8 @@ void svadev_leave(struct svadev_device *sdev)
  * @sdev: device
  *
  * Context: open; may sleep.
- * Return: the context, which holds a reference to the device; -ENOMEM; -ENODEV if the device is gone.
+ * Return: the context, which holds a reference to the device; -ENOMEM; -ENODEV if the device is
+ * gone.
  */
 struct svadev_context *svadev_context_create(struct svadev_device *sdev)
 {
@@ -83,7 +90,10 @@ struct svadev_context *svadev_context_create(struct svadev_device *sdev)
 	init_waitqueue_head(&context->wait);
 
 	guard(mutex)(&sdev->contexts_lock);
-	/* Remove sets the state first and then takes the lock, to evict all it finds: a context comes before that or not at all. */
+	/*
+	 * Remove sets the state first and then takes the lock, to evict all it finds: a context
+	 * comes before that or not at all.
+	 */
 	if (READ_ONCE(sdev->state) == SVADEV_GONE) {
 		kfree(context);
 		return ERR_PTR(-ENODEV);
@@ -130,9 +140,10 @@ static void bond_put(struct svadev_device *sdev, struct svadev_bond *bond)
  * @context: context
  * @nonblock: do not wait for the end of a reset
  *
- * The SVA core wants a reference to mm_users for the call. current holds one for its own mm until it exits, and does not exit in
- * here. Afterwards it is the core's handle that keeps the mm_struct, not its pages: those may go any time, and the IOMMU driver's
- * notifier then takes the PASID entry away first (rule L9). Our own mmgrab() only keeps the pointer from being reused.
+ * The SVA core wants a reference to mm_users for the call. current holds one for its own mm until
+ * it exits, and does not exit in here. Afterwards it is the core's handle that keeps the mm_struct,
+ * not its pages: those may go any time, and the IOMMU driver's notifier then takes the PASID entry
+ * away first (rule L9). Our own mmgrab() only keeps the pointer from being reused.
  *
  * Context: process; may sleep, interruptible.
  * Return: 0; -EBUSY if bound; what svadev_enter() or iommu_sva_bind_device() says.
@@ -152,8 +163,8 @@ int svadev_context_bind(struct svadev_context *context, bool nonblock)
 		goto unlock_context;
 	}
 	/*
-	 * Across the bind and the count: a context that unbinds the same PASID either sees us in the bond and does not abort, or
-	 * has finished aborting before we can submit.
+	 * Across the bind and the count: a context that unbinds the same PASID either sees us in
+	 * the bond and does not abort, or has finished aborting before we can submit.
 	 */
 	mutex_lock(&sdev->bonds_lock);
 	err = svadev_enter(sdev, nonblock);
@@ -191,10 +202,14 @@ unlock_context:
 	return err;
 }
 
-/* Whether the context's work ended within a time. Not interruptible: who closes or unbinds cannot come back to try again. */
+/*
+ * Whether the context's work ended within a time. Not interruptible: who closes or unbinds cannot
+ * come back to try again.
+ */
 static bool wait_idle(struct svadev_context *context, unsigned int timeout_ms)
 {
-	return wait_event_timeout(context->wait, !READ_ONCE(context->in_flight_count), msecs_to_jiffies(timeout_ms));
+	return wait_event_timeout(context->wait, !READ_ONCE(context->in_flight_count),
+				  msecs_to_jiffies(timeout_ms));
 }
 
 /* Aborts a PASID, if there is hardware to speak to; if not, nothing is in flight. */
@@ -211,10 +226,12 @@ static void abort_pasid(struct svadev_device *sdev, u32 pasid)
 /*
  * Steps 3 and 4: afterwards nothing of this context is in flight.
  *
- * The device aborts by PASID, and other contexts of the same address space may use that PASID here. So only the last one that stops
- * aborts. One that stops earlier waits for its own work: that ends by itself, for the device answers a missing page with an error after
- * its own timeout. If it does not within drain_timeout_ms, the PASID is aborted at the others' expense: they are the same program,
- * and a wait without end would be worse (rule L7). If even that does not help, the function is restarted, at everyone's expense.
+ * The device aborts by PASID, and other contexts of the same address space may use that PASID here.
+ * So only the last one that stops aborts. One that stops earlier waits for its own work: that ends
+ * by itself, for the device answers a missing page with an error after its own timeout. If it does
+ * not within drain_timeout_ms, the PASID is aborted at the others' expense: they are the same
+ * program, and a wait without end would be worse (rule L7). If even that does not help, the
+ * function is restarted, at everyone's expense.
  */
 static void stop_and_drain(struct svadev_context *context)
 {
@@ -238,14 +255,17 @@ static void stop_and_drain(struct svadev_context *context)
 	if (wait_idle(context, svadev_drain_timeout_ms))
 		return;
 
-	dev_warn(&sdev->dev, "PASID %u: %u descriptors still in flight after %u ms, aborting the PASID\n", pasid,
+	dev_warn(&sdev->dev, "PASID %u: %u descriptors still in flight after %u ms\n", pasid,
 		 READ_ONCE(context->in_flight_count), svadev_drain_timeout_ms);
 	if (context->bond)
 		abort_pasid(sdev, pasid);
 	if (wait_idle(context, svadev_command_timeout_ms))
 		return;
 	svadev_queue_restart(sdev, starts, "work does not end");
-	/* A restart, a reset or remove have completed everything: nothing is in flight in another state, or from an earlier start. */
+	/*
+	 * A restart, a reset or remove have completed everything: nothing is in flight in another
+	 * state, or from an earlier start.
+	 */
 	WARN_ON(!wait_idle(context, svadev_command_timeout_ms));
 }
 
@@ -259,8 +279,8 @@ static void unbind_locked(struct svadev_context *context)
 
 	stop_and_drain(context);
 	/*
-	 * The handle needs the PCI device and its group. Both live: remove takes this context's mutex to unbind it before it lets them go, and
-	 * clears the handle.
+	 * The handle needs the PCI device and its group. Both live: remove takes this context's
+	 * mutex to unbind it before it lets them go, and clears the handle.
 	 */
 	iommu_sva_unbind_device(context->handle);
 	context->handle = NULL;
@@ -293,7 +313,8 @@ bool svadev_context_mm_dead(struct svadev_context *context)
  * @context: context
  *
  * Context: the caller's process, svadev_device.lock held.
- * Return: 0; -EINVAL not bound or being unbound; -ESRCH bound address space dead; -EPERM another address space.
+ * Return: 0; -EINVAL not bound or being unbound; -ESRCH bound address space dead; -EPERM another
+ * address space.
  */
 int svadev_context_may_submit(struct svadev_context *context)
 {
@@ -312,7 +333,8 @@ int svadev_context_may_submit(struct svadev_context *context)
  * @context: context
  *
  * Context: process; sleeps, bounded by the drain timeout and a few command timeouts.
- * Return: 0; -EINVAL not bound; -EPERM neither the address space that bound nor a dead one; -EINTR before anything was done.
+ * Return: 0; -EINVAL not bound; -EPERM neither the address space that bound nor a dead one; -EINTR
+ * before anything was done.
  */
 int svadev_context_unbind(struct svadev_context *context)
 {
@@ -355,8 +377,8 @@ void svadev_context_evict(struct svadev_context *context)
  * svadev_context_destroy() - the last user of the file is gone
  * @context: context; freed
  *
- * When a process is killed this runs after its address space is gone (exit_mm() before exit_files()), unless another process shares
- * the file. Nothing in here needs the address space.
+ * When a process is killed this runs after its address space is gone (exit_mm() before
+ * exit_files()), unless another process shares the file. Nothing in here needs the address space.
  *
  * Context: release; sleeps as svadev_context_unbind().
  */
@@ -375,7 +397,10 @@ void svadev_context_destroy(struct svadev_context *context)
 	/* After the unbind: remove must find the context for as long as it has a handle. */
 	scoped_guard(mutex, &sdev->contexts_lock)
 		list_del(&context->node);
-	/* With the lock: whoever completed the last request has dropped it, and so is done with the context. */
+	/*
+	 * With the lock: whoever completed the last request has dropped it, and so is done with the
+	 * context.
+	 */
 	scoped_guard(spinlock_irq, &sdev->lock) {
 		WARN_ON(context->in_flight_count);
 		list_splice_init(&context->done, &done);

@@ -7,7 +7,10 @@
 
 #include "svadev.h"
 
-/* How often a register that changes soon is read, us. Every read is a trip out of the virtual machine. */
+/*
+ * How often a register that changes soon is read, us. Every read is a trip out of the virtual
+ * machine.
+ */
 #define POLL_INTERVAL_US 100
 
 /* The kernel queue is queue 0. */
@@ -17,17 +20,24 @@ static void __iomem *queue_reg(struct svadev_device *sdev, u32 offset)
 }
 
 /*
- * Waits until a register's @mask bits read @want. All ones means that nobody answers: the function was pulled out, or is in a reset.
- * No register that is polled can read so otherwise, for its reserved bits are zero. A timeout of 0 would be for ever to the macro.
+ * Waits until a register's @mask bits read @want, at most command_timeout_ms. All ones means that
+ * nobody answers: the function was pulled out, or is in a reset. No register that is polled can
+ * read so otherwise, for its reserved bits are zero. A timeout of 0 would be for ever to the macro.
  */
-static int poll_reg(struct svadev_device *sdev, void __iomem *reg, u32 mask, u32 want, unsigned int timeout_ms)
+static int poll_reg(void __iomem *reg, u32 mask, u32 want)
 {
+	u64 timeout_us = max(READ_ONCE(svadev_command_timeout_ms), 1U) * 1000ULL;
 	u32 value;
 	int err;
 
-	err = readl_poll_timeout(reg, value, (value & mask) == want || value == U32_MAX, POLL_INTERVAL_US,
-				 max(timeout_ms, 1U) * 1000ULL);
+	err = readl_poll_timeout(reg, value, (value & mask) == want || value == U32_MAX,
+				 POLL_INTERVAL_US, timeout_us);
 	return value == U32_MAX ? -ENODEV : err;
+}
+
+static int poll_status(struct svadev_device *sdev, u32 mask, u32 want)
+{
+	return poll_reg(sdev->regs + SVADEV_REG_STATUS, mask, want);
 }
 
 /**
@@ -37,7 +47,8 @@ static int poll_reg(struct svadev_device *sdev, void __iomem *reg, u32 mask, u32
  * What the device says is not trusted: everything that sizes something is checked here.
  *
  * Context: probe.
- * Return: 0, or -ENODEV for anything that is not our device, -EPROTONOSUPPORT for a major version that we do not know.
+ * Return: 0, or -ENODEV for anything that is not our device, -EPROTONOSUPPORT for a major version
+ * that we do not know.
  */
 int svadev_hw_identify(struct svadev_device *sdev)
 {
@@ -60,8 +71,10 @@ int svadev_hw_identify(struct svadev_device *sdev)
 	sdev->max_scatter = readl(sdev->regs + SVADEV_REG_MAX_SCATTER);
 	max_ring_log2 = readl(sdev->regs + SVADEV_REG_MAX_RING_LOG2);
 	if (max_ring_log2 < SVADEV_RING_LOG2_MIN || max_ring_log2 > SVADEV_RING_LOG2_MAX ||
-	    FIELD_GET(SVADEV_LIMITS_QUEUES, sdev->limits) < 1 || FIELD_GET(SVADEV_LIMITS_VECTORS, sdev->limits) < 1) {
-		dev_err(&sdev->pdev->dev, "senseless limits: %#x, rings of 2^%u\n", sdev->limits, max_ring_log2);
+	    FIELD_GET(SVADEV_LIMITS_QUEUES, sdev->limits) < 1 ||
+	    FIELD_GET(SVADEV_LIMITS_VECTORS, sdev->limits) < 1) {
+		dev_err(&sdev->pdev->dev, "senseless limits: %#x, rings of 2^%u\n", sdev->limits,
+			max_ring_log2);
 		return -ENODEV;
 	}
 	sdev->ring_log2 = min_t(u32, max_ring_log2, SVADEV_RING_LOG2);
@@ -73,7 +86,8 @@ int svadev_hw_identify(struct svadev_device *sdev)
  * @sdev: device with memory for rings; nothing in flight
  *
  * Context: probe, or @gate held for writing. Sleeps, at most twice the command timeout.
- * Return: 0; -ETIMEDOUT, -ENODEV or -EIO with the function disabled again as far as it lets itself be.
+ * Return: 0; -ETIMEDOUT, -ENODEV or -EIO with the function disabled again as far as it lets itself
+ * be.
  */
 int svadev_hw_start(struct svadev_device *sdev)
 {
@@ -81,7 +95,7 @@ int svadev_hw_start(struct svadev_device *sdev)
 	int err;
 
 	/* A reset or a disable may still be under way, and would take what we program with it. */
-	err = poll_reg(sdev, sdev->regs + SVADEV_REG_STATUS, SVADEV_STATUS_REG_BUSY, 0, svadev_command_timeout_ms);
+	err = poll_status(sdev, SVADEV_STATUS_REG_BUSY, 0);
 	if (err)
 		goto fail;
 
@@ -93,14 +107,15 @@ int svadev_hw_start(struct svadev_device *sdev)
 	writeq(sdev->sq_dma, queue_reg(sdev, SVADEV_REG_QUEUE_SQ_BASE));
 	writeq(sdev->cq_dma, queue_reg(sdev, SVADEV_REG_QUEUE_CQ_BASE));
 	writel(FIELD_PREP(SVADEV_QUEUE_SIZE_SQ_LOG2, sdev->ring_log2) |
-	       FIELD_PREP(SVADEV_QUEUE_SIZE_CQ_LOG2, sdev->ring_log2), queue_reg(sdev, SVADEV_REG_QUEUE_SIZE));
+	       FIELD_PREP(SVADEV_QUEUE_SIZE_CQ_LOG2, sdev->ring_log2),
+	       queue_reg(sdev, SVADEV_REG_QUEUE_SIZE));
 	writel(0, queue_reg(sdev, SVADEV_REG_QUEUE_PASID));
 	writel(SVADEV_QUEUE_VECTOR_ENABLE | FIELD_PREP(SVADEV_QUEUE_VECTOR_VECTOR, 0),
 	       queue_reg(sdev, SVADEV_REG_QUEUE_VECTOR));
 
 	writel(SVADEV_CONTROL_ENABLE, sdev->regs + SVADEV_REG_CONTROL);
-	err = poll_reg(sdev, sdev->regs + SVADEV_REG_STATUS, SVADEV_STATUS_REG_ENABLED | SVADEV_STATUS_REG_BUSY,
-		       SVADEV_STATUS_REG_ENABLED, svadev_command_timeout_ms);
+	err = poll_status(sdev, SVADEV_STATUS_REG_ENABLED | SVADEV_STATUS_REG_BUSY,
+			  SVADEV_STATUS_REG_ENABLED);
 	if (err)
 		goto fail;
 	writel(SVADEV_QUEUE_CONTROL_ENABLE, queue_reg(sdev, SVADEV_REG_QUEUE_CONTROL));
@@ -125,19 +140,20 @@ fail:
  * svadev_hw_stop() - disable the function
  * @sdev: device
  *
- * On success the device accesses no memory any more, and every completion that it will ever write is in the ring.
+ * On success the device accesses no memory any more, and every completion that it will ever write
+ * is in the ring.
  *
- * Context: @gate held for writing, or remove of a device that nobody else can reach. Sleeps, at most the command timeout.
- * Return: 0; -ETIMEDOUT or -ENODEV if the device does not answer: it may still access memory then, and only the IOMMU and the
- * bus master bit stand in its way.
+ * Context: @gate held for writing, or remove of a device that nobody else can reach. Sleeps, at
+ * most the command timeout.
+ * Return: 0; -ETIMEDOUT or -ENODEV if the device does not answer: it may still access memory then,
+ * and only the IOMMU and the bus master bit stand in its way.
  */
 int svadev_hw_stop(struct svadev_device *sdev)
 {
 	int err;
 
 	writel(0, sdev->regs + SVADEV_REG_CONTROL);
-	err = poll_reg(sdev, sdev->regs + SVADEV_REG_STATUS, SVADEV_STATUS_REG_ENABLED | SVADEV_STATUS_REG_BUSY, 0,
-		       svadev_command_timeout_ms);
+	err = poll_status(sdev, SVADEV_STATUS_REG_ENABLED | SVADEV_STATUS_REG_BUSY, 0);
 	if (err && err != -ENODEV)
 		dev_err(&sdev->pdev->dev, "the function does not stop: %d\n", err);
 	return err;
@@ -152,11 +168,11 @@ static int hw_command(struct svadev_device *sdev, u8 opcode, u32 pasid)
 
 	guard(mutex)(&sdev->command_lock);
 	/* An earlier command that timed out may still run; a write now would be ignored. */
-	err = poll_reg(sdev, status_reg, SVADEV_COMMAND_STATUS_BUSY, 0, svadev_command_timeout_ms);
+	err = poll_reg(status_reg, SVADEV_COMMAND_STATUS_BUSY, 0);
 	if (err)
 		return err;
 	writeq(opcode | (u64)pasid << SVADEV_COMMAND_PASID_SHIFT, sdev->regs + SVADEV_REG_COMMAND);
-	err = poll_reg(sdev, status_reg, SVADEV_COMMAND_STATUS_BUSY, 0, svadev_command_timeout_ms);
+	err = poll_reg(status_reg, SVADEV_COMMAND_STATUS_BUSY, 0);
 	if (err)
 		return err;
 	return readl(status_reg) & SVADEV_COMMAND_STATUS_BAD ? -EOPNOTSUPP : 0;
@@ -167,8 +183,9 @@ static int hw_command(struct svadev_device *sdev, u8 opcode, u32 pasid)
  * @sdev: device, running
  * @pasid: the PASID
  *
- * On success no access for the PASID is under way, the device has dropped its translations, and each of its descriptors has a
- * completion in the ring. This is the PASID stop request that the SVA core wants before unbind.
+ * On success no access for the PASID is under way, the device has dropped its translations, and
+ * each of its descriptors has a completion in the ring. This is the PASID stop request that the SVA
+ * core wants before unbind.
  *
  * Context: @gate held for reading. Sleeps, at most twice the command timeout.
  * Return: 0; -ETIMEDOUT, -ENODEV or -EOPNOTSUPP.

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The accelerator's hardware interface, as emulator/spec/src/device.rs has it; docs/device-reference.md says it in prose. A test
- * of guest-tests/lib compares every constant here with the original. Descriptors, completions and their values are part of the
- * user interface too, and stand in uapi/svadev.h.
+ * The accelerator's hardware interface, as emulator/spec/src/device.rs has it;
+ * docs/device-reference.md says it in prose. A test of guest-tests/lib compares every constant here
+ * with the original. Descriptors, completions and their values are part of the user interface too,
+ * and stand in uapi/svadev.h.
  */
 #ifndef _SVADEV_HW_H
 #define _SVADEV_HW_H

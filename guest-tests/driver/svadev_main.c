@@ -2,8 +2,9 @@
 /*
  * svadev: driver of the shared-virtual-addressing accelerator.
  *
- * Programs hand the device their own pointers; the IOMMU translates them with the page tables of the process, and the kernel's I/O page
- * fault handling brings in what is missing. docs/driver.md is the long form.
+ * Programs hand the device their own pointers; the IOMMU translates them with the page tables of
+ * the process, and the kernel's I/O page fault handling brings in what is missing. docs/driver.md
+ * is the long form.
  */
 #include <linux/idr.h>
 #include <linux/module.h>
@@ -13,11 +14,13 @@
 
 unsigned int svadev_command_timeout_ms = 5000;
 module_param_named(command_timeout_ms, svadev_command_timeout_ms, uint, 0644);
-MODULE_PARM_DESC(command_timeout_ms, "longest wait for the device to stop, start or abort a PASID (default 5000)");
+MODULE_PARM_DESC(command_timeout_ms,
+		 "longest wait for the device to stop, start or abort a PASID (default 5000)");
 
 unsigned int svadev_drain_timeout_ms = 20000;
 module_param_named(drain_timeout_ms, svadev_drain_timeout_ms, uint, 0644);
-MODULE_PARM_DESC(drain_timeout_ms, "longest wait for a context's own work before its PASID is aborted (default 20000)");
+MODULE_PARM_DESC(drain_timeout_ms,
+		 "longest wait for a context's own work before the PASID is aborted (default 20000)");
 
 unsigned int svadev_stuck_ms = 30000;
 module_param_named(stuck_ms, svadev_stuck_ms, uint, 0644);
@@ -104,7 +107,10 @@ static void svadev_reset_work(struct work_struct *work)
 	struct svadev_device *sdev = container_of(work, struct svadev_device, reset_work);
 	int err;
 
-	/* Only tries: whoever holds the device lock resets or removes the function, and remove waits for this work. */
+	/*
+	 * Only tries: whoever holds the device lock resets or removes the function, and remove
+	 * waits for this work.
+	 */
 	err = pci_try_reset_function(sdev->pdev);
 	dev_warn(&sdev->pdev->dev, "reset since the function did not restart: %d\n", err);
 }
@@ -166,8 +172,8 @@ int svadev_device_publish(struct svadev_device *sdev)
 	err = cdev_device_add(&sdev->cdev, &sdev->dev);
 	if (err)
 		goto free_minor;
-	dev_info(&sdev->pdev->dev, "%s: ABI %u.%u, rings of %u\n", dev_name(&sdev->dev), sdev->version >> 16,
-		 sdev->version & 0xffff, 1U << sdev->ring_log2);
+	dev_info(&sdev->pdev->dev, "%s: ABI %u.%u, rings of %u\n", dev_name(&sdev->dev),
+		 sdev->version >> 16, sdev->version & 0xffff, 1U << sdev->ring_log2);
 	return 0;
 
 free_minor:
@@ -179,7 +185,8 @@ free_minor:
  * svadev_device_unpublish() - take /dev/svadevN away
  * @sdev: published device
  *
- * Open files stay open. N is free for another device: nothing leads from the number to this structure any more.
+ * Open files stay open. N is free for another device: nothing leads from the number to this
+ * structure any more.
  *
  * Context: remove.
  */

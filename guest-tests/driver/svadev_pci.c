@@ -35,7 +35,8 @@ static int set_up_irq(struct svadev_device *sdev)
 	sdev->irq = pci_irq_vector(sdev->pdev, 0);
 	err = request_irq(sdev->irq, svadev_queue_irq, 0, pci_name(sdev->pdev), sdev);
 	if (err)
-		return dev_err_probe(&sdev->pdev->dev, err, "cannot request interrupt %d\n", sdev->irq);
+		return dev_err_probe(&sdev->pdev->dev, err, "cannot request interrupt %d\n",
+				     sdev->irq);
 	return 0;
 }
 
@@ -90,12 +91,13 @@ free_queue:
 /*
  * Files may be open, and calls under way. In this order:
  *  1. no new files;
- *  2. the function stops and all work ends as aborted. The state says so for good, so that calls that wait return, and later ones
- *     do not touch the hardware;
- *  3. every context is unbound: the SVA core's handles need the PCI device and its group, which may go when we return;
+ *  2. the function stops and all work ends as aborted. The state says so for good, so that calls
+ *     that wait return, and later ones do not touch the hardware;
+ *  3. every context is unbound: the SVA core's handles need the PCI device and its group, which may
+ *     go when we return;
  *  4. nothing of ours is called any more: interrupt, works;
- *  5. no bus master, so even a device that did not stop leaves the rings alone; then they are freed.
- * The structure itself goes with the last file.
+ *  5. no bus master, so even a device that did not stop leaves the rings alone; then they are
+ * freed. The structure itself goes with the last file.
  */
 static void svadev_remove(struct pci_dev *pdev)
 {
@@ -120,7 +122,10 @@ static void svadev_remove(struct pci_dev *pdev)
 	put_device(&sdev->dev);
 }
 
-/* Reboot or kexec: the next kernel must find a function that does no DMA. Contexts stay; nobody comes back to them. */
+/*
+ * Reboot or kexec: the next kernel must find a function that does no DMA. Contexts stay; nobody
+ * comes back to them.
+ */
 static void svadev_shutdown(struct pci_dev *pdev)
 {
 	struct svadev_device *sdev = pci_get_drvdata(pdev);
@@ -131,9 +136,10 @@ static void svadev_shutdown(struct pci_dev *pdev)
 }
 
 /*
- * Before a reset by the PCI core (function level reset through sysfs, or our own reset_work). Bindings stay: from 7.0 on the core moves
- * the function's PASIDs to a blocking domain during the reset and back afterwards; before, the PASID entries simply stay, and
- * they are not the function's. Enable bits of ATS, PRI and PASID are in pci_restore_state().
+ * Before a reset by the PCI core (function level reset through sysfs, or our own reset_work).
+ * Bindings stay: from 7.0 on the core moves the function's PASIDs to a blocking domain during the
+ * reset and back afterwards; before, the PASID entries simply stay, and they are not the
+ * function's. Enable bits of ATS, PRI and PASID are in pci_restore_state().
  */
 static void svadev_reset_prepare(struct pci_dev *pdev)
 {
@@ -179,6 +185,9 @@ struct pci_driver svadev_pci_driver = {
 	.remove = svadev_remove,
 	.shutdown = svadev_shutdown,
 	.err_handler = &svadev_error_handlers,
-	/* One after the other in the bus' order, so that /dev/svadevN follows the functions' addresses. */
+	/*
+	 * One after the other in the bus' order, so that /dev/svadevN follows the functions'
+	 * addresses.
+	 */
 	.driver.probe_type = PROBE_FORCE_SYNCHRONOUS,
 };

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * svadev: the kernel queue: a submission and a completion ring in coherent memory, shared by all contexts of a function.
+ * svadev: the kernel queue: a submission and a completion ring in coherent memory, shared by all
+ * contexts of a function.
  *
- * Every descriptor in flight has a slot, and there are as many slots as ring entries. So neither ring overflows: descriptors that
- * the device has not fetched and completions that we have not read are both in flight.
+ * Every descriptor in flight has a slot, and there are as many slots as ring entries. So neither
+ * ring overflows: descriptors that the device has not fetched and completions that we have not read
+ * are both in flight.
  *
- * The device is not trusted: it sees a cookie that names slot and generation, and a completion counts only if both match what is
- * in flight. What it writes is copied once, then looked at.
+ * The device is not trusted: it sees a cookie that names slot and generation, and a completion
+ * counts only if both match what is in flight. What it writes is copied once, then looked at.
  */
 #include <linux/bitfield.h>
 #include <linux/dma-mapping.h>
@@ -43,12 +45,13 @@ static bool anything_in_flight(const struct svadev_device *sdev)
  */
 int svadev_queue_alloc(struct svadev_device *sdev)
 {
+	struct device *dev = &sdev->pdev->dev;
 	u32 entries = ring_entries(sdev);
 
 	sdev->slots = kvcalloc(entries, sizeof(*sdev->slots), GFP_KERNEL);
 	sdev->free_slots = kvcalloc(entries, sizeof(*sdev->free_slots), GFP_KERNEL);
-	sdev->sq = dma_alloc_coherent(&sdev->pdev->dev, entries * sizeof(*sdev->sq), &sdev->sq_dma, GFP_KERNEL);
-	sdev->cq = dma_alloc_coherent(&sdev->pdev->dev, entries * sizeof(*sdev->cq), &sdev->cq_dma, GFP_KERNEL);
+	sdev->sq = dma_alloc_coherent(dev, entries * sizeof(*sdev->sq), &sdev->sq_dma, GFP_KERNEL);
+	sdev->cq = dma_alloc_coherent(dev, entries * sizeof(*sdev->cq), &sdev->cq_dma, GFP_KERNEL);
 	if (!sdev->slots || !sdev->free_slots || !sdev->sq || !sdev->cq)
 		return -ENOMEM;
 	for (u32 slot = 0; slot < entries; slot++)
@@ -67,12 +70,13 @@ int svadev_queue_alloc(struct svadev_device *sdev)
  */
 void svadev_queue_free(struct svadev_device *sdev)
 {
+	struct device *dev = &sdev->pdev->dev;
 	u32 entries = ring_entries(sdev);
 
 	if (sdev->sq)
-		dma_free_coherent(&sdev->pdev->dev, entries * sizeof(*sdev->sq), sdev->sq, sdev->sq_dma);
+		dma_free_coherent(dev, entries * sizeof(*sdev->sq), sdev->sq, sdev->sq_dma);
 	if (sdev->cq)
-		dma_free_coherent(&sdev->pdev->dev, entries * sizeof(*sdev->cq), sdev->cq, sdev->cq_dma);
+		dma_free_coherent(dev, entries * sizeof(*sdev->cq), sdev->cq, sdev->cq_dma);
 	sdev->sq = NULL;
 	sdev->cq = NULL;
 }
@@ -96,7 +100,8 @@ void svadev_queue_reset(struct svadev_device *sdev)
 }
 
 /* Moves a request that is in flight to its context's completions and frees its slot. */
-static void complete_request(struct svadev_request *request, const struct svadev_completion *completion)
+static void complete_request(struct svadev_request *request,
+			     const struct svadev_completion *completion)
 {
 	struct svadev_context *context = request->context;
 	struct svadev_device *sdev = context->sdev;
@@ -115,13 +120,16 @@ static void complete_request(struct svadev_request *request, const struct svadev
 	WRITE_ONCE(context->uncollected, context->uncollected + 1);
 	WRITE_ONCE(context->in_flight_count, context->in_flight_count - 1);
 	/*
-	 * The context lives: whoever frees it has first seen in_flight_count fall to 0 with this lock held (svadev_context_destroy()),
-	 * and we hold it until the wake-up is over.
+	 * The context lives: whoever frees it has first seen in_flight_count fall to 0 with this
+	 * lock held (svadev_context_destroy()), and we hold it until the wake-up is over.
 	 */
 	wake_up_all(&context->wait);
 }
 
-/* The request that a completion is for, or NULL if the device made the cookie up or completed something twice. */
+/*
+ * The request that a completion is for, or NULL if the device made the cookie up or completed
+ * something twice.
+ */
 static struct svadev_request *request_of(struct svadev_device *sdev, u64 tag)
 {
 	u64 slot = tag & (BIT(SVADEV_TAG_SLOT_BITS) - 1);
@@ -152,14 +160,18 @@ static void queue_reap(struct svadev_device *sdev)
 
 		if (READ_ONCE(entry->seq) != sdev->cq_head + 1)
 			break;
-		/* seq is written last: what stands before it in the entry is whole once seq is seen. */
+		/*
+		 * seq is written last: what stands before it in the entry is whole once seq is
+		 * seen.
+		 */
 		dma_rmb();
 		completion = *entry;
 		sdev->cq_head++;
 		request = request_of(sdev, completion.cookie);
 		if (!request) {
 			sdev->stats.bad_completions++;
-			dev_warn_ratelimited(&sdev->pdev->dev, "completion %u matches nothing in flight: cookie %#llx\n",
+			dev_warn_ratelimited(&sdev->pdev->dev,
+					     "completion %u matches nothing in flight: cookie %#llx\n",
 					     sdev->cq_head - 1, completion.cookie);
 			continue;
 		}
@@ -169,9 +181,10 @@ static void queue_reap(struct svadev_device *sdev)
 	if (!taken)
 		return;
 	/*
-	 * No look at ARMED here, though CQ_HEAD moved: that is for a device that waits for room in the completion ring, and this one never
-	 * does. All that is in flight fits into the ring, and a descriptor that reuses one of the slots just freed gets into the ring
-	 * only after we drop the lock, so its SQ_TAIL is stored after this CQ_HEAD.
+	 * No look at ARMED here, though CQ_HEAD moved: that is for a device that waits for room in
+	 * the completion ring, and this one never does. All that is in flight fits into the ring,
+	 * and a descriptor that reuses one of the slots just freed gets into the ring only after we
+	 * drop the lock, so its SQ_TAIL is stored after this CQ_HEAD.
 	 */
 	writel(sdev->cq_head, sdev->doorbell + SVADEV_DOORBELL_CQ_HEAD);
 	wake_up_all(&sdev->room_wait);
@@ -202,7 +215,8 @@ irqreturn_t svadev_queue_irq(int irq, void *data)
  *
  * Touches the doorbell only while the ring is live, and so while it is mapped.
  *
- * Context: process, @gate not needed: ring_live is cleared under the lock before anything goes away.
+ * Context: process, @gate not needed: ring_live is cleared under the lock before anything goes
+ * away.
  */
 void svadev_queue_poll(struct svadev_device *sdev)
 {
@@ -215,7 +229,8 @@ void svadev_queue_poll(struct svadev_device *sdev)
  * @context: whose descriptor
  *
  * Context: svadev_device.lock held.
- * Return: 0; -EAGAIN if room comes when something completes, -ENOBUFS if the program has to collect first.
+ * Return: 0; -EAGAIN if room comes when something completes, -ENOBUFS if the program has to collect
+ * first.
  */
 int svadev_queue_room(struct svadev_context *context)
 {
@@ -240,7 +255,8 @@ int svadev_queue_room(struct svadev_context *context)
  *
  * Context: @gate held for reading, state SVADEV_RUNNING, svadev_device.lock held.
  */
-void svadev_queue_push(struct svadev_context *context, struct svadev_request *request, struct svadev_desc *desc)
+void svadev_queue_push(struct svadev_context *context, struct svadev_request *request,
+		       struct svadev_desc *desc)
 {
 	struct svadev_device *sdev = context->sdev;
 	u16 slot;
@@ -271,7 +287,8 @@ void svadev_queue_push(struct svadev_context *context, struct svadev_request *re
  * svadev_queue_publish() - let the device see what was pushed
  * @sdev: device
  *
- * Under the lock, so that the tails of two submitters are stored in their order. Follow with svadev_queue_wake().
+ * Under the lock, so that the tails of two submitters are stored in their order. Follow with
+ * svadev_queue_wake().
  *
  * Context: as svadev_queue_push().
  */
@@ -294,8 +311,8 @@ void svadev_queue_wake(struct svadev_device *sdev)
 {
 	lockdep_assert_held_read(&sdev->gate);
 	/*
-	 * Store the tail, full fence, load ARMED: the engine does store ARMED, full fence, load the tail. One of the two sees the
-	 * other's store, so either it finds the work or we wake it.
+	 * Store the tail, full fence, load ARMED: the engine does store ARMED, full fence, load the
+	 * tail. One of the two sees the other's store, so either it finds the work or we wake it.
 	 */
 	mb();
 	if (readl(sdev->doorbell + SVADEV_DOORBELL_ARMED))
@@ -325,9 +342,10 @@ static void abort_in_flight(struct svadev_device *sdev)
  * @sdev: device
  * @state: state to be in from now on, not SVADEV_RUNNING
  *
- * Afterwards nothing is in flight, and nothing can be submitted until the state is SVADEV_RUNNING again. If the device does not answer,
- * its work is called aborted all the same (the programs' waits must end, rule L7): it can still reach their memory until
- * the PASID is unbound or the function reset, and this is in the log.
+ * Afterwards nothing is in flight, and nothing can be submitted until the state is SVADEV_RUNNING
+ * again. If the device does not answer, its work is called aborted all the same (the programs'
+ * waits must end, rule L7): it can still reach their memory until the PASID is unbound or the
+ * function reset, and this is in the log.
  *
  * Context: @gate held for writing. Sleeps, at most the command timeout.
  */
@@ -349,19 +367,25 @@ void svadev_queue_halt(struct svadev_device *sdev, enum svadev_state state)
 /**
  * svadev_queue_restart() - stop and start the function because work does not end
  * @sdev: device
- * @starts: svadev_device.starts when the caller saw the work: if it has changed, that work has ended meanwhile
+ * @starts: svadev_device.starts when the caller saw the work: if it has changed, that work has
+ *   ended meanwhile
  * @why: for the log
  *
- * Work of all contexts ends as aborted; bindings stay. If the function does not start again, asks the PCI core for a reset.
+ * Work of all contexts ends as aborted; bindings stay. If the function does not start again, asks
+ * the PCI core for a reset.
  *
- * Context: process, no lock of ours below the contexts' mutexes held. Sleeps, at most three times the command timeout.
+ * Context: process, no lock of ours below the contexts' mutexes held. Sleeps, at most three times
+ * the command timeout.
  */
 void svadev_queue_restart(struct svadev_device *sdev, unsigned int starts, const char *why)
 {
 	int err;
 
 	guard(rwsem_write)(&sdev->gate);
-	/* Otherwise what the caller saw has been aborted: someone else was faster, or the device is gone. */
+	/*
+	 * Otherwise what the caller saw has been aborted: someone else was faster, or the device is
+	 * gone.
+	 */
 	if (sdev->state != SVADEV_RUNNING || sdev->starts != starts)
 		return;
 
@@ -379,38 +403,48 @@ void svadev_queue_restart(struct svadev_device *sdev, unsigned int starts, const
 	wake_up_all(&sdev->room_wait);
 }
 
-/* Says once for each descriptor that it takes too long. */
+/* Says once for each descriptor that it takes too long; one line for all that crossed the limit. */
 static void report_stuck(struct svadev_device *sdev)
 {
 	unsigned long limit = msecs_to_jiffies(svadev_stuck_ms);
+	struct svadev_request *example = NULL;
+	unsigned int stuck = 0;
 
 	lockdep_assert_held(&sdev->lock);
 
 	for (u32 slot = 0; slot < ring_entries(sdev); slot++) {
 		struct svadev_request *request = sdev->slots[slot];
 
-		if (!request || request->reported || time_before(jiffies, request->submitted + limit))
+		if (!request || request->reported ||
+		    time_before(jiffies, request->submitted + limit))
 			continue;
 		request->reported = true;
-		sdev->stats.stuck++;
-		dev_warn_ratelimited(&sdev->pdev->dev, "descriptor %#llx of PASID %u is in flight for %u ms\n", request->tag,
-				     request->context->pasid, jiffies_to_msecs(jiffies - request->submitted));
+		example = request;
+		stuck++;
 	}
+	sdev->stats.stuck += stuck;
+	if (stuck)
+		dev_warn_ratelimited(&sdev->pdev->dev,
+				     "%u descriptors in flight for %u ms, one of PASID %u: cookie %#llx\n",
+				     stuck, jiffies_to_msecs(jiffies - example->submitted),
+				     example->context->pasid, example->tag);
 }
 
 /**
- * svadev_queue_watchdog() - look for a queue that halted, an interrupt that was lost, work that does not end
+ * svadev_queue_watchdog() - look for a queue that halted, an interrupt that was lost, work that
+ * does not end
  * @work: svadev_device.watchdog
  *
- * A halted queue is restarted: with descriptors and rings that only the driver writes, it is the device's fault or the driver's, and
- * in both cases nobody's work would ever end. Slow work is only reported: page faults take what they take, and the device has a timeout
- * for them.
+ * A halted queue is restarted: with descriptors and rings that only the driver writes, it is the
+ * device's fault or the driver's, and in both cases nobody's work would ever end. Slow work is only
+ * reported: page faults take what they take, and the device has a timeout for them.
  *
  * Context: work queue; remove cancels it.
  */
 void svadev_queue_watchdog(struct work_struct *work)
 {
-	struct svadev_device *sdev = container_of(to_delayed_work(work), struct svadev_device, watchdog);
+	struct svadev_device *sdev =
+		container_of(to_delayed_work(work), struct svadev_device, watchdog);
 	unsigned int starts;
 	bool halted, again;
 	u32 status;

@@ -2,27 +2,33 @@
 /*
  * svadev: user-space interface of the shared-virtual-addressing accelerator, /dev/svadevN.
  *
- * A program opens the device, binds its address space (BIND), hands descriptors that hold its own plain pointers to the
- * device (SUBMIT) and collects completions (WAIT, poll). One open file is one *context*: its binding, its work in flight
- * and its completions. dup(), fork() and SCM_RIGHTS share a context; open() makes a new one.
+ * A program opens the device, binds its address space (BIND), hands descriptors that hold its own
+ * plain pointers to the device (SUBMIT) and collects completions (WAIT, poll). One open file is one
+ * *context*: its binding, its work in flight and its completions. dup(), fork() and SCM_RIGHTS
+ * share a context; open() makes a new one.
  *
  * What every operation has in common:
- *  - Structures start with @argsz, the size that the program knows, and @flags. The kernel takes min(argsz, its own size)
- *    bytes and writes back as many. Fields beyond that are zero for the kernel; a program that sets a field that the kernel
- *    does not know gets E2BIG. An @argsz below version 1 of the structure, an unknown flag and a reserved field that is
- *    not zero are EINVAL. Sizes are in @argsz, not in the request number, so numbers never change.
- *  - Errors: EFAULT a pointer of the call itself is bad (a bad pointer in a descriptor is a completion, not an error);
- *    EINVAL as above or as said at each operation; EINTR a signal came before anything was done; ENODEV the device was
- *    removed or its driver unbound: for ever, close the file; EIO the device stopped answering and is out of service until it
- *    is reset; ENOTTY unknown request.
- *  - A reset of the function (echo 1 > /sys/bus/pci/devices/.../reset) completes the work in flight as
- *    SVADEV_STATUS_ABORTED and keeps bindings. Calls made during the reset wait for its end (EAGAIN under O_NONBLOCK).
+ *  - Structures start with @argsz, the size that the program knows, and @flags. The kernel takes
+ *    min(argsz, its own size) bytes and writes back as many. Fields beyond that are zero for the
+ *    kernel; a program that sets a field that the kernel does not know gets E2BIG. An @argsz below
+ *    version 1 of the structure, an unknown flag and a reserved field that is not zero are EINVAL.
+ *    Sizes are in @argsz, not in the request number, so numbers never change.
+ *  - Errors: EFAULT a pointer of the call itself is bad (a bad pointer in a descriptor is a
+ *    completion, not an error); EINVAL as above or as said at each operation; EINTR a signal came
+ *    before anything was done; ENODEV the device was removed or its driver unbound: for ever, close
+ *    the file; EIO the device stopped answering and is out of service until it is reset; ENOTTY
+ *    unknown request.
+ *  - A reset of the function (echo 1 > /sys/bus/pci/devices/.../reset) completes the work in flight
+ *    as SVADEV_STATUS_ABORTED and keeps bindings. Calls made during the reset wait for its end
+ *    (EAGAIN under O_NONBLOCK).
  *
- * Whose memory: a context belongs to the address space (mm) that bound it, not to the process that holds the file.
+ * Whose memory: a context belongs to the address space (mm) that bound it, not to the process that
+ * holds the file.
  *  - fork(): the child inherits the file, not the binding: SUBMIT and UNBIND give it EPERM.
- *  - exec() and exit(): the address space is gone. Work in flight ends with SVADEV_STATUS_TRANSLATION_BLOCKED,
- *    SVADEV_STATUS_PAGE_FAULT or SVADEV_STATUS_ABORTED. Whoever still holds the file gets ESRCH from SUBMIT and, once
- *    the remaining completions are collected, from WAIT; UNBIND succeeds, and BIND may then bind the caller.
+ *  - exec() and exit(): the address space is gone. Work in flight ends with
+ *    SVADEV_STATUS_TRANSLATION_BLOCKED, SVADEV_STATUS_PAGE_FAULT or SVADEV_STATUS_ABORTED. Whoever
+ *    still holds the file gets ESRCH from SUBMIT and, once the remaining completions are collected,
+ *    from WAIT; UNBIND succeeds, and BIND may then bind the caller.
  *  - threads and vfork() share the address space and therefore the right to submit.
  */
 #ifndef _UAPI_SVADEV_H
@@ -31,7 +37,10 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-/* Version of this interface, in struct svadev_query. Grows when something is added; nothing is ever taken away. */
+/*
+ * Version of this interface, in struct svadev_query. Grows when something is added; nothing is ever
+ * taken away.
+ */
 #define SVADEV_UAPI_VERSION 1
 
 /* Most of one context's descriptors that can be in flight, whatever the device can hold. */
@@ -40,22 +49,22 @@
 /* Most descriptors of one context in flight or completed and not collected. */
 #define SVADEV_MAX_UNCOLLECTED 4096
 
-/* --- Work: the device's own layouts, little-endian ------------------------------------------------------------- */
+/* Work: the device's own layouts, little-endian. */
 
 /* Opcodes, svadev_desc.opcode. */
 #define SVADEV_OP_NOP 0		/* Complete at once. */
 #define SVADEV_OP_DRAIN 1	/* Complete when everything before it in the queue has completed. */
 #define SVADEV_OP_COPY 2	/* Copy length bytes from src to dst; they must not overlap. */
-#define SVADEV_OP_FILL 3	/* Repeat the 8 bytes of operand, lowest first, over length bytes at dst. */
-#define SVADEV_OP_COMPARE 4	/* Compare length bytes at src and dst; result: offset of the first difference. */
-#define SVADEV_OP_CRC32C 5	/* CRC-32C of length bytes at src, continuing from operand (0 to start). */
+#define SVADEV_OP_FILL 3	/* Fill length bytes at dst with operand, lowest byte first. */
+#define SVADEV_OP_COMPARE 4	/* Compare src and dst; result: offset of the first difference. */
+#define SVADEV_OP_CRC32C 5	/* CRC-32C of length bytes at src, from operand (0 to start). */
 
 /* Flags, svadev_desc.flags. */
-#define SVADEV_DESC_INTERRUPT (1U << 0)		/* Raise the queue's vector; the driver always sets it. */
-#define SVADEV_DESC_FENCE (1U << 1)		/* Start when everything before it in the queue has completed. */
-#define SVADEV_DESC_STOP_ON_FAULT (1U << 2)	/* Stop and report a missing page instead of asking for it. */
-#define SVADEV_DESC_SRC_LIST (1U << 3)		/* src is the address of src_entries struct svadev_sge. */
-#define SVADEV_DESC_DST_LIST (1U << 4)		/* dst is the address of dst_entries struct svadev_sge. */
+#define SVADEV_DESC_INTERRUPT (1U << 0)	/* Raise the queue's vector; the driver always sets it. */
+#define SVADEV_DESC_FENCE (1U << 1)	/* Start when everything before it has completed. */
+#define SVADEV_DESC_STOP_ON_FAULT (1U << 2)	/* Report a missing page, do not ask for it. */
+#define SVADEV_DESC_SRC_LIST (1U << 3)	/* src is the address of src_entries struct svadev_sge. */
+#define SVADEV_DESC_DST_LIST (1U << 4)	/* dst is the address of dst_entries struct svadev_sge. */
 
 /* svadev_desc.pasid; only with SVADEV_SUBMIT_RAW, else zero. */
 #define SVADEV_DESC_PASID_MASK 0xfffffU
@@ -66,18 +75,20 @@
  * @opcode: SVADEV_OP_*
  * @flags: SVADEV_DESC_*
  * @reserved0: zero
- * @pasid: zero: the driver writes the context's PASID here (see SVADEV_SUBMIT_RAW for the exception)
+ * @pasid: zero: the driver writes the context's PASID here (see SVADEV_SUBMIT_RAW for the
+ *   exception)
  * @cookie: returned in the completion; not looked at
  * @src: source address, or address of the source list
  * @dst: destination address, or address of the destination list
- * @length: bytes, 1 to max_length for opcodes that have operands, else zero; a list's lengths add up to it
+ * @length: bytes, 1 to max_length for opcodes that have operands, else zero; a list's lengths add
+ *   up to it
  * @operand: pattern of FILL, starting value of CRC32C, else zero
  * @src_entries: entries of the source list, zero without one
  * @dst_entries: entries of the destination list, zero without one
  * @reserved1: zero
  *
- * The driver looks at @pasid and @cookie only. Everything else is the device's to check: a bad descriptor is not an error
- * of SUBMIT but a completion with SVADEV_STATUS_BAD_*.
+ * The driver looks at @pasid and @cookie only. Everything else is the device's to check: a bad
+ * descriptor is not an error of SUBMIT but a completion with SVADEV_STATUS_BAD_*.
  */
 struct svadev_desc {
 	__u8 opcode;
@@ -106,30 +117,31 @@ struct svadev_sge {
 
 /* svadev_completion.status. */
 #define SVADEV_STATUS_SUCCESS 0
-#define SVADEV_STATUS_MISMATCH 0x01		/* COMPARE found a difference; result says where. */
+#define SVADEV_STATUS_MISMATCH 0x01	/* COMPARE found a difference; result says where. */
 #define SVADEV_STATUS_BAD_OPCODE 0x10
-#define SVADEV_STATUS_BAD_FLAGS 0x11		/* Unknown flag, or one that the opcode has no use for. */
+#define SVADEV_STATUS_BAD_FLAGS 0x11	/* Unknown flag, or one that the opcode has no use for. */
 #define SVADEV_STATUS_BAD_LENGTH 0x12
-#define SVADEV_STATUS_BAD_RESERVED 0x13		/* A field that the opcode does not use is not zero. */
+#define SVADEV_STATUS_BAD_RESERVED 0x13	/* A field that the opcode does not use is not zero. */
 #define SVADEV_STATUS_OVERLAP 0x14
 #define SVADEV_STATUS_BAD_LIST 0x15
-#define SVADEV_STATUS_BAD_ADDRESS 0x16		/* An operand wraps around the address space. */
-#define SVADEV_STATUS_PAGE_FAULT 0x20		/* The kernel said invalid, or SVADEV_DESC_STOP_ON_FAULT. */
+#define SVADEV_STATUS_BAD_ADDRESS 0x16	/* An operand wraps around the address space. */
+#define SVADEV_STATUS_PAGE_FAULT 0x20	/* The kernel said invalid, or SVADEV_DESC_STOP_ON_FAULT. */
 #define SVADEV_STATUS_PAGE_REQUEST_FAILED 0x21	/* Page requests are off for the whole function. */
 #define SVADEV_STATUS_PAGE_REQUEST_TIMEOUT 0x22	/* No answer to a page request in time. */
 #define SVADEV_STATUS_TRANSLATION_BLOCKED 0x23	/* Nothing is bound there. */
-#define SVADEV_STATUS_MEMORY_ERROR 0x24		/* The translation leads to no memory. */
-#define SVADEV_STATUS_ABORTED 0x30		/* PASID aborted, queue disabled, function reset or removed. */
+#define SVADEV_STATUS_MEMORY_ERROR 0x24	/* The translation leads to no memory. */
+#define SVADEV_STATUS_ABORTED 0x30	/* PASID aborted, function reset or removed. */
 
 /* svadev_completion.fault. */
 #define SVADEV_FAULT_ADDRESS_VALID (1U << 0)	/* result is the address at fault. */
-#define SVADEV_FAULT_WRITE (1U << 1)		/* The access was a write. */
+#define SVADEV_FAULT_WRITE (1U << 1)	/* The access was a write. */
 
 /**
  * struct svadev_completion - what became of a descriptor
  * @cookie: the descriptor's
  * @bytes_done: everything below this offset was done; nothing at or above it is promised
- * @result: CRC of CRC32C (low 32 bits), offset of COMPARE's first difference, or the fault's address if @fault says so
+ * @result: CRC of CRC32C (low 32 bits), offset of COMPARE's first difference, or the fault's
+ *   address if @fault says so
  * @status: SVADEV_STATUS_*
  * @fault: SVADEV_FAULT_*
  * @reserved: zero
@@ -145,7 +157,7 @@ struct svadev_completion {
 	__u32 seq;
 };
 
-/* --- Operations ------------------------------------------------------------------------------------------------- */
+/* Operations. */
 
 #define SVADEV_IOC_MAGIC 0xBB
 
@@ -196,9 +208,10 @@ struct svadev_query {
  * @pasid: out: the address space's PASID, the same on every function that it is bound to
  * @reserved: zero
  *
- * Errors: EBUSY the context is bound, or the kernel refuses (an address space whose pointers carry tags, or a group in
- * recovery); EAGAIN reset under way and O_NONBLOCK; EOPNOTSUPP, ENODEV or EINVAL the kernel, the IOMMU or the function
- * does not do shared virtual addressing; ENOSPC no PASID left; EOVERFLOW the PASID is too wide for the function.
+ * Errors: EBUSY the context is bound, or the kernel refuses (an address space whose pointers carry
+ * tags, or a group in recovery); EAGAIN reset under way and O_NONBLOCK; EOPNOTSUPP, ENODEV or
+ * EINVAL the kernel, the IOMMU or the function does not do shared virtual addressing; ENOSPC no
+ * PASID left; EOVERFLOW the PASID is too wide for the function.
  */
 struct svadev_bind {
 	__u32 argsz;
@@ -212,12 +225,14 @@ struct svadev_bind {
  * @argsz: size of this structure
  * @flags: zero
  *
- * When this returns no access of the device for this context is under way or will start, and all of its work has a
- * completion. If it was the last context of the address space on the function, work in flight is aborted; else the call
- * waits for the context's own work, for a bounded time, and aborts after that. Completions can still be collected.
+ * When this returns no access of the device for this context is under way or will start, and all of
+ * its work has a completion. If it was the last context of the address space on the function, work
+ * in flight is aborted; else the call waits for the context's own work, for a bounded time, and
+ * aborts after that. Completions can still be collected.
  *
- * Not interrupted by signals; bounded by the driver's drain_timeout_ms. Errors: EINVAL the context is not bound, and
- * nothing changes; EPERM the caller is neither in the address space that bound it nor is that one dead.
+ * Not interrupted by signals; bounded by the driver's drain_timeout_ms. Errors: EINVAL the context
+ * is not bound, and nothing changes; EPERM the caller is neither in the address space that bound it
+ * nor is that one dead.
  */
 struct svadev_unbind {
 	__u32 argsz;
@@ -225,9 +240,10 @@ struct svadev_unbind {
 };
 
 /*
- * A test hook, CAP_SYS_RAWIO: svadev_desc.pasid is the caller's, so a descriptor can name any PASID, or none
- * (SVADEV_DESC_PASID_VALID clear: the addresses are then the function's DMA addresses). The context need not be bound. The
- * driver still replaces the cookie on the way (the completion has the caller's) and sets SVADEV_DESC_INTERRUPT.
+ * A test hook, CAP_SYS_RAWIO: svadev_desc.pasid is the caller's, so a descriptor can name any
+ * PASID, or none (SVADEV_DESC_PASID_VALID clear: the addresses are then the function's DMA
+ * addresses). The context need not be bound. The driver still replaces the cookie on the way (the
+ * completion has the caller's) and sets SVADEV_DESC_INTERRUPT.
  */
 #define SVADEV_SUBMIT_RAW (1U << 0)
 
@@ -239,12 +255,14 @@ struct svadev_unbind {
  * @count: descriptors there; 0 does nothing
  * @reserved: zero
  *
- * Returns how many were taken, from the start, as io_submit() does: an error is returned only if the first one is not taken.
- * Without room for the first, waits for room, or gives EAGAIN if the file is O_NONBLOCK.
+ * Returns how many were taken, from the start, as io_submit() does: an error is returned only if
+ * the first one is not taken. Without room for the first, waits for room, or gives EAGAIN if the
+ * file is O_NONBLOCK.
  *
- * Errors: EINVAL the context is not bound, or a descriptor's pasid is not zero; EPERM the caller's address space is not the
- * one that bound, or RAW without CAP_SYS_RAWIO; ESRCH the address space that bound is dead; EAGAIN no room; ENOBUFS
- * @max_uncollected reached, WAIT first (waiting would not help, so this does not block).
+ * Errors: EINVAL the context is not bound, or a descriptor's pasid is not zero; EPERM the caller's
+ * address space is not the one that bound, or RAW without CAP_SYS_RAWIO; ESRCH the address space
+ * that bound is dead; EAGAIN no room; ENOBUFS @max_uncollected reached, WAIT first (waiting would
+ * not help, so this does not block).
  */
 struct svadev_submit {
 	__u32 argsz;
@@ -263,14 +281,17 @@ struct svadev_submit {
  * @capacity: room there
  * @min: wait until so many are ready, at most @capacity
  *
- * Returns how many were stored, oldest completion first. Fewer than @min, or 0, means that the time is over, that a
- * signal came after the first, or that nothing of this context is in flight any more. A completion is returned once;
- * if @completions cannot be written it stays and the call gives EFAULT. Any holder of the file may collect.
+ * Returns how many were stored, oldest completion first. Fewer than @min, or 0, means that the time
+ * is over, that a signal came after the first, or that nothing of this context is in flight any
+ * more. A completion is returned once; if @completions cannot be written it stays and the call
+ * gives EFAULT. Any holder of the file may collect.
  *
- * Errors: EINTR a signal came and nothing is ready; ESRCH nothing is ready or in flight and the address space that bound
- * is dead; ENODEV the device is gone and nothing is ready (completions that are ready are still given out).
+ * Errors: EINTR a signal came and nothing is ready; ESRCH nothing is ready or in flight and the
+ * address space that bound is dead; ENODEV the device is gone and nothing is ready (completions
+ * that are ready are still given out).
  *
- * poll(2): POLLIN completions are ready; POLLOUT SUBMIT would take at least one; POLLERR | POLLHUP the device is gone.
+ * poll(2): POLLIN completions are ready; POLLOUT SUBMIT would take at least one; POLLERR | POLLHUP
+ * the device is gone.
  */
 struct svadev_wait {
 	__u32 argsz;
@@ -288,8 +309,9 @@ struct svadev_wait {
 #define SVADEV_IOC_WAIT _IO(SVADEV_IOC_MAGIC, 0x04)
 
 /*
- * Kept for queues that a program drives without system calls: numbers 0x10 to 0x17 (create, destroy, query a queue), and mmap()
- * of the queue's doorbell and wake pages at the offsets that creation will return. ENOTTY and ENODEV until then.
+ * Kept for queues that a program drives without system calls: numbers 0x10 to 0x17 (create,
+ * destroy, query a queue), and mmap() of the queue's doorbell and wake pages at the offsets that
+ * creation will return. ENOTTY and ENODEV until then.
  */
 #define SVADEV_IOC_QUEUE_FIRST 0x10
 #define SVADEV_IOC_QUEUE_LAST 0x17

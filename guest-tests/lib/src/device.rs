@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -17,6 +18,9 @@ use crate::{Completion, Descriptor, Error, Result};
 
 /// How long [`Device::run`] waits. Longer than any timeout of the device or the driver, so theirs is what one sees.
 const RUN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Next cookie of [`Device::run`]: from a range that programs are unlikely to use.
+static RUN_COOKIE: AtomicU64 = AtomicU64::new(0x72_756e << 40);
 
 /// How descriptors are submitted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -193,7 +197,8 @@ impl Device {
         raw[..stored].iter().map(Completion::from_raw).collect()
     }
 
-    /// Submits one descriptor and waits for it. For contexts with nothing else in flight.
+    /// Submits one descriptor and waits for it. For contexts with nothing else in flight or uncollected: the completion of
+    /// other work is an error, and lost to later waits.
     ///
     /// # Safety
     /// As [`Device::submit`].
@@ -207,14 +212,16 @@ impl Device {
     /// # Safety
     /// As [`Device::submit_with`].
     pub unsafe fn run_with(&self, descriptor: &Descriptor, flags: SubmitFlags) -> Result<Completion> {
+        // A number of its own tells this completion from one that nobody collected, whatever cookies the program uses.
+        let cookie = RUN_COOKIE.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the same contract.
-        unsafe { self.submit_with(std::slice::from_ref(descriptor), flags)? };
+        unsafe { self.submit_with(&[descriptor.with_cookie(cookie)], flags)? };
         let completions = self.wait(1, 1, Some(RUN_TIMEOUT))?;
         let completion = completions.first().copied().ok_or(Error::NoCompletion { seconds: RUN_TIMEOUT.as_secs() })?;
-        if completion.cookie != descriptor.raw.cookie {
+        if completion.cookie != cookie {
             return Err(Error::ForeignCompletion(completion));
         }
-        Ok(completion)
+        Ok(Completion { cookie: descriptor.raw.cookie, ..completion })
     }
 
     /// poll(2) on the file: which of `interest` (`POLLIN`: completions, `POLLOUT`: room) and errors hold within `timeout`

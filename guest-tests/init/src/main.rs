@@ -12,6 +12,7 @@ mod mounts;
 mod process;
 mod relay;
 mod serial;
+mod session;
 
 use std::process::exit;
 use std::sync::Arc;
@@ -33,6 +34,12 @@ const EXIT_USAGE: i32 = 2;
 
 #[allow(clippy::print_stderr, reason = "not PID 1: a person typed the name, and stderr is all there is")]
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((first, argv)) = arguments.split_first()
+        && first == session::SESSION
+    {
+        exit(session::lead(argv).into());
+    }
     if getpid() != Pid::from_raw(1) {
         // On anything but a guest of its own, what follows would mount, kill and power off.
         eprintln!("svadev-init is PID 1 of svadev's test guest; it does nothing elsewhere");

@@ -1,8 +1,7 @@
 //! Running the job's program: its channels, its session, its status.
-#![allow(unsafe_code, reason = "the child's own half between fork and exec")]
-use std::io::{ErrorKind, Write};
+#![allow(unsafe_code, reason = "an ioctl without a wrapper")]
+use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -18,12 +17,12 @@ use crate::control::Control;
 use crate::job::{Job, Mode};
 use crate::relay::{self, Form};
 use crate::serial::{self, Discipline};
+use crate::session;
 
 /// Where programs are looked for.
 const PATH: &str = "/bin:/sbin:/usr/bin:/usr/sbin:/usr/local/bin";
-/// Status of a program that was not found and of one that cannot be run, as shells have it (POSIX XCU 2.8.2).
+/// Status where there is no shell, as shells have it for a program that was not found (POSIX XCU 2.8.2).
 const EXIT_NOT_FOUND: u8 = 127;
-const EXIT_NOT_EXECUTABLE: u8 = 126;
 /// What a signal adds its number to, as shells have it.
 const EXIT_SIGNAL: i32 = 128;
 
@@ -83,69 +82,32 @@ fn run_shell(job: &Job) -> Result<u8> {
 
 /// A program of the user's: its input, output and error are the program port, which is its controlling terminal.
 fn run_on_terminal(job: &Job, argv: &[String], discipline: Discipline) -> Result<u8> {
-    let [program, arguments @ ..] = argv else { bail!("no program to run") };
-    let mut port = serial::open(serial::PROGRAM, discipline)?;
+    let folder = folder(job);
+    if !Path::new(folder).is_dir() {
+        bail!("the working folder {folder} is not in the guest");
+    }
+    let port = serial::open(serial::PROGRAM, discipline)?;
     set_window_size(&port, job);
-    let mut command = command(job, program);
-    command.args(arguments);
-    command.stdin(port.try_clone()?).stdout(port.try_clone()?).stderr(port.try_clone()?);
-    let terminal = port.as_raw_fd();
-    // SAFETY: between fork and exec the closure makes system calls only, on a descriptor that `port` holds open in this
-    // process until `spawn` has returned, and so in its copy too. It allocates nothing and takes no lock.
-    unsafe {
-        command.pre_exec(move || {
-            nix::unistd::setsid()?;
-            Errno::result(libc::ioctl(terminal, libc::TIOCSCTTY, 0))?;
-            Ok(())
-        });
-    }
-    let status = match command.spawn() {
-        Ok(child) => wait_for(child.id())?,
-        Err(e) => {
-            let status = if e.kind() == ErrorKind::NotFound { EXIT_NOT_FOUND } else { EXIT_NOT_EXECUTABLE };
-            let text = format!("svadev-init: cannot run {program}: {}\r\n", why_not(program, job, &e));
-            let _ = port.write_all(text.as_bytes());
-            status
-        }
-    };
-    drain(port);
-    Ok(status)
-}
-
-/// Wait until the launcher has had every byte; without a reader at the other end that never happens, so not for ever.
-fn drain(port: std::fs::File) {
-    let (done, wait) = std::sync::mpsc::channel();
-    let body = move || {
-        let _ = nix::sys::termios::tcdrain(&port);
-        let _ = done.send(());
-    };
-    if std::thread::Builder::new().name("drain".into()).spawn(body).is_ok() {
-        let _ = wait.recv_timeout(std::time::Duration::from_secs(5));
-    }
+    let mut command = command(job, "/proc/self/exe");
+    command.arg(session::SESSION).args(argv);
+    command.stdin(port.try_clone()?).stdout(port.try_clone()?).stderr(port);
+    let leader = command.spawn().context("start the program's session")?;
+    // The port's only holders are the session's from here on.
+    drop(command);
+    wait_for(leader.id())
 }
 
 /// What every program of a job gets.
 fn command(job: &Job, program: &str) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("PATH", PATH).env("HOME", "/root").env("TERM", "linux").envs(&job.env);
-    // Command::new looks a bare name up in our own PATH unless the child's is set, which `env` above did.
-    command.current_dir(job.cwd.as_deref().unwrap_or("/"));
+    command.current_dir(folder(job));
     command
 }
 
-/// Why a program cannot be run, in the words of the likely mistake.
-fn why_not(program: &str, job: &Job, error: &std::io::Error) -> String {
-    let folder = job.cwd.as_deref().unwrap_or("/");
-    if !Path::new(folder).is_dir() {
-        return format!("its working folder {folder} is not there");
-    }
-    let exists = program.contains('/') && Path::new(folder).join(program).exists();
-    if error.kind() == ErrorKind::NotFound && exists {
-        return "the file is there but its interpreter is not: link it statically, or put its dynamic loader and \
-                libraries in the guest"
-            .into();
-    }
-    if error.kind() == ErrorKind::NotFound { format!("not found in {PATH}") } else { error.to_string() }
+/// The folder that a job's program starts in.
+fn folder(job: &Job) -> &str {
+    job.cwd.as_deref().unwrap_or("/")
 }
 
 /// Give the terminal the size that the launcher's has, where it says so in `LINES` and `COLUMNS`.

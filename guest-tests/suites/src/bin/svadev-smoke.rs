@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use svadev_guest::Device;
 use svadev_suites::harness::args::Args;
 use svadev_suites::harness::runner::Run;
-use svadev_suites::harness::{Case, cases};
+use svadev_suites::harness::{Case, cases, timeout_scale};
 use svadev_suites::smoke;
 
 /// A test failed.
@@ -50,10 +50,4 @@ fn main() -> ExitCode {
 fn usage(text: &str) -> ExitCode {
     eprintln!("svadev-smoke: {text}");
     EXIT_USAGE.into()
-}
-
-/// What to multiply time limits by: init passes on the job's `timeout_scale`.
-fn timeout_scale() -> f64 {
-    let scale = std::env::var("SVADEV_TIMEOUT_SCALE").ok().and_then(|s| s.parse().ok());
-    scale.filter(|s: &f64| s.is_finite() && *s > 0.0).unwrap_or(1.0)
 }

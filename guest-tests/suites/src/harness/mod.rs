@@ -102,6 +102,13 @@ pub fn cases(tests: &[Test], functions: usize) -> Vec<Case> {
     tests.iter().flat_map(|&test| (0..runs(&test)).map(move |function| Case { test, function })).collect()
 }
 
+/// What to multiply time limits by: init passes on the job's `timeout_scale`.
+#[must_use]
+pub fn timeout_scale() -> f64 {
+    let scale = std::env::var("SVADEV_TIMEOUT_SCALE").ok().and_then(|s| s.parse().ok());
+    scale.filter(|s: &f64| s.is_finite() && *s > 0.0).unwrap_or(1.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

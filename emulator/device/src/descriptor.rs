@@ -1,0 +1,220 @@
+//! Descriptors, checked: what a guest wrote becomes a typed piece of work or the [`Code`] that says what is wrong.
+//!
+//! A descriptor is copied out of the ring once and checked here, in the copy: what the guest does to the ring afterwards
+//! changes nothing.
+use svadev_fabric::Pasid;
+use svadev_spec::device::{
+    Code, Descriptor, DescriptorFlags, DescriptorPasid, MAX_LENGTH, MAX_SCATTER_ENTRIES, ScatterEntry, opcode,
+};
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Nop,
+    Drain,
+    Copy,
+    Fill { pattern: u64 },
+    Compare,
+    Crc32c { seed: u32 },
+}
+
+/// An operand: a range of addresses, or a list of such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Operand {
+    /// Of the first byte, or of the list.
+    pub(crate) address: u64,
+    /// Entries of the list; 0 without one.
+    pub(crate) entries: u32,
+}
+
+/// A descriptor that is in order, as far as it can be told without its lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Work {
+    pub(crate) operation: Operation,
+    pub(crate) flags: DescriptorFlags,
+    pub(crate) cookie: u64,
+    /// Whose addresses: a process's, or the driver's own.
+    pub(crate) space: Option<Pasid>,
+    pub(crate) src: Option<Operand>,
+    pub(crate) dst: Option<Operand>,
+    pub(crate) length: u64,
+}
+
+/// Whose addresses a descriptor of a queue holds; `None` where the field is malformed.
+///
+/// A user queue's descriptors belong to the queue's process, whatever else is wrong with them.
+pub(crate) fn space_of(user: Option<Pasid>, descriptor: &Descriptor) -> Option<Option<Pasid>> {
+    let field = descriptor.pasid;
+    match user {
+        Some(pasid) => (field == DescriptorPasid::new()).then_some(Some(pasid)),
+        None if field.valid() => {
+            let clean = field == DescriptorPasid::new().with_valid(true).with_pasid(field.pasid());
+            clean.then(|| Some(Pasid::from_low_bits(field.pasid().into())))
+        }
+        None => (field == DescriptorPasid::new()).then_some(None),
+    }
+}
+
+/// Which of the optional parts an opcode uses.
+struct Uses {
+    src: bool,
+    dst: bool,
+    operand: bool,
+}
+
+impl Work {
+    /// Checks a descriptor of a queue that belongs to `user`, or of a kernel queue.
+    pub(crate) fn check(user: Option<Pasid>, d: &Descriptor) -> Result<Self, Code> {
+        let (operation, uses) = operation(d)?;
+        let flags = check_flags(d.flags, &uses)?;
+        let space = space_of(user, d).ok_or(Code::BadReserved)?;
+        check_unused(d, &operation, &uses, flags)?;
+        let has_operands = uses.src || uses.dst;
+        if has_operands != (1..=MAX_LENGTH).contains(&d.length) {
+            return Err(Code::BadLength);
+        }
+        let side = |used: bool, list: bool, address, entries| {
+            used.then(|| Operand { address, entries: if list { entries } else { 0 } })
+        };
+        let work = Self {
+            operation,
+            flags,
+            cookie: d.cookie,
+            space,
+            src: side(uses.src, flags.contains(DescriptorFlags::SRC_LIST), d.src, d.src_entries),
+            dst: side(uses.dst, flags.contains(DescriptorFlags::DST_LIST), d.dst, d.dst_entries),
+            length: d.length,
+        };
+        check_lists(flags, d)?;
+        for operand in [work.src, work.dst].into_iter().flatten() {
+            let bytes = match operand.entries {
+                0 => d.length,
+                entries => u64::from(entries) * size_of::<ScatterEntry>() as u64,
+            };
+            check_address(operand.address, bytes)?;
+        }
+        if let (Operation::Copy, Some(Operand { address: s, entries: 0 }), Some(Operand { address: t, entries: 0 })) =
+            (operation, work.src, work.dst)
+            && s.abs_diff(t) < d.length
+        {
+            return Err(Code::Overlap);
+        }
+        Ok(work)
+    }
+}
+
+fn operation(d: &Descriptor) -> Result<(Operation, Uses), Code> {
+    let uses = |src, dst, operand| Uses { src, dst, operand };
+    Ok(match d.opcode {
+        opcode::NOP => (Operation::Nop, uses(false, false, false)),
+        opcode::DRAIN => (Operation::Drain, uses(false, false, false)),
+        opcode::COPY => (Operation::Copy, uses(true, true, false)),
+        opcode::FILL => (Operation::Fill { pattern: d.operand }, uses(false, true, true)),
+        opcode::COMPARE => (Operation::Compare, uses(true, true, false)),
+        opcode::CRC32C => {
+            // A CRC has 32 bits; the field's others are reserved for this opcode (checked with the unused fields).
+            let seed = u32::try_from(d.operand & u64::from(u32::MAX)).expect("masked to 32 bits");
+            (Operation::Crc32c { seed }, uses(true, false, true))
+        }
+        _ => return Err(Code::BadOpcode),
+    })
+}
+
+fn check_flags(raw: u8, uses: &Uses) -> Result<DescriptorFlags, Code> {
+    let flags = DescriptorFlags::from_bits(raw).ok_or(Code::BadFlags)?;
+    let mut useless = DescriptorFlags::empty();
+    useless.set(DescriptorFlags::SRC_LIST, !uses.src);
+    useless.set(DescriptorFlags::DST_LIST, !uses.dst);
+    useless.set(DescriptorFlags::STOP_ON_FAULT, !uses.src && !uses.dst);
+    if flags.intersects(useless) { Err(Code::BadFlags) } else { Ok(flags) }
+}
+
+fn check_unused(d: &Descriptor, operation: &Operation, uses: &Uses, flags: DescriptorFlags) -> Result<(), Code> {
+    let clean = d.reserved0 == 0
+        && d.reserved1 == 0
+        && (uses.src || d.src == 0)
+        && (uses.dst || d.dst == 0)
+        && (uses.operand || d.operand == 0)
+        && (!matches!(operation, Operation::Crc32c { .. }) || d.operand <= u64::from(u32::MAX))
+        && (flags.contains(DescriptorFlags::SRC_LIST) || d.src_entries == 0)
+        && (flags.contains(DescriptorFlags::DST_LIST) || d.dst_entries == 0);
+    if clean { Ok(()) } else { Err(Code::BadReserved) }
+}
+
+fn check_lists(flags: DescriptorFlags, d: &Descriptor) -> Result<(), Code> {
+    let bad = |flag, entries| flags.contains(flag) && !(1..=MAX_SCATTER_ENTRIES).contains(&entries);
+    if bad(DescriptorFlags::SRC_LIST, d.src_entries) || bad(DescriptorFlags::DST_LIST, d.dst_entries) {
+        return Err(Code::BadList);
+    }
+    Ok(())
+}
+
+/// A range must end at or below the top of the address space.
+pub(crate) fn check_address(address: u64, bytes: u64) -> Result<(), Code> {
+    // The last byte counts: a range may end with the very last byte there is.
+    if bytes == 0 || address.checked_add(bytes - 1).is_some() { Ok(()) } else { Err(Code::BadAddress) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn copy() -> Descriptor {
+        Descriptor { opcode: opcode::COPY, src: 0x1000, dst: 0x2000, length: 0x1000, ..Default::default() }
+    }
+
+    #[test]
+    fn each_field_that_is_wrong_has_its_code() {
+        use DescriptorFlags as F;
+        let list =
+            |flag: F, src_entries, dst_entries| Descriptor { flags: flag.bits(), src_entries, dst_entries, ..copy() };
+        let nop = Descriptor::default();
+        let crc = Descriptor { opcode: opcode::CRC32C, dst: 0, ..copy() };
+        for (descriptor, code) in [
+            (Descriptor { opcode: 6, ..copy() }, Code::BadOpcode),
+            (Descriptor { opcode: 255, ..copy() }, Code::BadOpcode),
+            (Descriptor { flags: 0x20, ..copy() }, Code::BadFlags),
+            (Descriptor { flags: F::STOP_ON_FAULT.bits(), ..nop }, Code::BadFlags),
+            (Descriptor { flags: F::DST_LIST.bits(), dst_entries: 1, ..crc }, Code::BadFlags),
+            (Descriptor { reserved0: 1, ..copy() }, Code::BadReserved),
+            (Descriptor { reserved1: 1, ..copy() }, Code::BadReserved),
+            (Descriptor { operand: 1, ..copy() }, Code::BadReserved),
+            (Descriptor { src: 1, ..nop }, Code::BadReserved),
+            (Descriptor { dst: 1, ..crc }, Code::BadReserved),
+            (Descriptor { operand: 1 << 32, ..crc }, Code::BadReserved),
+            (Descriptor { pasid: DescriptorPasid::new().with_pasid(1), ..copy() }, Code::BadReserved),
+            (Descriptor { pasid: DescriptorPasid::from_bits(1 << 20 | 1 << 31), ..copy() }, Code::BadReserved),
+            (list(F::empty(), 1, 0), Code::BadReserved),
+            (Descriptor { length: 0, ..copy() }, Code::BadLength),
+            (Descriptor { length: MAX_LENGTH + 1, ..copy() }, Code::BadLength),
+            (Descriptor { length: 1, ..nop }, Code::BadLength),
+            (list(F::SRC_LIST, 0, 0), Code::BadList),
+            (list(F::DST_LIST, 0, MAX_SCATTER_ENTRIES + 1), Code::BadList),
+            (Descriptor { src: u64::MAX, ..copy() }, Code::BadAddress),
+            (Descriptor { src: u64::MAX - 14, ..list(F::SRC_LIST, 1, 0) }, Code::BadAddress),
+            (Descriptor { dst: 0x1fff, ..copy() }, Code::Overlap),
+            (Descriptor { dst: 0x0001, ..copy() }, Code::Overlap),
+            (Descriptor { dst: 0x1000, ..copy() }, Code::Overlap),
+        ] {
+            assert_eq!(Work::check(None, &descriptor), Err(code), "{descriptor:x?}");
+        }
+    }
+
+    #[test]
+    fn the_address_space_belongs_to_the_queue_or_to_the_descriptor() {
+        let pasid = Pasid::new(7).unwrap();
+        let named = Descriptor { pasid: DescriptorPasid::new().with_pasid(7).with_valid(true), ..copy() };
+        assert_eq!(Work::check(None, &named).unwrap().space, Some(pasid));
+        assert_eq!(Work::check(None, &copy()).unwrap().space, None);
+        assert_eq!(Work::check(Some(pasid), &copy()).unwrap().space, Some(pasid));
+        assert_eq!(Work::check(Some(pasid), &named), Err(Code::BadReserved), "a user queue may not name a PASID");
+    }
+
+    #[test]
+    fn the_last_byte_of_the_address_space_is_one() {
+        let top = Descriptor { src: u64::MAX - 0xfff, ..copy() };
+        assert!(Work::check(None, &top).is_ok());
+        let apart = Descriptor { dst: 0x2000, ..copy() };
+        assert!(Work::check(None, &apart).is_ok(), "touching is not overlapping");
+    }
+}

@@ -1,0 +1,386 @@
+//! The accelerator as its PCI accesses see it: the socket thread's half. Nothing here waits for an engine.
+use std::sync::Arc;
+
+use svadev_fabric::{Pasid, Upstream};
+use svadev_memory::GuestMemory;
+use svadev_spec::device::{
+    ABI_MAJOR, ABI_MINOR, BAR_DOORBELLS, BAR_MSIX, BAR_REGISTERS, Command as CommandRegister, Control, DOORBELL_STRIDE,
+    ID_MAGIC, Limits, MAX_LENGTH, MAX_SCATTER_ENTRIES, MSIX_PBA_OFFSET, QueueStatus, RING_LOG2, command, opcode,
+    queue_error, regs,
+};
+
+use crate::config::{ConfigEffect, ConfigEffects, ConfigSpace};
+use crate::doorbell::DoorbellPages;
+use crate::engine::Engine;
+use crate::mailbox::Command;
+use crate::queue_config::QueueRegisters;
+use crate::shared::{FunctionPorts, FunctionSettings, FunctionShared, Gate};
+
+/// Bytes of an MSI-X table entry (PCIe 6.0 §7.7.2.5).
+const MSIX_ENTRY: usize = 16;
+
+/// Registers of one queue that software owns.
+#[derive(Clone, Copy, Debug, Default)]
+struct QueueBank {
+    registers: QueueRegisters,
+    /// QUEUE_CONTROL bit 0, as written.
+    enable: bool,
+}
+
+/// An accelerator function: configuration space and BARs.
+#[derive(Debug)]
+pub struct Function {
+    shared: Arc<FunctionShared>,
+    config: ConfigSpace,
+    queues: Box<[QueueBank]>,
+    /// High half of COMMAND, until the low half is written.
+    command_high: u32,
+    /// The MSI-X table as software wrote it. A VMM that emulates the table, as QEMU does, never comes here.
+    msix: Box<[u8]>,
+}
+
+impl Function {
+    /// An accelerator and its engines. `config` was made for it, `upstream` is the IOMMU in front of it, `memory` what
+    /// translations lead to; `doorbells` has a page a queue. Engine n is driven by one thread, which
+    /// [`FunctionPorts::wake`] with n wakes. Panics where `settings` are out of range.
+    pub fn new<M, U>(
+        settings: FunctionSettings,
+        config: ConfigSpace,
+        memory: Arc<M>,
+        upstream: Arc<U>,
+        ports: Arc<dyn FunctionPorts>,
+        doorbells: DoorbellPages,
+    ) -> (Self, Vec<Engine<M, U>>)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        let shared = Arc::new(FunctionShared::new(settings, ports, doorbells));
+        let engines = (0..usize::from(settings.engines))
+            .map(|n| Engine::new(n, Arc::clone(&shared), Arc::clone(&memory), Arc::clone(&upstream)))
+            .collect();
+        let function = Self {
+            config,
+            queues: vec![QueueBank::default(); usize::from(settings.queues)].into(),
+            command_high: 0,
+            msix: vec![0; MSIX_ENTRY * usize::from(settings.vectors)].into(),
+            shared,
+        };
+        function.apply_config();
+        (function, engines)
+    }
+
+    /// What other threads may call.
+    pub fn shared(&self) -> &Arc<FunctionShared> {
+        &self.shared
+    }
+
+    /// Its configuration space.
+    pub fn config(&self) -> &ConfigSpace {
+        &self.config
+    }
+
+    /// Fills `buf` from configuration space.
+    pub fn config_read(&mut self, offset: u64, buf: &mut [u8]) {
+        self.show_page_request_status();
+        self.config.read(offset, buf);
+    }
+
+    /// Writes configuration space and does what follows from it; the effects tell the caller what else may concern it.
+    /// After [`ConfigEffect::Flr`], [`FunctionPorts::reset_done`] comes.
+    pub fn config_write(&mut self, offset: u64, data: &[u8]) -> ConfigEffects {
+        self.show_page_request_status();
+        let effects = self.config.write(offset, data);
+        for effect in effects {
+            match effect {
+                ConfigEffect::Flr => self.reset_registers(),
+                ConfigEffect::PriReset => self.shared.reset_page_requests(),
+                _ => {}
+            }
+        }
+        if !effects.is_empty() {
+            self.apply_config();
+        }
+        effects
+    }
+
+    /// Conventional reset. [`FunctionPorts::reset_done`] is called when no access of before can still be under way.
+    pub fn reset(&mut self) {
+        self.config.reset();
+        self.apply_config();
+        self.reset_registers();
+    }
+
+    fn reset_registers(&mut self) {
+        self.queues.fill(QueueBank::default());
+        self.command_high = 0;
+        self.msix.fill(0);
+        self.shared.reset();
+    }
+
+    /// Tells the engines what configuration space allows.
+    fn apply_config(&self) {
+        let gate = Gate {
+            bus_master: self.config.command().bus_master(),
+            ats: self.config.ats().enable(),
+            pasid: self.config.pasid().enable(),
+        };
+        let (enabled, allocation) = (self.config.page_requests_enabled(), self.config.page_request_allocation());
+        self.shared.configure(gate, enabled, allocation);
+    }
+
+    /// What the engines did becomes visible in the PRI status register when somebody looks (PCIe 6.0 §10.5.2.3).
+    fn show_page_request_status(&mut self) {
+        let status = self.shared.take_page_request_status();
+        if status.idle {
+            self.config.set_page_requests_stopped();
+        }
+        if status.response_failure {
+            self.config.set_response_failure();
+        }
+        if status.unexpected_index {
+            self.config.set_unexpected_prg_index();
+        }
+        self.config.set_transactions_pending(!status.idle);
+    }
+
+    /// Fills `data` from a BAR. Where there is nothing it reads zero.
+    pub fn bar_read(&mut self, bar: u32, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        match bar {
+            BAR_REGISTERS => {
+                for (offset, bytes) in words_mut(offset, data) {
+                    bytes.copy_from_slice(&self.read_register(offset).to_le_bytes());
+                }
+            }
+            BAR_DOORBELLS => {
+                for (offset, bytes) in words_mut(offset, data) {
+                    if let Some((page, word)) = self.doorbell(offset) {
+                        bytes.copy_from_slice(&self.shared.doorbells().load(page, word).to_le_bytes());
+                    }
+                }
+            }
+            BAR_MSIX => read_bytes(&self.msix, offset, data),
+            _ => {}
+        }
+    }
+
+    /// Writes to a BAR. What means nothing is ignored.
+    pub fn bar_write(&mut self, bar: u32, offset: u64, data: &[u8]) {
+        match bar {
+            BAR_REGISTERS => self.write_registers(offset, data),
+            BAR_DOORBELLS => match self.wake_page(offset) {
+                Some(queue) => self.wake(queue),
+                None => {
+                    for (offset, value) in words(offset, data) {
+                        if let Some((page, word)) = self.doorbell(offset) {
+                            self.shared.doorbells().store(page, word, value);
+                        }
+                    }
+                }
+            },
+            BAR_MSIX => {
+                let at = usize::try_from(offset).unwrap_or(usize::MAX);
+                if let Some(table) = at.checked_add(data.len()).and_then(|end| self.msix.get_mut(at..end)) {
+                    table.copy_from_slice(data);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Size of a BAR in bytes, 0 where there is none.
+    pub fn bar_size(&self, bar: u32) -> u64 {
+        self.config.bar_size(bar)
+    }
+
+    /// Bytes of the shared half of [`BAR_DOORBELLS`].
+    fn doorbell_bytes(&self) -> u64 {
+        self.config.bar_size(BAR_DOORBELLS) / 2
+    }
+
+    /// The word of the shared half at an offset of the BAR, for a VMM that does not map it.
+    fn doorbell(&self, offset: u64) -> Option<(usize, u64)> {
+        let page = usize::try_from(offset / DOORBELL_STRIDE).ok()?;
+        (page < self.queues.len()).then_some((page, offset % DOORBELL_STRIDE))
+    }
+
+    fn wake_page(&self, offset: u64) -> Option<usize> {
+        usize::try_from(offset.checked_sub(self.doorbell_bytes())? / DOORBELL_STRIDE).ok()
+    }
+
+    fn wake(&self, queue: usize) {
+        if queue < self.queues.len() {
+            self.shared.ports().wake(self.shared.engine_of(queue));
+        }
+    }
+
+    fn read_register(&self, offset: u64) -> u32 {
+        let settings = self.shared.settings();
+        match offset {
+            regs::ID => ID_MAGIC,
+            regs::VERSION => u32::from(ABI_MAJOR) << 16 | u32::from(ABI_MINOR),
+            o if o & !4 == regs::OPCODES => half(opcode::IMPLEMENTED, o),
+            regs::LIMITS => Limits::new()
+                .with_queues(settings.queues)
+                .with_vectors(settings.vectors)
+                .with_engines(settings.engines)
+                .into_bits(),
+            regs::MAX_RING_LOG2 => *RING_LOG2.end(),
+            o if o & !4 == regs::MAX_LENGTH => half(MAX_LENGTH, o),
+            regs::MAX_SCATTER => MAX_SCATTER_ENTRIES,
+            regs::CONTROL => Control::new().with_enable(self.shared.status().enabled()).into_bits(),
+            regs::STATUS => self.shared.status().into_bits(),
+            regs::COMMAND_STATUS => self.shared.command_status().into_bits(),
+            _ => match self.queue_at(offset) {
+                Some((queue, register)) => self.read_queue(queue, register),
+                None => 0,
+            },
+        }
+    }
+
+    fn queue_at(&self, offset: u64) -> Option<(usize, u64)> {
+        let from = offset.checked_sub(regs::QUEUES)?;
+        let queue = usize::try_from(from / regs::QUEUE_STRIDE).ok()?;
+        (queue < self.queues.len()).then_some((queue, from % regs::QUEUE_STRIDE))
+    }
+
+    fn read_queue(&self, queue: usize, register: u64) -> u32 {
+        let bank = &self.queues[queue];
+        let face = self.shared.queue(queue);
+        match register {
+            r if r & !4 == regs::QUEUE_SQ_BASE => half(bank.registers.sq_base, r),
+            r if r & !4 == regs::QUEUE_CQ_BASE => half(bank.registers.cq_base, r),
+            regs::QUEUE_SIZE => bank.registers.size,
+            regs::QUEUE_PASID => bank.registers.pasid,
+            regs::QUEUE_VECTOR => bank.registers.vector,
+            regs::QUEUE_CONTROL => u32::from(bank.enable),
+            regs::QUEUE_STATUS => face.status().into_bits(),
+            r if r & !4 == regs::QUEUE_FAULT_ADDRESS => half(face.fault_address(), r),
+            _ => 0,
+        }
+    }
+
+    fn write_registers(&mut self, offset: u64, data: &[u8]) {
+        let mut halves = words(offset, data);
+        match (halves.next(), halves.next()) {
+            // COMMAND starts with its low half, so that the high half must be there first.
+            (Some((regs::COMMAND, low)), Some((_, high))) => {
+                self.command_high = high;
+                self.write_register(regs::COMMAND, low);
+            }
+            (low, high) => {
+                for (offset, value) in low.into_iter().chain(high) {
+                    self.write_register(offset, value);
+                }
+            }
+        }
+    }
+
+    fn write_register(&mut self, offset: u64, value: u32) {
+        const COMMAND_HIGH: u64 = regs::COMMAND + 4;
+        match offset {
+            regs::CONTROL => self.write_control(Control::from_bits(value)),
+            regs::WAKE => self.wake(usize::try_from(value).unwrap_or(usize::MAX)),
+            COMMAND_HIGH => self.command_high = value,
+            regs::COMMAND => self.write_command(u64::from(self.command_high) << 32 | u64::from(value)),
+            _ => {
+                if let Some((queue, register)) = self.queue_at(offset) {
+                    self.write_queue(queue, register, value);
+                }
+            }
+        }
+    }
+
+    fn write_control(&mut self, control: Control) {
+        if !control.enable() && self.shared.status().enabled() {
+            for bank in &mut self.queues {
+                bank.enable = false;
+            }
+        }
+        self.shared.set_enabled(control.enable());
+    }
+
+    fn write_command(&mut self, value: u64) {
+        let register = CommandRegister::from_bits(value);
+        let pasid = Pasid::from_low_bits(register.pasid().into());
+        let clean = CommandRegister::new().with_opcode(register.opcode()).with_pasid(register.pasid());
+        match register.opcode() {
+            _ if value != clean.into_bits() => self.shared.bad_command(),
+            command::ABORT_PASID => self.shared.command(Command::Abort(pasid)),
+            command::DRAIN_PASID => self.shared.command(Command::Drain(pasid)),
+            _ => self.shared.bad_command(),
+        }
+    }
+
+    fn write_queue(&mut self, queue: usize, register: u64, value: u32) {
+        let vectors = self.shared.settings().vectors;
+        let bank = &mut self.queues[queue];
+        if register == regs::QUEUE_CONTROL {
+            let enable = value & 1 != 0;
+            if enable == std::mem::replace(&mut bank.enable, enable) {
+                return;
+            }
+            match (enable, bank.registers.check(vectors)) {
+                (true, Some(config)) => self.shared.enable_queue(queue, config),
+                (true, None) => {
+                    bank.enable = false;
+                    self.shared.queue(queue).set(QueueStatus::new().with_error(queue_error::BAD_CONFIG), 0);
+                }
+                (false, _) => self.shared.disable_queue(queue),
+            }
+            return;
+        }
+        if bank.enable {
+            return;
+        }
+        let registers = &mut bank.registers;
+        match register {
+            r if r & !4 == regs::QUEUE_SQ_BASE => set_half(&mut registers.sq_base, r, value),
+            r if r & !4 == regs::QUEUE_CQ_BASE => set_half(&mut registers.cq_base, r, value),
+            regs::QUEUE_SIZE => registers.size = value,
+            regs::QUEUE_PASID => registers.pasid = value,
+            regs::QUEUE_VECTOR => registers.vector = value,
+            _ => {}
+        }
+    }
+}
+
+/// Whether an access is one that registers answer: 4 or 8 bytes, naturally aligned.
+fn is_register_access(offset: u64, len: usize) -> bool {
+    matches!(len, 4 | 8) && offset.is_multiple_of(len as u64)
+}
+
+/// The 32-bit words of a register access, in ascending order; none if it is not one.
+fn words(offset: u64, data: &[u8]) -> impl Iterator<Item = (u64, u32)> {
+    let data = if is_register_access(offset, data.len()) { data } else { &[] };
+    let values = data.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("chunks of 4 bytes")));
+    (offset..).step_by(4).zip(values)
+}
+
+fn words_mut(offset: u64, data: &mut [u8]) -> impl Iterator<Item = (u64, &mut [u8])> {
+    let data = if is_register_access(offset, data.len()) { data } else { &mut [] };
+    (offset..).step_by(4).zip(data.chunks_exact_mut(4))
+}
+
+/// The half of a 64-bit register that an offset means.
+fn half(value: u64, offset: u64) -> u32 {
+    let value = if offset & 4 == 0 { value } else { value >> 32 };
+    u32::try_from(value & u64::from(u32::MAX)).expect("masked to 32 bits")
+}
+
+fn set_half(register: &mut u64, offset: u64, value: u32) {
+    let shift = if offset & 4 == 0 { 0 } else { 32 };
+    *register = *register & !(u64::from(u32::MAX) << shift) | u64::from(value) << shift;
+}
+
+/// The MSI-X table; the pending bits behind it are never set, since vectors are signalled at once.
+fn read_bytes(table: &[u8], offset: u64, data: &mut [u8]) {
+    if offset < u64::from(MSIX_PBA_OFFSET) {
+        let at = usize::try_from(offset).expect("below the pending bits");
+        if let Some(there) = table.get(at..) {
+            let len = there.len().min(data.len());
+            data[..len].copy_from_slice(&there[..len]);
+        }
+    }
+}

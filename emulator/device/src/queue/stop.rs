@@ -1,0 +1,250 @@
+//! How a queue begins and ends: enable, disable, abort, drain, reset.
+use svadev_fabric::{Pasid, Upstream};
+use svadev_memory::GuestMemory;
+use svadev_spec::device::{Code, QueueStatus, doorbell, queue_error};
+
+use super::{Part, Queue, State, Then};
+use crate::context::Context;
+use crate::job::Phase;
+use crate::queue_config::QueueConfig;
+
+/// Aborted PASIDs that a kernel queue remembers until it has fetched what was in its ring when they were aborted.
+pub(super) const ABORTS: usize = 64;
+
+impl Queue {
+    /// QUEUE_CONTROL 0 → 1. A queue that is still stopping starts when it has stopped.
+    pub(crate) fn enable<M, U>(&mut self, cx: &mut Context<M, U>, config: QueueConfig)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        if self.is_live() {
+            self.enable_next = Some(config);
+            return;
+        }
+        debug_assert!(self.held.is_none() && !self.jobs_under_way());
+        self.state = State::On;
+        self.config = config;
+        (self.sq_head, self.cq_tail) = (0, 0);
+        (self.sq_patience, self.cq_patience) = Default::default();
+        self.aborts.clear();
+        let doorbells = cx.shared.doorbells();
+        for word in [doorbell::SQ_HEAD, doorbell::CQ_TAIL, doorbell::ARMED] {
+            doorbells.store(self.number, word, 0);
+        }
+        self.set_face(cx, QueueStatus::new().with_enabled(true), 0);
+    }
+
+    /// QUEUE_CONTROL 1 → 0, or CONTROL.
+    pub(crate) fn disable<M, U>(&mut self, cx: &mut Context<M, U>)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        self.enable_next = None;
+        match &mut self.state {
+            State::On => self.stop(cx, Then::Off, true),
+            State::Stopping { then, .. } => *then = Then::Off,
+            State::Halted | State::Off => {
+                self.state = State::Off;
+                self.set_face(cx, QueueStatus::new(), 0);
+            }
+        }
+    }
+
+    /// Begins to stop: everything under way ends as *aborted*; with `fetch`, so does what is in the ring by now.
+    pub(super) fn stop<M, U>(&mut self, cx: &mut Context<M, U>, then: Then, fetch: bool)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        debug_assert!(self.is_live());
+        let tail = match self.state {
+            State::Stopping { .. } => self.sq_head,
+            _ if fetch => self.horizon(cx),
+            _ => self.sq_head,
+        };
+        for part in [Part::Submission, Part::Completion] {
+            if let Some(wait) = self.wait_mut(part).take() {
+                cx.cancel(self.waiter(part), wait);
+            }
+        }
+        self.end_jobs(cx, |_| true);
+        self.state = State::Stopping { then, tail };
+    }
+
+    /// What could be completed has been: the rest goes without a word.
+    pub(super) fn stopped<M, U>(&mut self, cx: &mut Context<M, U>)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        let State::Stopping { then, .. } = self.state else { unreachable!("only a stopping queue has stopped") };
+        self.clear(cx);
+        match then {
+            Then::Off => {
+                self.state = State::Off;
+                self.set_face(cx, QueueStatus::new(), 0);
+            }
+            Then::Halted { error, address } => {
+                self.state = State::Halted;
+                self.set_face(cx, QueueStatus::new().with_halted(true).with_error(error), address);
+                // Nobody would look otherwise: no completion comes any more.
+                self.raise(cx);
+            }
+        }
+        if let Some(config) = self.enable_next.take() {
+            self.enable(cx, config);
+        }
+    }
+
+    /// Ends the jobs that are meant as *aborted*; their completions are still to be written.
+    fn end_jobs<M, U>(&mut self, cx: &mut Context<M, U>, meant: impl Fn(Option<Pasid>) -> bool)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        for slot in 0..u16::try_from(self.jobs.len()).expect("at most 256 slots") {
+            let waiter = self.waiter(Part::Job(slot));
+            let Some(job) = &mut self.jobs[usize::from(slot)] else { continue };
+            if !meant(job.space) || matches!(job.phase, Phase::Complete(_)) {
+                continue;
+            }
+            if let Some(wait) = job.wait.take() {
+                cx.cancel(waiter, wait);
+            }
+            if matches!(job.phase, Phase::Drain) {
+                self.drains -= 1;
+            }
+            job.end(Code::Aborted);
+            self.completing.push_back(slot);
+            self.runnable.retain(|&s| s != slot);
+        }
+    }
+
+    /// Forgets everything under way.
+    fn clear<M, U>(&mut self, cx: &mut Context<M, U>)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        for part in [Part::Submission, Part::Completion] {
+            if let Some(wait) = self.wait_mut(part).take() {
+                cx.cancel(self.waiter(part), wait);
+            }
+        }
+        self.end_jobs(cx, |_| true);
+        while let Some(slot) = self.completing.pop_front() {
+            let job = self.jobs[usize::from(slot)].take().expect("a completing slot has a job");
+            self.buffers.extend(job.into_buffers());
+            self.free.push(slot);
+        }
+        self.held = None;
+        self.aborts.clear();
+        debug_assert!(!self.jobs_under_way() && self.runnable.is_empty() && self.drains == 0);
+    }
+
+    /// Function reset: off, nothing is written to guest memory, and the doorbell page is as new.
+    pub(crate) fn reset<M, U>(&mut self, cx: &mut Context<M, U>)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        self.clear(cx);
+        self.state = State::Off;
+        self.enable_next = None;
+        cx.shared.doorbells().clear(self.number);
+        self.set_face(cx, QueueStatus::new(), 0);
+    }
+
+    /// Whether nothing of it is left: disabled, or halted and so without work.
+    pub(crate) fn is_off(&self) -> bool {
+        matches!(self.state, State::Off)
+    }
+
+    /// The index below which software has written descriptors by now; what a tail that cannot be true stands for is not work.
+    pub(crate) fn horizon<M, U>(&self, cx: &Context<M, U>) -> u64
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        match self.state {
+            State::On => self.tail(cx.shared.doorbells().load(self.number, doorbell::SQ_TAIL)).unwrap_or(self.sq_head),
+            _ => self.sq_head,
+        }
+    }
+
+    /// The first descriptor that has not been started.
+    fn unstarted(&self) -> u64 {
+        self.sq_head - u64::from(self.held.is_some())
+    }
+
+    /// Whether all work of a PASID below `horizon` has completed.
+    pub(crate) fn is_drained(&self, pasid: Pasid, horizon: u64) -> bool {
+        if !self.is_live() || self.config.user.is_some_and(|user| user != pasid) {
+            return true;
+        }
+        self.unstarted() >= horizon
+            && self.jobs.iter().flatten().all(|job| job.space != Some(pasid) || job.index >= horizon)
+    }
+
+    /// ABORT_PASID: ends the PASID's jobs, and remembers what of it may still be in the ring below `horizon`. A user queue
+    /// of the PASID halts: its very rings are accesses for it. `false` while that is not done.
+    pub(crate) fn abort<M, U>(&mut self, cx: &mut Context<M, U>, pasid: Pasid, horizon: u64) -> bool
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        match self.config.user {
+            _ if !self.is_live() => true,
+            Some(user) if user != pasid => true,
+            Some(_) => {
+                if matches!(self.state, State::On) {
+                    self.stop(cx, Then::Halted { error: queue_error::NONE, address: 0 }, true);
+                }
+                false
+            }
+            None => {
+                self.end_jobs(cx, |space| space == Some(pasid));
+                self.settle_drains();
+                self.remember_abort(pasid, horizon)
+            }
+        }
+    }
+
+    fn remember_abort(&mut self, pasid: Pasid, horizon: u64) -> bool {
+        let unstarted = self.unstarted();
+        self.aborts.retain(|&(_, until)| until > unstarted);
+        if horizon <= unstarted {
+            return true;
+        }
+        if let Some(known) = self.aborts.iter_mut().find(|(p, _)| *p == pasid) {
+            known.1 = known.1.max(horizon);
+            return true;
+        }
+        let room = self.aborts.len() < ABORTS;
+        if room {
+            self.aborts.push((pasid, horizon));
+        }
+        room
+    }
+
+    pub(super) fn is_aborted(&self, space: Option<Pasid>, index: u64) -> bool {
+        self.aborts.iter().any(|&(pasid, until)| space == Some(pasid) && index < until)
+    }
+
+    /// Says in the doorbell page that the engine sleeps, or does not.
+    pub(crate) fn arm<M, U>(&self, cx: &Context<M, U>, armed: bool)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        cx.shared.doorbells().store(self.number, doorbell::ARMED, u32::from(armed));
+    }
+
+    /// For tests that start near where 32-bit indexes wrap.
+    #[cfg(test)]
+    pub(crate) fn set_indexes(&mut self, index: u64) {
+        (self.sq_head, self.cq_tail) = (index, index);
+    }
+}

@@ -1,0 +1,157 @@
+//! The ATS requester: from an address of a process to memory of this one, through the device TLB or the IOMMU.
+#![allow(unsafe_code, reason = "turns host windows of guest memory into spans")]
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use svadev_fabric::{Access, Bdf, Iova, Pasid, Translation, TranslationRequest, Upstream};
+use svadev_memory::{GuestAddress, GuestMemory};
+
+use crate::copy::{Slice, Span};
+use crate::mailbox::Invalidation;
+use crate::shared::FunctionShared;
+use crate::tlb::{DeviceTlb, Rights, SIZES_LOG2};
+
+/// Why an address leads nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Address translation is off, or the IOMMU refused the request itself: nothing is bound there.
+    Blocked,
+    /// No translation, or one without the right that is needed: the page may be asked for.
+    NotPresent,
+    /// The translation leads to no memory, or to memory that forbids the access.
+    NoMemory,
+}
+
+/// An address that a piece of work needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) space: Option<Pasid>,
+    pub(crate) iova: u64,
+    pub(crate) write: bool,
+}
+
+impl Target {
+    pub(crate) fn access(&self) -> Access {
+        if self.write { Access::WRITE } else { Access::READ }
+    }
+}
+
+/// A window of guest memory that a translation leads to.
+#[derive(Clone, Copy)]
+struct Placed {
+    /// First byte of the page.
+    host: NonNull<u8>,
+    size_log2: u8,
+    rights: Rights,
+}
+
+/// One engine's requester. `M` is guest memory, `U` the IOMMU.
+pub(crate) struct Requester<M: ?Sized, U: ?Sized> {
+    bdf: Bdf,
+    engine: usize,
+    tlb: DeviceTlb,
+    memory: Arc<M>,
+    upstream: Arc<U>,
+    shared: Arc<FunctionShared>,
+}
+
+// SAFETY: the host pointers in the TLB are addresses of shared mappings, valid from any thread; `M`, `U` and `shared` are
+// `Send + Sync` by the bounds and may be moved in their Arcs.
+unsafe impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Send for Requester<M, U> {}
+
+impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
+    pub(crate) fn new(engine: usize, shared: Arc<FunctionShared>, memory: Arc<M>, upstream: Arc<U>) -> Self {
+        let settings = shared.settings();
+        Self { bdf: settings.bdf, engine, tlb: DeviceTlb::new(settings.tlb_entries), memory, upstream, shared }
+    }
+
+    pub(crate) fn upstream(&self) -> &U {
+        &self.upstream
+    }
+
+    pub(crate) fn bdf(&self) -> Bdf {
+        self.bdf
+    }
+
+    pub(crate) fn invalidate(&mut self, invalidation: Invalidation) {
+        self.tlb.invalidate(invalidation);
+    }
+
+    /// The memory at an address, to the end of its page. A cached translation without the needed right is asked for again:
+    /// software may raise rights in a table without invalidating, so that only asking tells.
+    pub(crate) fn access<'s>(&mut self, slice: &'s Slice, target: Target) -> Result<Span<'s>, Refusal> {
+        let gate = slice.gate;
+        if !gate.bus_master || !gate.ats || (target.space.is_some() && !gate.pasid) {
+            return Err(Refusal::Blocked);
+        }
+        let placed = match self.tlb.lookup(target.space, target.iova) {
+            Some(hit) if if target.write { hit.rights.write } else { hit.rights.read } => {
+                self.shared.engine_counters(self.engine).tlb_hits.add(1);
+                Placed { host: hit.host, size_log2: hit.size_log2, rights: hit.rights }
+            }
+            _ => self.translate(target)?,
+        };
+        debug_assert!(if target.write { placed.rights.write } else { placed.rights.read });
+        let offset = target.iova & ((1 << placed.size_log2) - 1);
+        let len = usize::try_from((1u64 << placed.size_log2) - offset).expect("at most 1 GiB");
+        let offset = usize::try_from(offset).expect("below 1 GiB");
+        // SAFETY: `place` found the whole page inside one host window, readable or writable as `rights` say. The window is
+        // valid until this engine acknowledges a memory change, which drops it from the TLB; that happens when the engine
+        // empties its mailbox, never during a slice (`copy::Slice`).
+        Ok(unsafe { Span::new(slice, placed.host.add(offset), len) })
+    }
+
+    /// Asks the IOMMU, and keeps the answer where that is allowed.
+    fn translate(&mut self, target: Target) -> Result<Placed, Refusal> {
+        let counters = self.shared.engine_counters(self.engine);
+        counters.translations.add(1);
+        let request = TranslationRequest {
+            requester: self.bdf,
+            pasid: target.space,
+            iova: Iova(target.iova),
+            access: target.access(),
+        };
+        // PCIe 6.0 §10.2.3: UR and CA end the request; there is no page to ask for.
+        let translation = self.upstream.translate(request).map_err(|_| Refusal::Blocked)?;
+        if !translation.access.allows(target.access()) {
+            counters.not_present.add(1);
+            return Err(Refusal::NotPresent);
+        }
+        let placed = self.place(target, translation)?;
+        // PCIe 6.0 §10.2.3: with U set, only untranslated requests are allowed; the answer serves this access and no other.
+        if !translation.untranslated_only {
+            self.tlb.insert(target.space, target.iova, placed.size_log2, placed.host, placed.rights);
+        }
+        Ok(placed)
+    }
+
+    /// Finds the page in guest memory: the largest size the TLB knows that both the translation and one host window cover.
+    fn place(&self, target: Target, translation: Translation) -> Result<Placed, Refusal> {
+        for &size_log2 in SIZES_LOG2.iter().rev().filter(|&&s| s <= translation.size_log2.max(SIZES_LOG2[0])) {
+            // The translation covers `1 << translation.size_log2` bytes from `gpa`; this is the piece around the address.
+            let within = target.iova & low_mask(translation.size_log2) & !low_mask(size_log2);
+            let gpa = translation.gpa.0.checked_add(within).ok_or(Refusal::NoMemory)?;
+            let Ok(window) = self.memory.window(GuestAddress(gpa)) else { return Err(Refusal::NoMemory) };
+            let Some(before) = gpa.checked_sub(window.gpa.0) else { return Err(Refusal::NoMemory) };
+            if window.len.checked_sub(before).is_none_or(|left| left < 1 << size_log2) {
+                continue;
+            }
+            if !(if target.write { window.writable } else { window.readable }) {
+                return Err(Refusal::NoMemory);
+            }
+            let before = usize::try_from(before).map_err(|_| Refusal::NoMemory)?;
+            // SAFETY: `before` is inside the window (above), which is one mapping.
+            let host = unsafe { window.host.add(before) };
+            let rights = Rights {
+                read: translation.access.read && window.readable,
+                write: translation.access.write && window.writable,
+            };
+            return Ok(Placed { host, size_log2, rights });
+        }
+        Err(Refusal::NoMemory)
+    }
+}
+
+fn low_mask(size_log2: u8) -> u64 {
+    if size_log2 >= 64 { u64::MAX } else { (1 << size_log2) - 1 }
+}

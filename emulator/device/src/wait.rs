@@ -1,0 +1,99 @@
+//! Waiting for a page: what a parked descriptor or a parked ring access keeps, and what it may still try.
+use svadev_fabric::ResponseCode;
+use svadev_spec::device::Code;
+
+use crate::page_request::Group;
+use crate::requester::Target;
+
+/// How often in a row a page may be *served* and yet not be there, with no byte of progress in between.
+///
+/// Each *success* says that the kernel made the page present. It may be gone again before the engine asks: reclaimed, or its
+/// rights taken back by fork. That takes the kernel work of its own each time, so it does not happen for ever; tables
+/// that never show what the kernel says they do would otherwise keep a descriptor going for ever.
+pub(crate) const PATIENCE: u8 = 16;
+
+/// What a piece of work has gone through since it last made progress.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Patience {
+    /// *Success* responses with no progress after them.
+    pub(crate) successes: u8,
+    /// Ask for the needed page alone. Set for good once a group was *invalid*: a page further on may not exist, and the
+    /// work must then fail only when it gets there.
+    pub(crate) narrow: bool,
+    /// When the IOMMU first dropped a request of this access, if it has accepted none since.
+    pub(crate) dropped_since_ns: Option<u64>,
+}
+
+impl Patience {
+    /// Something was done.
+    pub(crate) fn progress(&mut self) {
+        self.successes = 0;
+        self.dropped_since_ns = None;
+    }
+}
+
+/// What a wait is for.
+#[derive(Debug)]
+pub(crate) enum WaitFor {
+    /// A page group response.
+    Response(Group),
+    /// Room in the page request allocation.
+    Line,
+    /// Nothing: the IOMMU dropped the request, so that no response will come. Its queue may be enabled again, or
+    /// have room: ask again at `retry_ns`.
+    Retry {
+        /// When.
+        retry_ns: u64,
+    },
+}
+
+/// A parked access.
+#[derive(Debug)]
+pub(crate) struct Wait {
+    pub(crate) target: Target,
+    pub(crate) reason: WaitFor,
+    /// When it fails.
+    pub(crate) deadline_ns: u64,
+}
+
+/// What becomes of work when its wait is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resume {
+    /// Try the access again.
+    Retry,
+    /// Give up, with this code and the target's address.
+    Fail(Code),
+}
+
+impl Patience {
+    /// A response to a group of `pages` came (PCIe 6.0 §10.4.2.1).
+    pub(crate) fn response(&mut self, code: ResponseCode, pages: u16) -> Resume {
+        match code {
+            ResponseCode::Success => {
+                self.successes = self.successes.saturating_add(1);
+                Resume::Retry
+            }
+            ResponseCode::InvalidRequest if pages > 1 && !self.narrow => {
+                self.narrow = true;
+                Resume::Retry
+            }
+            ResponseCode::InvalidRequest => Resume::Fail(Code::PageFault),
+            ResponseCode::Failure => Resume::Fail(Code::PageRequestFailed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invalid_group_is_asked_for_again_page_by_page_once() {
+        let mut patience = Patience::default();
+        assert_eq!(patience.response(ResponseCode::InvalidRequest, 8), Resume::Retry);
+        assert!(patience.narrow);
+        assert_eq!(patience.response(ResponseCode::InvalidRequest, 1), Resume::Fail(Code::PageFault));
+        assert_eq!(Patience::default().response(ResponseCode::InvalidRequest, 1), Resume::Fail(Code::PageFault));
+        assert_eq!(Patience::default().response(ResponseCode::Failure, 8), Resume::Fail(Code::PageRequestFailed));
+    }
+}

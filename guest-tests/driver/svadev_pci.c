@@ -137,9 +137,9 @@ static void svadev_shutdown(struct pci_dev *pdev)
 
 /*
  * Before a reset by the PCI core (function level reset through sysfs, or our own reset_work).
- * Bindings stay: from 7.0 on the core moves the function's PASIDs to a blocking domain during the
- * reset and back afterwards; before, the PASID entries simply stay, and they are not the
- * function's. Enable bits of ATS, PRI and PASID are in pci_restore_state().
+ * Bindings stay: kernels that have pci_dev_reset_iommu_prepare() move the function's PASIDs to a
+ * blocking domain during the reset and back afterwards; in others the PASID entries, which are the
+ * IOMMU's, simply stay. Enable bits of ATS, PRI and PASID are in pci_restore_state().
  */
 static void svadev_reset_prepare(struct pci_dev *pdev)
 {

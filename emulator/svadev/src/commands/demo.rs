@@ -1,0 +1,165 @@
+//! `svadev demo`: what shared virtual addressing does, told by a guest program, and what it costs.
+//!
+//! The guest program's JSON lines have an `event`: `say` and `stderr` carry `text`; `figure` carries `name`, `value` and
+//! `unit`, one row of the table. The backend's counters follow in the same table.
+use serde::Serialize;
+use serde_json::Value;
+
+use super::guest::{self, Image, Request, write_json};
+use crate::{
+    cli::DemoArgs,
+    control::Message,
+    exit::{Exit, Outcome},
+    guest_image::Job,
+    run::{Ended, Observer, Terminal},
+};
+
+/// Most rows that the guest may add.
+const MAX_FIGURES: usize = 1000;
+
+/// A row of the table.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Figure {
+    /// What was measured.
+    name: String,
+    /// How much.
+    value: Value,
+    /// In what.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    unit: String,
+}
+
+/// Runs it.
+pub fn run(args: &DemoArgs) -> Outcome<u8> {
+    let request = Request {
+        command: "demo",
+        machine: &args.machine,
+        host: &args.host,
+        image: Image::Job { job: Job { mode: "demo", ..Job::default() }, needs_module: true },
+        share: None,
+        terminal: Terminal::Log,
+        until_placed: false,
+    };
+    let mut story = Story::default();
+    let mut finished = guest::run(request, &mut story)?;
+    let mut figures = std::mem::take(&mut story.figures);
+    add_counters(&mut figures, "", &finished.report.counters);
+    out!("");
+    for line in table(&figures) {
+        out!("{line}");
+    }
+    let findings = finished.report.kernel_log.findings().to_vec();
+    for finding in &findings {
+        out!("# kernel log: {finding}");
+    }
+    if let Some(path) = &args.json {
+        write_json(path, &figures)?;
+    }
+    match finished.conclude(!findings.is_empty())? {
+        Ended::Exit(0) if findings.is_empty() => Ok(Exit::Success.code()),
+        Ended::Exit(_) | Ended::Quit => Ok(Exit::TestFailed.code()),
+        Ended::PoweredOff | Ended::Placed(_) => Ok(Exit::GuestSetup.code()),
+    }
+}
+
+#[derive(Debug, Default)]
+struct Story {
+    figures: Vec<Figure>,
+}
+
+impl Story {
+    fn event(&mut self, object: &Value) {
+        let text = |key: &str| object[key].as_str().unwrap_or_default().to_owned();
+        match object["event"].as_str() {
+            Some("say") => out!("{}", printable(&text("text"))),
+            Some("stderr") => say!("guest: {}", printable(&text("text"))),
+            Some("figure") if self.figures.len() < MAX_FIGURES => {
+                self.figures.push(Figure { name: text("name"), value: object["value"].clone(), unit: text("unit") });
+            }
+            _ => tracing::warn!("the guest sent {object}"),
+        }
+    }
+}
+
+impl Observer for Story {
+    fn control(&mut self, message: &Message) {
+        match message {
+            Message::Hello(release) => say!("the guest is up: Linux {release}"),
+            Message::Data(object) => self.event(object),
+            _ => {}
+        }
+    }
+    fn kernel(&mut self, _: &str) {}
+}
+
+/// Text of the guest's without what could move the terminal's cursor.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// The numbers in the backend's counters, each named by its path: `unit.page_requests`, `00:06.0.bytes`.
+fn add_counters(figures: &mut Vec<Figure>, path: &str, value: &Value) {
+    let join = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    match value {
+        Value::Number(_) => figures.push(Figure { name: path.to_owned(), value: value.clone(), unit: String::new() }),
+        Value::Object(object) => {
+            for (name, value) in object {
+                add_counters(figures, &join(name), value);
+            }
+        }
+        Value::Array(array) => {
+            for (index, value) in array.iter().enumerate() {
+                // Functions are known by where they sit.
+                let name = value["bdf"].as_str().map_or_else(|| index.to_string(), str::to_owned);
+                add_counters(figures, if value["bdf"].is_string() { &name } else { path }, value);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::String(_) => {}
+    }
+}
+
+/// Names to the left, numbers to the right, one line each.
+fn table(figures: &[Figure]) -> Vec<String> {
+    let rows: Vec<_> = figures
+        .iter()
+        .map(|figure| (printable(&figure.name), number(&figure.value), printable(&figure.unit)))
+        .collect();
+    let names = rows.iter().map(|(name, ..)| name.chars().count()).max().unwrap_or(0);
+    let numbers = rows.iter().map(|(_, number, _)| number.len()).max().unwrap_or(0);
+    rows.iter()
+        .map(|(name, number, unit)| format!("{name:names$}  {number:>numbers$} {unit}").trim_end().to_owned())
+        .collect()
+}
+
+fn number(value: &Value) -> String {
+    match value {
+        Value::Number(number) => match (number.as_u64(), number.as_f64()) {
+            (None, Some(float)) => format!("{float:.2}"),
+            _ => number.to_string(),
+        },
+        Value::String(text) => printable(text),
+        other => printable(&other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_rows_named_by_their_path() {
+        let mut figures = Vec::new();
+        let counters = serde_json::json!({"unit": {"faults": 2}, "functions": [{"bdf": "00:06.0", "bytes": 7}]});
+        add_counters(&mut figures, "", &counters);
+        let mut rows: Vec<_> = figures.iter().map(|f| (f.name.as_str(), f.value.as_u64().unwrap())).collect();
+        rows.sort_unstable();
+        assert_eq!(rows, [("00:06.0.bytes", 7), ("unit.faults", 2)]);
+    }
+
+    #[test]
+    fn the_table_is_aligned_and_the_guest_cannot_move_the_cursor() {
+        let figure = |name: &str, value: Value| Figure { name: name.into(), value, unit: "us".into() };
+        let lines = table(&[figure("a", 12345.into()), figure("lat\u{1b}[2Jency", 1.5.into())]);
+        assert_eq!(lines, ["a             12345 us", "lat [2Jency    1.50 us"]);
+    }
+}

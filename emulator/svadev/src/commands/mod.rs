@@ -1,0 +1,24 @@
+//! The subcommands.
+mod accel;
+mod demo;
+mod guest;
+mod kit;
+mod manual;
+mod serve;
+mod test;
+mod vm;
+
+use crate::{cli::Command, exit::Outcome};
+
+/// Runs a subcommand; gives the exit status.
+pub fn run(command: Command) -> Outcome<u8> {
+    match command {
+        Command::Vm(args) => vm::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::QemuArgs(args) => manual::qemu_args(&args),
+        Command::Dmar(args) => manual::dmar(&args),
+        Command::Kit(command) => kit::run(command),
+    }
+}

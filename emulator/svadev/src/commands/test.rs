@@ -1,0 +1,137 @@
+//! `svadev test`: the smoke suite, and the kernel log beside it.
+use std::{io::IsTerminal as _, time::Instant};
+
+use super::guest::{self, Image, Request, write_json};
+use crate::{
+    cli::TestArgs,
+    control::Message,
+    exit::{Exit, Outcome},
+    guest_image::Job,
+    ktap::{Parser, TestResult, Verdict},
+    run::{Ended, Observer, Terminal},
+};
+
+/// Runs it.
+pub fn run(args: &TestArgs) -> Outcome<u8> {
+    let job = Job { mode: "test", filter: args.filter.clone(), ..Job::default() };
+    let request = Request {
+        command: "test",
+        machine: &args.machine,
+        host: &args.host,
+        image: Image::Job { job, needs_module: true },
+        share: None,
+        terminal: Terminal::Log,
+        until_placed: false,
+    };
+    let mut suite = Suite { parser: Parser::new(Instant::now()), progress: std::io::stderr().is_terminal() };
+    let mut finished = guest::run(request, &mut suite)?;
+    suite.clear_progress();
+    let summary = suite.parser.finish();
+    let mut problems = summary.problems.clone();
+    problems.extend(finished.report.kernel_log.findings().iter().map(|line| format!("kernel log: {line}")));
+    // The suite's own word that something failed must be among what it printed.
+    let failed = summary.count(Verdict::Fail);
+    if let (Ok(Ended::Exit(status @ 1..)), 0) = (&finished.report.ended, failed) {
+        problems.push(format!("the suite ended with status {status}, and no test failed"));
+    }
+    if finished.report.ended.as_ref().is_ok_and(|ended| !matches!(ended, Ended::Exit(_))) {
+        problems.push("the guest powered off before the suite had ended".into());
+    }
+    for problem in &problems {
+        out!("# {problem}");
+    }
+    out!(
+        "{} passed, {failed} failed, {} skipped in {:.1} s{}",
+        summary.count(Verdict::Pass),
+        summary.count(Verdict::Skip),
+        summary.duration().as_secs_f64(),
+        if problems.is_empty() { "" } else { "; see the lines with # above" }
+    );
+    if let Some(path) = &args.json {
+        write_json(path, &with_problems(summary.results, &problems))?;
+    }
+    let bad = failed > 0 || !problems.is_empty();
+    finished.conclude(bad)?;
+    Ok(if bad { Exit::TestFailed } else { Exit::Success }.code())
+}
+
+/// One object a test; what belongs to no test stands as a failed one of its own, so that no reader misses it.
+fn with_problems(mut results: Vec<TestResult>, problems: &[String]) -> Vec<TestResult> {
+    if !problems.is_empty() {
+        results.push(TestResult {
+            name: "svadev/run".into(),
+            verdict: Verdict::Fail,
+            seconds: 0.0,
+            reason: String::new(),
+            diagnostics: problems.to_vec(),
+        });
+    }
+    results
+}
+
+struct Suite {
+    parser: Parser,
+    progress: bool,
+}
+
+impl Suite {
+    fn clear_progress(&self) {
+        if self.progress {
+            use std::io::Write as _;
+            _ = write!(std::io::stderr().lock(), "\r\x1b[K");
+        }
+    }
+
+    fn show_progress(&self) {
+        if self.progress {
+            use std::io::Write as _;
+            let (seen, planned) = self.parser.progress();
+            let planned = planned.map_or("?".to_owned(), |planned| planned.to_string());
+            _ = write!(std::io::stderr().lock(), "[{seen}/{planned}] ");
+        }
+    }
+}
+
+impl Observer for Suite {
+    fn control(&mut self, message: &Message) {
+        match message {
+            Message::Hello(release) => say!("the guest is up: Linux {release}"),
+            Message::Ktap(line) => {
+                self.clear_progress();
+                if let Some(result) = self.parser.line(line, Instant::now()) {
+                    print(result);
+                }
+                self.show_progress();
+            }
+            _ => {}
+        }
+    }
+    fn kernel(&mut self, _: &str) {}
+}
+
+fn print(result: &TestResult) {
+    let word = match result.verdict {
+        Verdict::Pass => "ok  ",
+        Verdict::Fail => "FAIL",
+        Verdict::Skip => "skip",
+    };
+    let reason = if result.reason.is_empty() { String::new() } else { format!(": {}", result.reason) };
+    out!("{word} {} ({:.3} s){reason}", result.name, result.seconds);
+    if result.verdict == Verdict::Fail {
+        for line in &result.diagnostics {
+            out!("     {line}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_are_a_failed_test_in_the_results() {
+        assert!(with_problems(Vec::new(), &[]).is_empty());
+        let results = with_problems(Vec::new(), &["kernel log: BUG: x".into()]);
+        assert_eq!((results[0].verdict, results[0].diagnostics.len()), (Verdict::Fail, 1));
+    }
+}

@@ -1,0 +1,67 @@
+//! `svadev vm`: a guest to use.
+use std::{collections::BTreeMap, io::IsTerminal as _};
+
+use super::guest::{self, Image, Request};
+use crate::{
+    cli::VmArgs,
+    console,
+    control::Message,
+    exit::{Exit, Outcome},
+    guest_image::Job,
+    run::{Ended, Observer, Terminal},
+};
+
+/// Runs it; the status is the program's, if one was given.
+pub fn run(args: &VmArgs) -> Outcome<u8> {
+    let runs_program = !args.program.is_empty();
+    let image = match &args.initrd {
+        Some(file) => Image::Initrd { file, inject: args.inject },
+        None => Image::Job { job: job(args), needs_module: false },
+    };
+    if !runs_program && std::io::stdin().is_terminal() {
+        say!("Ctrl-A x ends the guest, Ctrl-A h helps");
+    }
+    let request = Request {
+        command: "vm",
+        machine: &args.machine,
+        host: &args.host,
+        image,
+        share: args.share.as_deref(),
+        terminal: if runs_program { Terminal::Streams } else { Terminal::Shell },
+        until_placed: false,
+    };
+    let mut observer = Kernel { show: !args.quiet };
+    match guest::run(request, &mut observer)?.conclude(false)? {
+        // A shell's status is that of its last command: it says nothing about us.
+        Ended::Exit(status) if runs_program => Ok(status),
+        _ => Ok(Exit::Success.code()),
+    }
+}
+
+fn job(args: &VmArgs) -> Job {
+    let mut env = BTreeMap::new();
+    if let Ok(term) = std::env::var("TERM") {
+        env.insert("TERM".to_owned(), term);
+    }
+    if let Some((lines, columns)) = console::window_size() {
+        env.insert("LINES".to_owned(), lines.to_string());
+        env.insert("COLUMNS".to_owned(), columns.to_string());
+    }
+    let mode = if args.program.is_empty() { "shell" } else { "run" };
+    let cwd = args.share.as_ref().map(|_| "/mnt/share".to_owned());
+    Job { mode, argv: args.program.clone(), cwd, env, ..Job::default() }
+}
+
+struct Kernel {
+    show: bool,
+}
+
+impl Observer for Kernel {
+    fn control(&mut self, _: &Message) {}
+    fn kernel(&mut self, line: &str) {
+        if self.show {
+            use std::io::Write as _;
+            _ = writeln!(std::io::stderr().lock(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The ACPI DMAR table that tells the guest kernel where the remapping unit is and which functions are behind it.
+//!
+//! Intel Virtualization Technology for Directed I/O, architecture specification 4.1, chapter 8. The 36-byte ACPI table
+//! header is QEMU's to write (`-acpitable sig=DMAR,data=FILE`): this is what follows it.
+use svadev_fabric::Bdf;
+
+use crate::topology::Topology;
+
+/// Arguments of `-acpitable` that fill the header, without `data=`.
+pub const ACPITABLE: &str = "sig=DMAR,rev=1,oem_id=SVADEV,oem_table_id=SVADEV,oem_rev=1";
+
+/// Host address width, bits: what DMA can reach. The table holds one less (§8.1).
+const HOST_ADDRESS_WIDTH: u8 = 48;
+/// Flags (§8.1): no interrupt remapping (bit 0), nothing said about x2APIC (bit 1), no DMA-protection opt-in (bit 2).
+const FLAGS: u8 = 0;
+/// Remapping structure type 0 (§8.3): DMA Remapping Hardware Unit Definition.
+const DRHD: u16 = 0;
+/// DRHD flags (§8.3): INCLUDE_PCI_ALL (bit 0) is clear, so only the device scopes below are behind the unit.
+const DRHD_FLAGS: u8 = 0;
+/// DRHD size (§8.3): 2^0 pages of 4 KiB registers.
+const DRHD_SIZE: u8 = 0;
+/// PCI segment of the unit and its functions.
+const SEGMENT: u16 = 0;
+/// Device scope entry type 1 (§8.3.1): PCI Endpoint Device.
+const SCOPE_PCI_ENDPOINT: u8 = 1;
+/// Bytes of a device scope with a path of one hop (§8.3.1).
+const SCOPE_LENGTH: u8 = 8;
+
+/// The table for the machine, with the unit's registers at guest-physical `unit_address`.
+pub fn table(topology: &Topology, unit_address: u64) -> Vec<u8> {
+    assert_eq!(unit_address & 0xfff, 0, "the unit's registers are a page");
+    let mut scopes = Vec::new();
+    for function in &topology.accelerators {
+        push_scope(&mut scopes, function.bdf);
+    }
+    let length = u16::try_from(16 + scopes.len()).expect("a bus has 32 slots");
+    let mut table = vec![HOST_ADDRESS_WIDTH - 1, FLAGS];
+    table.extend([0; 10]);
+    table.extend(DRHD.to_le_bytes());
+    table.extend(length.to_le_bytes());
+    table.extend([DRHD_FLAGS, DRHD_SIZE]);
+    table.extend(SEGMENT.to_le_bytes());
+    table.extend(unit_address.to_le_bytes());
+    table.extend(scopes);
+    table
+}
+
+fn push_scope(scopes: &mut Vec<u8>, bdf: Bdf) {
+    // Type, length, flags, reserved, enumeration ID (only for IOAPIC, HPET and ACPI devices), start bus, path.
+    scopes.extend([SCOPE_PCI_ENDPOINT, SCOPE_LENGTH, 0, 0, 0, bdf.bus(), bdf.device(), bdf.function()]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_those_of_a_table_written_by_hand() {
+        let topology = Topology::parse(
+            "t",
+            "[iommu]\naddress = \"00:05.0\"\n[[accelerators]]\naddress = \"00:06.0\"\n[[accelerators]]\naddress = \"00:1e.0\"\n",
+        )
+        .unwrap();
+        #[rustfmt::skip]
+        let by_hand = [
+            0x2f, 0x00, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            0x00, 0x00, 0x20, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xf0, 0xbf, 0xfe, 0x00, 0x00, 0x00, 0x00,
+            0x01, 0x08, 0x00, 0x00, 0x00, 0x00, 0x06, 0x00,
+            0x01, 0x08, 0x00, 0x00, 0x00, 0x00, 0x1e, 0x00,
+        ];
+        assert_eq!(table(&topology, 0xfebf_f000), by_hand);
+    }
+
+    #[test]
+    fn an_address_above_4_gib_is_kept_whole() {
+        let topology = Topology::parse("t", crate::topology::DEFAULT).unwrap();
+        assert_eq!(table(&topology, 0x38_1234_5000)[20..28], 0x38_1234_5000_u64.to_le_bytes());
+    }
+}

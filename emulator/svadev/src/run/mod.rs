@@ -1,0 +1,456 @@
+//! One run of a guest: the backend, QEMU, the guest's channels, and every way in which it can end.
+pub mod folder;
+mod state;
+mod streams;
+
+use std::{collections::BTreeSet, os::fd::OwnedFd, path::Path, process::Stdio, rc::Rc, time::Duration};
+
+use anyhow::Context as _;
+use svadev_fabric::Bdf;
+use tokio::{
+    process::{Child, Command},
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+use self::{
+    folder::RunFolder,
+    state::State,
+    streams::{Listeners, Senders},
+};
+use crate::{
+    backend::{Backend, BackendEvent},
+    console::{self, Input},
+    control::Message,
+    dmar,
+    exit::{Exit, Failure, OrExit as _, Outcome},
+    kernel_log::KernelLog,
+    qemu::{
+        args::{Boot, Channels, CommandLine},
+        placement::{MAX_STARTS, Placement},
+        process::die_with_parent,
+        qmp,
+    },
+    topology::{Accel, Topology},
+};
+
+/// Time for sockets to run empty after QEMU is gone. Nothing fills them any more, so it is never needed.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// What to run.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The machine.
+    pub topology: &'a Topology,
+    /// `topology.machine.accel`, decided.
+    pub accel: Accel,
+    /// QEMU.
+    pub qemu: &'a Path,
+    /// bzImage.
+    pub kernel: &'a Path,
+    /// Initial RAM disk.
+    pub initrd: &'a Path,
+    /// Folder to share, and the virtiofsd to do it.
+    pub share: Option<(&'a Path, &'a Path)>,
+    /// The user's own QEMU arguments.
+    pub extra: &'a [String],
+    /// PID 1 is ours: it says hello, then that it is alive, and at last how it ended.
+    pub has_our_init: bool,
+    /// End everything after this time.
+    pub timeout: Option<Duration>,
+    /// Stretches the built-in limits.
+    pub timeout_scale: u32,
+    /// The guest's program is connected to our standard streams.
+    pub terminal: Terminal,
+    /// End as soon as the unit's BAR is placed.
+    pub until_placed: bool,
+}
+
+/// What the guest's program is connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Terminal {
+    /// A log file.
+    Log,
+    /// Our standard streams, as they are.
+    Streams,
+    /// Our standard streams, and our terminal, if it is one, passes every key on.
+    Shell,
+}
+
+/// Hears what the guest says while it runs.
+pub trait Observer {
+    /// A control line.
+    fn control(&mut self, message: &Message);
+    /// A line of the kernel log.
+    fn kernel(&mut self, line: &str);
+}
+
+/// How a run ended by itself.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// PID 1 reported the job's status.
+    Exit(u8),
+    /// The guest powered off without one.
+    PoweredOff,
+    /// The unit's BAR was placed here, which was all that was wanted.
+    Placed(u64),
+    /// The user said so at the terminal.
+    Quit,
+}
+
+/// What is left of a run.
+#[derive(Debug)]
+pub struct Report {
+    /// How it ended.
+    pub ended: Outcome<Ended>,
+    /// The kernel's log.
+    pub kernel_log: KernelLog,
+    /// The backend's counters at the end.
+    pub counters: serde_json::Value,
+}
+
+/// Standard input, shared by the starts of QEMU one after another.
+type Typed = Rc<tokio::sync::Mutex<mpsc::Receiver<Input>>>;
+
+/// Everything that can happen.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Kernel(String),
+    Control(Message),
+    Qmp(qmp::Message),
+    ProgramSpoke,
+    Ended(Channel),
+    Quit,
+    Signal(&'static str),
+}
+
+/// A channel that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Channel {
+    Console,
+    Control,
+    Program,
+    Qmp,
+}
+
+/// How one start of QEMU ended.
+enum Attempt {
+    Ended(Outcome<Ended>),
+    /// Firmware put the unit's BAR elsewhere than the DMAR table says.
+    Misplaced(u64),
+}
+
+/// Runs a guest on a backend, restarting QEMU until the DMAR table is right. Without a backend there is no unit either: that
+/// is for finding out whether QEMU boots at all.
+pub async fn run(
+    plan: &Plan<'_>,
+    folder: &RunFolder,
+    backend: Option<&mut Backend>,
+    observer: &mut dyn Observer,
+) -> Report {
+    let mut runner = Runner {
+        plan,
+        folder: folder.path(),
+        backend,
+        observer,
+        kernel_log: KernelLog::default(),
+        connected: BTreeSet::new(),
+    };
+    let ended = runner.run().await;
+    let counters = runner.backend.as_ref().map(|backend| serde_json::to_value(backend.snapshot()));
+    let counters = counters.and_then(Result::ok).unwrap_or_default();
+    Report { ended, kernel_log: runner.kernel_log, counters }
+}
+
+struct Runner<'a> {
+    plan: &'a Plan<'a>,
+    folder: &'a Path,
+    backend: Option<&'a mut Backend>,
+    observer: &'a mut dyn Observer,
+    kernel_log: KernelLog,
+    /// Functions whose socket has a QEMU at the other end.
+    connected: BTreeSet<Bdf>,
+}
+
+impl Runner<'_> {
+    async fn run(&mut self) -> Outcome<Ended> {
+        let channels = Channels::within(self.folder);
+        let listeners = Rc::new(Listeners::bind(&channels).or_exit(Exit::Setup)?);
+        let (events, mut receiver) = mpsc::channel(256);
+        watch_signals(&events).or_exit(Exit::Setup)?;
+        let functions = self.backend.as_ref().map(|backend| backend.sockets().to_vec()).unwrap_or_default();
+        let dmar = self.backend.is_some().then(|| self.folder.join("dmar.bin"));
+        let share = self.plan.share.map(|_| self.folder.join("share.sock"));
+        let args = CommandLine {
+            topology: self.plan.topology,
+            accel: self.plan.accel,
+            functions: &functions,
+            dmar: dmar.as_deref(),
+            boot: Some(Boot { kernel: self.plan.kernel, initrd: Some(self.plan.initrd) }),
+            channels: Some(&channels),
+            share: share.as_deref(),
+            extra: self.plan.extra,
+        }
+        .build();
+        self.write_command(&args).or_exit(Exit::Setup)?;
+        let cache = crate::kit::cache_folder().or_exit(Exit::Setup)?;
+        let mut placement = dmar.as_ref().map(|_| Placement::load(&cache, self.plan.qemu, &args, self.folder));
+
+        let output = console::Output::start();
+        let to_log = log_sink(&self.folder.join("program.log")).or_exit(Exit::Setup)?;
+        let sink = if self.plan.terminal == Terminal::Log { to_log } else { output.sender() };
+        let raw = match self.plan.terminal {
+            Terminal::Shell => console::RawTerminal::enter().or_exit(Exit::Setup)?,
+            Terminal::Log | Terminal::Streams => None,
+        };
+        let typed = (self.plan.terminal != Terminal::Log)
+            .then(|| Rc::new(tokio::sync::Mutex::new(console::read_input(raw.is_some()))));
+        let deadline = self.plan.timeout.map(|limit| Instant::now() + limit);
+
+        let mut ended = Err(Failure::new(
+            Exit::Backend,
+            format!("firmware placed the unit's BAR differently at each of {MAX_STARTS} starts"),
+        ));
+        for _ in 0..MAX_STARTS {
+            if let (Some(file), Some(placement)) = (&dmar, &placement) {
+                let table = dmar::table(self.plan.topology, placement.address());
+                std::fs::write(file, table).with_context(|| file.display().to_string()).or_exit(Exit::Setup)?;
+            }
+            let (share, typed) = (share.as_deref(), typed.as_ref());
+            let start = Start { args: &args, listeners: &listeners, share, sink: &sink, typed, deadline };
+            let address = placement.as_ref().map(Placement::address);
+            match self.attempt(start, address, &events, &mut receiver).await {
+                Attempt::Ended(how) => {
+                    ended = how;
+                    break;
+                }
+                Attempt::Misplaced(address) => {
+                    tracing::info!(
+                        "the unit's BAR is at {address:#x}: writing the DMAR table anew, starting QEMU again"
+                    );
+                    if let Some(placement) = &mut placement {
+                        placement.learn(address);
+                    }
+                }
+            }
+        }
+        if let (Ok(_), Some(placement)) = (&ended, &mut placement) {
+            placement.learn(placement.address());
+        }
+        drop(sink);
+        drop(raw);
+        output.finish().await;
+        ended
+    }
+
+    fn write_command(&self, args: &[String]) -> anyhow::Result<()> {
+        let mut words = vec![self.plan.qemu.display().to_string()];
+        words.extend_from_slice(args);
+        let file = self.folder.join("qemu-command.txt");
+        std::fs::write(&file, crate::qemu::args::shell_quoted(&words) + "\n")
+            .with_context(|| file.display().to_string())
+    }
+
+    /// Starts QEMU once and stays until it is gone, and with it everything that was started for it.
+    async fn attempt(
+        &mut self,
+        start: Start<'_>,
+        address: Option<u64>,
+        events: &mpsc::Sender<Event>,
+        receiver: &mut mpsc::Receiver<Event>,
+    ) -> Attempt {
+        let share = match start.start_share(self.plan, self.folder) {
+            Ok(share) => share,
+            Err(failure) => return Attempt::Ended(Err(failure)),
+        };
+        let mut qemu = match start.start_qemu(self.plan, self.folder) {
+            Ok(qemu) => qemu,
+            Err(failure) => return Attempt::Ended(Err(failure)),
+        };
+        let (gone, is_gone) = watch::channel(false);
+        let (senders, inputs) = streams::inputs();
+        let (ready, is_ready) = watch::channel(false);
+        let serve = {
+            let (listeners, events, sink) = (start.listeners.clone(), events.clone(), start.sink.clone());
+            tokio::task::spawn_local(async move { listeners.serve(events, sink, inputs, is_gone).await })
+        };
+        let typing = start.typed.map(|typed| {
+            let shell = self.plan.terminal == Terminal::Shell;
+            tokio::task::spawn_local(forward_typed(typed.clone(), senders.clone(), is_ready, events.clone(), shell))
+        });
+        let mut state = State::new(self.plan, address, start.deadline, senders, ready);
+        loop {
+            let deadline = state.deadline();
+            tokio::select! {
+                event = receiver.recv() => {
+                    let event = event.expect("this function holds a sender");
+                    state.event(event, self.observer, &mut self.kernel_log);
+                }
+                event = next_backend_event(&mut self.backend) => self.backend_event(event, &mut state),
+                status = qemu.wait(), if state.status.is_none() => {
+                    state.status = Some(status);
+                    _ = gone.send(true);
+                    state.drain_until = Some(Instant::now() + DRAIN_LIMIT);
+                }
+                () = tokio::time::sleep_until(deadline) => {
+                    if state.status.is_some() {
+                        break;
+                    }
+                    state.overdue();
+                }
+            }
+            if state.must_stop && state.status.is_none() {
+                // It may have died meanwhile: the next `wait` tells.
+                _ = qemu.start_kill();
+            }
+            if state.is_over() {
+                break;
+            }
+        }
+        serve.abort();
+        if let Some(typing) = typing {
+            typing.abort();
+        }
+        drop(share);
+        self.await_disconnection().await;
+        state.conclude(self.folder)
+    }
+
+    fn backend_event(&mut self, event: Option<BackendEvent>, state: &mut State<'_>) {
+        match event {
+            Some(BackendEvent::Connected(bdf)) => _ = self.connected.insert(bdf),
+            Some(BackendEvent::Disconnected(bdf)) => _ = self.connected.remove(&bdf),
+            Some(BackendEvent::UnitPlaced { address }) => state.unit_placed(address),
+            Some(BackendEvent::Fatal(text)) => {
+                state.fail(Exit::Backend, format!("the backend failed: {text}"));
+            }
+            None => state.fail(Exit::Backend, "the backend ended by itself"),
+        }
+    }
+
+    /// What the backend still says about a QEMU that is gone must not be taken for the next one's.
+    async fn await_disconnection(&mut self) {
+        let deadline = Instant::now() + DRAIN_LIMIT;
+        while !self.connected.is_empty() {
+            match tokio::time::timeout_at(deadline, next_backend_event(&mut self.backend)).await {
+                Ok(Some(BackendEvent::Disconnected(bdf))) => _ = self.connected.remove(&bdf),
+                Ok(Some(_)) => {}
+                Ok(None) => return,
+                Err(_) => {
+                    tracing::warn!("the backend still holds connections: {:?}", self.connected);
+                    self.connected.clear();
+                }
+            }
+        }
+    }
+}
+
+/// The backend's next word; never, without a backend.
+async fn next_backend_event(backend: &mut Option<&mut Backend>) -> Option<BackendEvent> {
+    match backend {
+        Some(backend) => backend.events().recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What one start of QEMU needs.
+struct Start<'a> {
+    args: &'a [String],
+    listeners: &'a Rc<Listeners>,
+    share: Option<&'a Path>,
+    sink: &'a mpsc::Sender<Vec<u8>>,
+    typed: Option<&'a Typed>,
+    deadline: Option<Instant>,
+}
+
+impl Start<'_> {
+    fn start_qemu(&self, plan: &Plan<'_>, folder: &Path) -> Outcome<Child> {
+        let log = log_file(&folder.join("qemu.log")).or_exit(Exit::Setup)?;
+        let mut command = std::process::Command::new(plan.qemu);
+        command.args(self.args).stdin(Stdio::null()).stdout(log.try_clone().or_exit(Exit::Setup)?).stderr(log);
+        spawn(command).with_context(|| plan.qemu.display().to_string()).or_exit(Exit::Qemu)
+    }
+
+    /// virtiofsd, on a socket that is there before it starts. It serves one QEMU and ends.
+    fn start_share(&self, plan: &Plan<'_>, folder: &Path) -> Outcome<Option<Child>> {
+        let (Some((shared, virtiofsd)), Some(socket)) = (plan.share, self.share) else { return Ok(None) };
+        let start = || -> anyhow::Result<Child> {
+            _ = std::fs::remove_file(socket);
+            let listener = std::os::unix::net::UnixListener::bind(socket)?;
+            let log = log_file(&folder.join("virtiofsd.log"))?;
+            let mut command = std::process::Command::new(virtiofsd);
+            // The socket is its standard input. Without privileges it cannot shut itself in; it opens nothing outside the
+            // shared folder by the rules of the file system protocol.
+            let sandbox = if nix::unistd::geteuid().is_root() { "chroot" } else { "none" };
+            command.arg("--fd=0").arg("--sandbox").arg(sandbox).arg("--shared-dir").arg(shared);
+            command.stdin(OwnedFd::from(listener)).stdout(log.try_clone()?).stderr(log);
+            spawn(command)
+        };
+        start().context("virtiofsd").or_exit(Exit::Setup).map(Some)
+    }
+}
+
+/// Starts a child that dies with us, and when its handle is dropped.
+fn spawn(mut command: std::process::Command) -> anyhow::Result<Child> {
+    die_with_parent(&mut command);
+    // A terminal's Ctrl-C is for us: we end the others in our own order.
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    Ok(Command::from(command).kill_on_drop(true).spawn()?)
+}
+
+fn log_file(path: &Path) -> anyhow::Result<std::fs::File> {
+    std::fs::OpenOptions::new().create(true).append(true).open(path).with_context(|| path.display().to_string())
+}
+
+/// Where a program's output goes when nobody wants to see it.
+fn log_sink(path: &Path) -> anyhow::Result<mpsc::Sender<Vec<u8>>> {
+    let mut file = log_file(path)?;
+    let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(16);
+    tokio::task::spawn_local(async move {
+        while let Some(bytes) = receiver.recv().await {
+            // A full disk must not end the run.
+            _ = std::io::Write::write_all(&mut file, &bytes);
+        }
+    });
+    Ok(sender)
+}
+
+fn watch_signals(events: &mpsc::Sender<Event>) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    for (kind, name) in [
+        (SignalKind::interrupt(), "SIGINT"),
+        (SignalKind::terminate(), "SIGTERM"),
+        (SignalKind::hangup(), "SIGHUP"),
+        (SignalKind::quit(), "SIGQUIT"),
+    ] {
+        let (mut stream, events) = (signal(kind)?, events.clone());
+        tokio::task::spawn_local(async move {
+            while stream.recv().await.is_some() && events.send(Event::Signal(name)).await.is_ok() {}
+        });
+    }
+    Ok(())
+}
+
+/// Passes standard input to the guest's program once it listens; a UART forgets what comes before.
+async fn forward_typed(
+    typed: Typed,
+    senders: Senders,
+    mut ready: watch::Receiver<bool>,
+    events: mpsc::Sender<Event>,
+    shell: bool,
+) {
+    if ready.wait_for(|ready| *ready).await.is_err() {
+        return;
+    }
+    let mut typed = typed.lock().await;
+    while let Some(input) = typed.recv().await {
+        match input {
+            Input::Bytes(bytes) => _ = senders.program.send(bytes).await,
+            // A terminal that edits lines knows Ctrl-D; for a raw one PID 1 has to see to it.
+            Input::End if shell => _ = senders.program.send(vec![console::END_OF_INPUT]).await,
+            Input::End => _ = senders.control.send(b"svadev:eof\n".to_vec()).await,
+            Input::Quit => _ = events.send(Event::Quit).await,
+            Input::Help => say!("{}", console::HELP.trim_end()),
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! What is known of one start of QEMU, and what that makes of it.
+use std::{
+    collections::BTreeSet, fmt, io, os::unix::process::ExitStatusExt as _, path::Path, process::ExitStatus,
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{Attempt, Channel, Ended, Event, Observer, Plan, streams::Senders};
+use crate::{
+    control::Message,
+    exit::{Exit, Failure, Outcome},
+    kernel_log::KernelLog,
+    qemu::qmp,
+};
+
+/// Longest time from QEMU's start to PID 1's first word.
+const HELLO_LIMIT: Duration = Duration::from_secs(120);
+/// Longest silence of PID 1, which says that it is alive every two seconds.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+/// Time for a guest that is done to power off.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(20);
+/// Time for a guest that has panicked to print its last words.
+const LAST_WORDS_LIMIT: Duration = Duration::from_secs(3);
+/// Times without limit end here.
+const FAR_AWAY: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// One start of QEMU.
+pub(super) struct State<'a> {
+    plan: &'a Plan<'a>,
+    /// Where the DMAR table says that the unit is; `None` without a table.
+    address: Option<u64>,
+    started: Instant,
+    /// End of the time that the user allowed.
+    timeout_at: Option<Instant>,
+    senders: Senders,
+    ready: watch::Sender<bool>,
+    /// The last word of PID 1; `None` before its first.
+    heard: Option<Instant>,
+    placed: bool,
+    misplaced: Option<u64>,
+    /// What decided the end. The first cause counts: what comes after it follows from it.
+    decision: Option<Outcome<Ended>>,
+    /// When a decided end that comes by itself has to be there.
+    end_by: Option<Instant>,
+    shutdown_reason: Option<String>,
+    ended: BTreeSet<Channel>,
+    /// QEMU has to be killed.
+    pub(super) must_stop: bool,
+    /// QEMU has ended like this.
+    pub(super) status: Option<io::Result<ExitStatus>>,
+    /// What QEMU left in its sockets is read until then at most.
+    pub(super) drain_until: Option<Instant>,
+}
+
+impl<'a> State<'a> {
+    pub(super) fn new(
+        plan: &'a Plan<'a>,
+        address: Option<u64>,
+        timeout_at: Option<Instant>,
+        senders: Senders,
+        ready: watch::Sender<bool>,
+    ) -> Self {
+        Self {
+            plan,
+            address,
+            started: Instant::now(),
+            timeout_at,
+            senders,
+            ready,
+            heard: None,
+            placed: false,
+            misplaced: None,
+            decision: None,
+            end_by: None,
+            shutdown_reason: None,
+            ended: BTreeSet::new(),
+            must_stop: false,
+            status: None,
+            drain_until: None,
+        }
+    }
+
+    /// A built-in limit on this host.
+    fn scaled(&self, limit: Duration) -> Duration {
+        limit * self.plan.timeout_scale
+    }
+
+    /// The next moment at which something is overdue.
+    pub(super) fn deadline(&self) -> Instant {
+        if let Some(drain_until) = self.drain_until {
+            return drain_until;
+        }
+        let own = match (self.decision.is_some(), self.heard) {
+            (true, _) => self.end_by,
+            (false, _) if !self.plan.has_our_init => None,
+            (false, None) => Some(self.started + self.scaled(HELLO_LIMIT)),
+            (false, Some(heard)) => Some(heard + self.scaled(SILENCE_LIMIT)),
+        };
+        let far = self.started + FAR_AWAY;
+        own.unwrap_or(far).min(self.timeout_at.filter(|_| self.decision.is_none()).unwrap_or(far))
+    }
+
+    /// That moment has come.
+    pub(super) fn overdue(&mut self) {
+        let now = Instant::now();
+        if now < self.deadline() {
+            return;
+        }
+        if let Some(decision) = &mut self.decision {
+            if matches!(decision, Ok(Ended::Exit(_))) {
+                *decision = Err(Failure::new(Exit::GuestHung, "the guest was done, but did not power off"));
+            }
+            self.must_stop = true;
+        } else if self.timeout_at.is_some_and(|timeout_at| timeout_at <= now) {
+            self.fail(Exit::GuestHung, "time is up (--timeout)");
+        } else if self.heard.is_none() {
+            let limit = self.scaled(HELLO_LIMIT).as_secs();
+            self.fail(
+                Exit::GuestHung,
+                format!("the guest has not come up within {limit} s (--timeout-scale stretches this)"),
+            );
+        } else {
+            let limit = self.scaled(SILENCE_LIMIT).as_secs();
+            self.fail(Exit::GuestHung, format!("the guest hangs: PID 1 has been silent for {limit} s"));
+        }
+    }
+
+    /// Something failed: QEMU is killed now.
+    pub(super) fn fail(&mut self, exit: Exit, message: impl fmt::Display) {
+        self.decide(Err(Failure::new(exit, message)));
+        self.must_stop = true;
+    }
+
+    fn decide(&mut self, how: Outcome<Ended>) {
+        self.decision.get_or_insert(how);
+    }
+
+    /// The end is decided and comes by itself within a time.
+    fn ends_within(&mut self, how: Outcome<Ended>, limit: Duration) {
+        if self.decision.is_none() {
+            self.end_by = Some(Instant::now() + self.scaled(limit));
+            self.decision = Some(how);
+        }
+    }
+
+    /// Something happened in the guest or at the terminal.
+    pub(super) fn event(&mut self, event: Event, observer: &mut dyn Observer, kernel_log: &mut KernelLog) {
+        match event {
+            Event::Kernel(line) => {
+                kernel_log.line(&line);
+                observer.kernel(&line);
+                if let Some(panic) = kernel_log.panic() {
+                    let failure = Failure::new(Exit::GuestPanic, format!("the guest kernel panicked: {panic}"));
+                    self.ends_within(Err(failure), LAST_WORDS_LIMIT);
+                }
+            }
+            Event::Control(message) => self.control(message, observer),
+            Event::Qmp(message) => self.qmp(message),
+            Event::ProgramSpoke => _ = self.ready.send(true),
+            Event::Ended(channel) => _ = self.ended.insert(channel),
+            Event::Quit => {
+                self.decide(Ok(Ended::Quit));
+                self.must_stop = true;
+            }
+            Event::Signal(name) => self.fail(Exit::Interrupted, format!("interrupted by {name}")),
+        }
+    }
+
+    fn control(&mut self, message: Message, observer: &mut dyn Observer) {
+        observer.control(&message);
+        if let Message::Unknown(line) = &message {
+            tracing::warn!("the guest said {line:?}");
+            return;
+        }
+        self.heard = Some(Instant::now());
+        match message {
+            Message::Ready => _ = self.ready.send(true),
+            Message::Fatal(text) => {
+                let failure = Failure::new(Exit::GuestSetup, format!("the guest's set-up failed: {text}"));
+                self.ends_within(Err(failure), POWER_OFF_LIMIT);
+            }
+            Message::Exit(status) => self.ends_within(Ok(Ended::Exit(status)), POWER_OFF_LIMIT),
+            Message::Hello(release) => {
+                tracing::info!("the guest runs Linux {release}");
+                if self.address.is_some() && !self.placed {
+                    self.fail(Exit::Backend, "the guest has booted, and the backend never saw the unit's BAR enabled");
+                }
+            }
+            Message::Alive | Message::Ktap(_) | Message::Data(_) | Message::Unknown(_) => {}
+        }
+    }
+
+    fn qmp(&mut self, message: qmp::Message) {
+        match message {
+            // The queue is empty at the greeting: nothing was sent before it.
+            qmp::Message::Greeting => _ = self.senders.qmp.try_send(qmp::CAPABILITIES.to_vec()),
+            qmp::Message::Shutdown { reason } => self.shutdown_reason = Some(reason),
+            qmp::Message::Error(text) => tracing::warn!("QEMU's monitor: {text}"),
+            qmp::Message::Other => {}
+        }
+    }
+
+    /// The unit's BAR decodes memory here.
+    pub(super) fn unit_placed(&mut self, address: u64) {
+        tracing::debug!("the unit's BAR is at {address:#x}");
+        let Some(expected) = self.address else { return };
+        if self.plan.until_placed {
+            self.decide(Ok(Ended::Placed(address)));
+            self.must_stop = true;
+        } else if address == expected {
+            self.placed = true;
+        } else if self.placed {
+            self.fail(
+                Exit::GuestSetup,
+                format!(
+                    "the guest moved the unit's registers from {expected:#x} to {address:#x}, away from its own IOMMU driver: \
+                     its kernel command line needs intremap=off"
+                ),
+            );
+        } else {
+            self.misplaced = Some(address);
+            self.must_stop = true;
+        }
+    }
+
+    /// Nothing more can come.
+    pub(super) fn is_over(&self) -> bool {
+        self.status.is_some() && self.ended.len() == 4
+    }
+
+    /// What it all amounts to.
+    pub(super) fn conclude(self, folder: &Path) -> Attempt {
+        if let (Some(address), None) = (self.misplaced, &self.decision) {
+            return Attempt::Misplaced(address);
+        }
+        Attempt::Ended(self.decision.unwrap_or_else(|| {
+            let status = self.status.expect("the loop ends only after QEMU has");
+            match (self.shutdown_reason.as_deref(), status) {
+                (_, Err(error)) => Err(Failure::new(Exit::Qemu, format!("QEMU: {error}"))),
+                (Some("guest-shutdown"), Ok(status)) if status.success() => Ok(Ended::PoweredOff),
+                (Some("guest-reset"), Ok(status)) if status.success() => Err(Failure::new(
+                    Exit::GuestPanic,
+                    "the guest reset itself without a word (a triple fault, or a reboot)",
+                )),
+                (Some(reason), Ok(status)) if status.success() => {
+                    Err(Failure::new(Exit::Qemu, format!("QEMU was stopped from outside ({reason})")))
+                }
+                (_, Ok(status)) => Err(Failure::new(Exit::Qemu, format!("QEMU {}{}", how(status), last_words(folder)))),
+            }
+        }))
+    }
+}
+
+/// How a process ended, in words.
+fn how(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with status {code}"),
+        (None, Some(signal)) => {
+            let name = nix::sys::signal::Signal::try_from(signal).map_or("?", nix::sys::signal::Signal::as_str);
+            format!("was killed by signal {signal} ({name})")
+        }
+        (None, None) => status.to_string(),
+    }
+}
+
+/// The end of what QEMU printed.
+fn last_words(folder: &Path) -> String {
+    let text = std::fs::read(folder.join("qemu.log")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    match &lines[lines.len().saturating_sub(3)..] {
+        [] => String::new(),
+        last => format!(": {}", last.join("; ")),
+    }
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -1,0 +1,403 @@
+//! The machine: one TOML file from which QEMU's arguments, the DMAR table and the backend's configuration are made.
+//!
+//! `qemu-configs/README.md` describes the file. Errors name the line and what to write instead.
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use anyhow::{Context as _, bail, ensure};
+use serde::Deserialize;
+use svadev_fabric::Bdf;
+use svadev_spec::device::MAX_QUEUES;
+use toml::Spanned;
+
+/// The machine that is used when no `--topology` is given.
+pub const DEFAULT: &str = include_str!("../../../qemu-configs/default.toml");
+
+/// Most engines of one function: each is a host thread.
+const MAX_ENGINES: i64 = 16;
+/// Most MSI-X vectors of one function: QEMU passes one eventfd each.
+const MAX_VECTORS: i64 = 64;
+/// Least guest memory, bytes: kernel, initial RAM disk and the smoke suite's buffers.
+const MIN_MEMORY: u64 = 256 << 20;
+/// Most guest memory, bytes.
+const MAX_MEMORY: u64 = 1 << 40;
+
+/// A whole machine, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// The virtual machine itself.
+    pub machine: Machine,
+    /// The function whose BAR holds the remapping unit's registers.
+    pub iommu: IommuFunction,
+    /// The functions behind it; at least one.
+    pub accelerators: Vec<AcceleratorFunction>,
+}
+
+/// Processors, memory and what runs on them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Guest RAM, bytes; a multiple of 1 MiB.
+    pub memory_bytes: u64,
+    /// How instructions are executed.
+    pub accel: Accel,
+    /// Levels of the guest's page tables.
+    pub levels: Levels,
+    /// The kernel to boot, instead of the kit's.
+    pub kernel: Option<PathBuf>,
+    /// More kernel command line.
+    pub append: String,
+}
+
+/// The IOMMU's own PCI function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IommuFunction {
+    /// Where it sits.
+    pub bdf: Bdf,
+}
+
+/// An accelerator's PCI function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceleratorFunction {
+    /// For people: logs and tables.
+    pub name: String,
+    /// Where it sits.
+    pub bdf: Bdf,
+    /// Queues, `1..=MAX_QUEUES`.
+    pub queues: u16,
+    /// Engines, each a thread.
+    pub engines: u8,
+    /// MSI-X vectors.
+    pub vectors: u8,
+}
+
+/// QEMU's accelerator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    /// KVM if a probe proves that it boots, else TCG.
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// QEMU's own translator.
+    Tcg,
+}
+
+impl Accel {
+    /// As QEMU's `-accel` calls it; `None` as long as it is undecided.
+    pub const fn qemu_name(self) -> Option<&'static str> {
+        match self {
+            Self::Auto => None,
+            Self::Kvm => Some("kvm"),
+            Self::Tcg => Some("tcg"),
+        }
+    }
+}
+
+/// Levels of page tables: 48-bit or 57-bit linear addresses (Intel SDM vol. 3A §5.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Levels {
+    /// LA57 is hidden from the guest.
+    Four,
+    /// The guest has LA57.
+    Five,
+}
+
+impl Levels {
+    /// 4 or 5.
+    pub const fn count(self) -> u8 {
+        match self {
+            Self::Four => 4,
+            Self::Five => 5,
+        }
+    }
+}
+
+impl FromStr for Levels {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "4" => Ok(Self::Four),
+            "5" => Ok(Self::Five),
+            _ => Err("page tables have 4 or 5 levels".into()),
+        }
+    }
+}
+
+impl fmt::Display for Levels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.count())
+    }
+}
+
+/// Bytes from `1073741824`, `1024M`, `1G`, `1GiB`, in guest memory's limits.
+pub fn parse_memory(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim().to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KIB" => 10,
+        "M" | "MIB" => 20,
+        "G" | "GIB" => 30,
+        "T" | "TIB" => 40,
+        _ => return Err(format!("{text:?} is no size: write a number and K, M, G or T, as in 3G")),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no size: write one as in 3G"))?;
+    let bytes = number.checked_mul(1 << shift).filter(|&bytes| bytes <= MAX_MEMORY);
+    let bytes = bytes.ok_or_else(|| format!("{text} is more than the largest machine, 1T"))?;
+    if bytes < MIN_MEMORY {
+        return Err(format!("{text} is too small: the guest needs {} MiB at least", MIN_MEMORY >> 20));
+    }
+    if bytes % (1 << 20) != 0 {
+        return Err(format!("{text} is not a multiple of 1 MiB"));
+    }
+    Ok(bytes)
+}
+
+/// `BB:DD.F`, hexadecimal as `lspci` prints it.
+pub fn parse_address(text: &str) -> Result<Bdf, String> {
+    let fail = || format!("{text:?} is no PCI address: write bus:device.function in hexadecimal, as in 00:05.0");
+    let (bus, rest) = text.split_once(':').ok_or_else(fail)?;
+    let (device, function) = rest.split_once('.').ok_or_else(fail)?;
+    let part = |text: &str| {
+        let digits = (1..=2).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
+        digits.then(|| u8::from_str_radix(text, 16).ok()).flatten().ok_or_else(fail)
+    };
+    Bdf::new(part(bus)?, part(device)?, part(function)?).ok_or_else(fail)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTopology {
+    #[serde(default)]
+    machine: RawMachine,
+    iommu: RawIommu,
+    accelerators: Spanned<Vec<RawAccelerator>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawMachine {
+    cpus: Option<Spanned<i64>>,
+    memory: Option<Spanned<String>>,
+    accel: Option<Accel>,
+    levels: Option<Spanned<i64>>,
+    kernel: Option<PathBuf>,
+    #[serde(default)]
+    append: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawIommu {
+    address: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAccelerator {
+    name: Option<Spanned<String>>,
+    address: Spanned<String>,
+    queues: Option<Spanned<i64>>,
+    engines: Option<Spanned<i64>>,
+    vectors: Option<Spanned<i64>>,
+}
+
+impl Topology {
+    /// From the text of a topology file; `file` is what error messages call it.
+    pub fn parse(file: &str, text: &str) -> anyhow::Result<Self> {
+        let raw: RawTopology =
+            toml::from_str(text).map_err(|error| anyhow::anyhow!("{file}: {}", error.to_string().trim_end()))?;
+        let at = Locator { file, text };
+        let machine = parse_machine(&at, raw.machine)?;
+        let mut taken = Vec::new();
+        let iommu = IommuFunction { bdf: parse_slot(&at, &raw.iommu.address, &mut taken)? };
+        let (span, raws) = (raw.accelerators.span(), raw.accelerators.into_inner());
+        ensure!(!raws.is_empty(), "{}: no accelerator: add an [[accelerators]] section", at.line(span.start));
+        let mut accelerators: Vec<AcceleratorFunction> = Vec::new();
+        for (index, raw) in raws.iter().enumerate() {
+            let function = parse_accelerator(&at, index, raw, &mut taken)?;
+            if let Some(name) = &raw.name {
+                let twice = accelerators.iter().any(|other| other.name == function.name);
+                ensure!(
+                    !twice,
+                    "{}: the name {:?} is taken; choose another",
+                    at.line(name.span().start),
+                    function.name
+                );
+            }
+            accelerators.push(function);
+        }
+        Ok(Self { machine, iommu, accelerators })
+    }
+
+    /// From a file.
+    pub fn load(path: &std::path::Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("--topology {}", path.display()))?;
+        Self::parse(&path.display().to_string(), &text)
+    }
+
+    /// Every function of ours, the IOMMU's first, in the order QEMU is told of them.
+    pub fn functions(&self) -> impl Iterator<Item = Bdf> {
+        std::iter::once(self.iommu.bdf).chain(self.accelerators.iter().map(|function| function.bdf))
+    }
+}
+
+/// Turns byte offsets into `file:line:column`.
+struct Locator<'a> {
+    file: &'a str,
+    text: &'a str,
+}
+
+impl Locator<'_> {
+    fn line(&self, offset: usize) -> String {
+        let before = &self.text[..offset.min(self.text.len())];
+        let line = before.matches('\n').count() + 1;
+        let column = before.len() - before.rfind('\n').map_or(0, |newline| newline + 1) + 1;
+        format!("{}:{line}:{column}", self.file)
+    }
+
+    fn number(
+        &self,
+        what: &str,
+        value: Option<&Spanned<i64>>,
+        default: i64,
+        range: std::ops::RangeInclusive<i64>,
+    ) -> anyhow::Result<i64> {
+        let Some(value) = value else { return Ok(default) };
+        let number = *value.get_ref();
+        if !range.contains(&number) {
+            let place = self.line(value.span().start);
+            bail!("{place}: {what} = {number} is out of range: write {} to {}", range.start(), range.end());
+        }
+        Ok(number)
+    }
+}
+
+fn parse_machine(at: &Locator<'_>, raw: RawMachine) -> anyhow::Result<Machine> {
+    let cpus = at.number("cpus", raw.cpus.as_ref(), 2, 1..=64)?;
+    let memory_bytes = match &raw.memory {
+        None => 3 << 30,
+        Some(text) => parse_memory(text.get_ref())
+            .map_err(|error| anyhow::anyhow!("{}: memory: {error}", at.line(text.span().start)))?,
+    };
+    let levels = match at.number("levels", raw.levels.as_ref(), 5, 4..=5)? {
+        4 => Levels::Four,
+        _ => Levels::Five,
+    };
+    Ok(Machine {
+        cpus: u32::try_from(cpus).expect("checked to be small"),
+        memory_bytes,
+        accel: raw.accel.unwrap_or(Accel::Auto),
+        levels,
+        kernel: raw.kernel,
+        append: raw.append,
+    })
+}
+
+/// A PCI address where QEMU's `pcie.0` has room for a function of ours, not used by another.
+fn parse_slot(at: &Locator<'_>, address: &Spanned<String>, taken: &mut Vec<Bdf>) -> anyhow::Result<Bdf> {
+    let place = at.line(address.span().start);
+    let bdf = parse_address(address.get_ref()).map_err(|error| anyhow::anyhow!("{place}: {error}"))?;
+    // A root-complex integrated endpoint is what Linux allows ATS for without an ATSR entry in the DMAR table.
+    ensure!(bdf.bus() == 0, "{place}: {bdf}: functions sit on bus 00, as root-complex integrated endpoints");
+    // One slot each: Linux looks for functions 1 to 7 only behind a multi-function function 0.
+    ensure!(bdf.function() == 0, "{place}: {bdf}: each function has its own slot; write function .0");
+    ensure!(
+        (1..=0x1e).contains(&bdf.device()),
+        "{place}: {bdf}: slots 00 and 1f are the q35 machine's own; write 01 to 1e"
+    );
+    ensure!(!taken.contains(&bdf), "{place}: {bdf} is taken by another function; choose another slot");
+    taken.push(bdf);
+    Ok(bdf)
+}
+
+fn parse_accelerator(
+    at: &Locator<'_>,
+    index: usize,
+    raw: &RawAccelerator,
+    taken: &mut Vec<Bdf>,
+) -> anyhow::Result<AcceleratorFunction> {
+    let name = raw.name.as_ref().map_or_else(|| format!("sva{index}"), |name| name.get_ref().clone());
+    if let Some(span) = &raw.name {
+        let good = (1..=32).contains(&name.len())
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        let place = at.line(span.span().start);
+        ensure!(good, "{place}: name = {name:?}: write 1 to 32 of a-z, 0-9 and -");
+    }
+    let bdf = parse_slot(at, &raw.address, taken)?;
+    let queues = at.number("queues", raw.queues.as_ref(), 64, 1..=i64::from(MAX_QUEUES))?;
+    let engines = at.number("engines", raw.engines.as_ref(), 1, 1..=MAX_ENGINES.min(queues))?;
+    let vectors = at.number("vectors", raw.vectors.as_ref(), 4, 1..=MAX_VECTORS)?;
+    Ok(AcceleratorFunction {
+        name,
+        bdf,
+        queues: u16::try_from(queues).expect("checked to be small"),
+        engines: u8::try_from(engines).expect("checked to be small"),
+        vectors: u8::try_from(vectors).expect("checked to be small"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Topology::parse("m.toml", text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_profile_is_a_machine_and_says_what_its_name_says() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../qemu-configs");
+        let load = |name: &str| Topology::load(&std::path::Path::new(folder).join(name)).unwrap();
+        let default = load("default.toml");
+        assert_eq!(default.iommu.bdf, Bdf::new(0, 5, 0).unwrap());
+        assert!(default.accelerators.len() >= 2, "one process on two functions is what the SVA core was written for");
+        assert_eq!((default.machine.cpus, default.machine.levels), (2, Levels::Five));
+        assert_eq!(load("four-level.toml").machine.levels, Levels::Four);
+        assert_eq!(load("one-cpu.toml").machine.cpus, 1);
+        assert!(load("two-engines.toml").accelerators.iter().all(|function| function.engines == 2));
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!(parse_address("00:1e.0"), Ok(Bdf::new(0, 0x1e, 0).unwrap()));
+        for bad in ["", "5", "00:05", "00:20.0", "00:05.8", "000:5.0", "+0:05.0", "00:05.0 "] {
+            assert!(parse_address(bad).unwrap_err().contains("00:05.0"), "{bad:?} must be refused with an example");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_memory("3G"), Ok(3 << 30));
+        assert_eq!(parse_memory("1024MiB"), Ok(1 << 30));
+        assert_eq!(parse_memory("1073741824"), Ok(1 << 30));
+        for bad in ["", "G", "3X", "-1G", "99999999999999999999", "18446744073709551615T", "255M", "268435457"] {
+            assert!(parse_memory(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_line_and_the_remedy() {
+        let unknown = error("[iommu]\naddress = \"00:05.0\"\n[[accelerators]]\naddress = \"00:06.0\"\nquees = 3\n");
+        assert!(unknown.contains("line 5") && unknown.contains("quees") && unknown.contains("queues"), "{unknown}");
+        let slot = error("[iommu]\naddress = \"00:05.0\"\n[[accelerators]]\naddress = \"00:05.0\"\n");
+        assert!(slot.starts_with("m.toml:4:11: 00:05.0 is taken"), "{slot}");
+        let range = error("[iommu]\naddress = \"00:05.0\"\n[[accelerators]]\naddress = \"00:06.0\"\nqueues = 300\n");
+        assert!(range.starts_with("m.toml:5:10: queues = 300") && range.contains("1 to 256"), "{range}");
+        let bus = error("[iommu]\naddress = \"01:05.0\"\naccelerators = []\n");
+        assert!(bus.contains("line 3"), "an unknown key of [iommu]: {bus}");
+        let none = error("accelerators = []\n[iommu]\naddress = \"00:05.0\"\n");
+        assert!(none.starts_with("m.toml:1:") && none.contains("[[accelerators]]"), "{none}");
+        let memory = error(
+            "[machine]\nmemory = \"1M\"\n[iommu]\naddress = \"00:05.0\"\n[[accelerators]]\naddress = \"00:06.0\"\n",
+        );
+        assert!(memory.starts_with("m.toml:2:10: memory:"), "{memory}");
+    }
+
+    #[test]
+    fn more_engines_than_queues_are_refused() {
+        let text = "[iommu]\naddress = \"00:05.0\"\n[[accelerators]]\naddress = \"00:06.0\"\nqueues = 1\nengines = 2\n";
+        assert!(error(text).starts_with("m.toml:6:11: engines = 2"));
+    }
+}

@@ -1,7 +1,7 @@
 //! What a unit did, for people to read.
 
 /// Event counts since the unit was made; a reset does not clear them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counters {
     /// ATS translation requests.
     pub translation_requests: u64,

@@ -25,6 +25,7 @@ pub const FAULT_RECORD_OFFSET: u64 = 0x800;
 
 /// Fault recording registers that fit the register space.
 pub const MAX_FAULT_RECORDS: u8 = 128;
+const _: () = assert!(FAULT_RECORD_OFFSET + 16 * MAX_FAULT_RECORDS as u64 <= REGISTER_SPACE);
 
 /// Bits of IQH and IQT (§11.4.9.1).
 const QUEUE_OFFSET_MASK: u64 = 0x7_fff0;

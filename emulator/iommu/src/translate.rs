@@ -136,17 +136,19 @@ impl<M: GuestMemory> Unit<M> {
     }
 
     fn walk(&self, stages: &Stages, iova: u64, want: Want) -> Result<Leaf, FaultReason> {
+        // One view for all the entries of a walk: cheaper, and no change of the memory map falls between them.
+        let memory = &self.memory.view();
         match *stages {
-            Stages::First(first) => first.walk(&InMemory(&self.memory), self.limits, iova, want),
-            Stages::Second(second) => second.walk(&SecondStageTables(&self.memory), self.limits, iova, want),
+            Stages::First(first) => first.walk(&InMemory(memory), self.limits, iova, want),
+            Stages::Second(second) => second.walk(&SecondStageTables(memory), self.limits, iova, want),
             Stages::Nested(first, second) => {
-                let tables = Nested { memory: &self.memory, second, limits: self.limits };
+                let tables = Nested { memory, second, limits: self.limits };
                 let outer = first.walk(&tables, self.limits, iova, want)?;
                 let offset = iova & ((1 << outer.size_log2) - 1);
                 // First-stage write permission decides whether this may become a write at all.
                 let want = Want { dirty: want.dirty && outer.write, ..want };
                 let address = outer.address | offset;
-                let inner = second.walk(&SecondStageTables(&self.memory), self.limits, address, want)?;
+                let inner = second.walk(&SecondStageTables(memory), self.limits, address, want)?;
                 // The page is as large as the smaller of the two.
                 let size_log2 = outer.size_log2.min(inner.size_log2);
                 let gpa = inner.address | address & ((1 << inner.size_log2) - 1);

@@ -1,1 +1,9 @@
-//! Tests of the unit.
+//! Tests of the unit through its public face: registers, requests and tables in memory.
+mod faults;
+mod invalidation;
+mod page_request;
+mod races;
+mod registers;
+mod scalable;
+mod walks;
+mod world;

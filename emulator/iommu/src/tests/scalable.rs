@@ -1,0 +1,244 @@
+use svadev_fabric::{Access, AtsError, Gpa, Pasid};
+use svadev_spec::vtd::registers::offset;
+
+use super::world::{DEVICE, DOMAIN, Mode, OTHER, PASID, RAM, USER_PAGE, World, pasid_cache};
+use crate::{FaultReason, UnitConfig};
+
+/// A world with one first-stage page at 0x7000.
+fn world() -> World {
+    let mut world = World::new();
+    let root = world.bind_first_stage(5);
+    world.map(root, 5, 0x7000, 0x9_9000 | USER_PAGE, 12);
+    world
+}
+
+#[test]
+fn a_bound_pasid_translates() {
+    let mut world = world();
+    assert_eq!(world.translate_ok(0x7123, Access::READ_WRITE), (0x9_9000, 12));
+    assert_eq!(world.access(Some(PASID), 0x7123, Access::READ).unwrap().gpa, Gpa(0x9_9000));
+    assert_eq!(world.take_fault(), None);
+}
+
+#[test]
+fn devices_16_and_up_use_the_upper_half_of_the_root_entry() {
+    let mut world = World::new();
+    assert!(OTHER.device() >= 16);
+    world.bind(OTHER, 0, DOMAIN, Mode::PassThrough);
+    let ok = world.unit.access(OTHER, None, svadev_fabric::Iova(0x5000), Access::READ, &world.ports);
+    assert_eq!(ok.unwrap().gpa.0, 0);
+    assert_eq!(world.access(None, 0x5000, Access::READ).unwrap_err().0, FaultReason::RootNotPresent);
+}
+
+#[test]
+fn requests_without_pasid_use_rid_pasid() {
+    let mut world = World::new();
+    let root = world.page();
+    world.bind(DEVICE, 0, 2, Mode::Second { root, levels: 4 });
+    world.map(root, 4, 0x3000, 0x8_8003, 12);
+    assert_eq!(world.access(None, 0x3000, Access::WRITE).unwrap().gpa, Gpa(0x8_8000));
+    let context = world.context_entry(DEVICE);
+    world.store(context + 8, 9);
+    world.submit_and_wait(&[[1 | 3 << 4 | u64::from(DEVICE.0) << 32, 0]]);
+    assert_eq!(world.access(None, 0x3000, Access::WRITE).unwrap_err().0, FaultReason::PasidTableNotPresent);
+}
+
+/// One damaged quadword of a structure, and what comes of it.
+fn damage(at: impl Fn(&mut World) -> u64, change: impl Fn(u64) -> u64, reason: FaultReason, ats: AtsError) {
+    let mut world = world();
+    let at = at(&mut world);
+    let value = world.load(at);
+    world.store(at, change(value));
+    assert_eq!(world.blocked(0x7000, Access::READ), reason);
+    assert_eq!(world.translate(Some(PASID), 0x7000, Access::READ), Err(ats), "{reason:?}");
+    assert_eq!(world.take_fault(), Some((reason.code(), 0x7000)), "translation request, {reason:?}");
+    // Entries above the broken one are whole and may be remembered.
+    world.store(at, value);
+    world.submit_and_wait(&[[1 | 1 << 4, 0]]);
+    assert_eq!(world.translate_ok(0x7000, Access::READ), (0x9_9000, 12));
+}
+
+#[test]
+fn what_is_not_present_is_not_remembered() {
+    // CAP.CM is clear: software makes entries present without an invalidation.
+    let mut world = World::new();
+    assert_eq!(world.blocked(0x7000, Access::READ), FaultReason::RootNotPresent);
+    let entry = world.pasid_entry(DEVICE, PASID.get());
+    assert_eq!(world.blocked(0x7000, Access::READ), FaultReason::PasidTableNotPresent);
+    let root = world.bind_first_stage(4);
+    assert_ne!(world.load(entry) & 1, 0);
+    assert_eq!(world.blocked(0x7000, Access::READ), FaultReason::FirstStageNotPresent);
+    world.map(root, 4, 0x7000, 0x5000 | USER_PAGE, 12);
+    assert_eq!(world.translate_ok(0x7000, Access::READ), (0x5000, 12));
+}
+
+#[test]
+fn every_structure_fault_has_its_code() {
+    use AtsError::{CompleterAbort, UnsupportedRequest};
+    use FaultReason as F;
+    let root = |_: &mut World| 0x1000;
+    let context = |w: &mut World| w.context_entry(DEVICE);
+    let directory = |w: &mut World| {
+        let at = w.context_entry(DEVICE);
+        w.load(at) & !0xfff
+    };
+    let entry = |w: &mut World| w.pasid_entry(DEVICE, PASID.get());
+    let outside = |v: u64| v & 0xfff | RAM;
+
+    damage(root, |_| 0, F::RootNotPresent, UnsupportedRequest);
+    damage(root, |v| v | 2, F::RootReserved, CompleterAbort);
+    damage(root, outside, F::ContextAccess, CompleterAbort);
+    damage(context, |v| v & !1, F::ContextNotPresent, UnsupportedRequest);
+    damage(context, |v| v | 1 << 5, F::ContextReserved, CompleterAbort);
+    damage(|w| w.context_entry(DEVICE) + 8, |v| v | 1 << 30, F::ContextReserved, CompleterAbort);
+    damage(|w| w.context_entry(DEVICE) + 24, |_| 1, F::ContextReserved, CompleterAbort);
+    damage(context, |v| v & !(1 << 3), F::PasidDisabled, UnsupportedRequest);
+    damage(context, outside, F::PasidDirectoryAccess, CompleterAbort);
+    damage(directory, |v| v & !1, F::PasidDirectoryNotPresent, UnsupportedRequest);
+    damage(directory, |v| v | 4, F::PasidDirectoryReserved, CompleterAbort);
+    damage(directory, outside, F::PasidTableAccess, CompleterAbort);
+    damage(entry, |v| v & !1, F::PasidTableNotPresent, UnsupportedRequest);
+    damage(entry, |v| v | 1 << 5, F::PasidTableReserved, CompleterAbort);
+    damage(entry, |v| v & !(7 << 6), F::PasidTableInvalid, CompleterAbort);
+    damage(entry, |v| v | 7 << 6, F::PasidTableInvalid, CompleterAbort);
+    damage(|w| w.pasid_entry(DEVICE, 5) + 16, |v| v | 1 << 8, F::PasidTableReserved, CompleterAbort);
+    damage(|w| w.pasid_entry(DEVICE, 5) + 16, |v| v | 2 << 2, F::PasidTableInvalid, CompleterAbort);
+    damage(|w| w.pasid_entry(DEVICE, 5) + 16, outside, F::FirstStagePointer, CompleterAbort);
+}
+
+#[test]
+fn a_root_table_outside_memory_is_a_fault() {
+    for (rtaddr, reason) in [
+        (RAM | 1 << 10, FaultReason::RootAccess),
+        (u64::MAX << 12 | 1 << 10, FaultReason::RootAccess),
+        (2 << 10, FaultReason::RootTableMode),
+        (3 << 10, FaultReason::RootTableMode),
+        (0, FaultReason::PasidInLegacyMode),
+    ] {
+        let mut world = World::new();
+        world.write64(offset::RTADDR, rtaddr);
+        world.write32(offset::GCMD, 1 << 30 | 1 << 31);
+        assert_eq!(world.blocked(0x7000, Access::READ), reason);
+    }
+}
+
+#[test]
+fn translation_requests_need_dte() {
+    let mut world = world();
+    let at = world.context_entry(DEVICE);
+    world.store(at, world.load(at) & !(1 << 2));
+    assert_eq!(world.translate(Some(PASID), 0x7000, Access::READ), Err(AtsError::UnsupportedRequest));
+    assert_eq!(world.take_fault(), Some((FaultReason::DeviceTlbDisabled.code(), 0x7000)));
+    assert!(world.access(Some(PASID), 0x7000, Access::READ).is_ok(), "untranslated requests do not");
+}
+
+#[test]
+fn pasids_beyond_the_directory_or_the_unit_are_refused() {
+    let mut world = World::with(UnitConfig { max_pasid_bits: 14, ..UnitConfig::default() });
+    world.bind_first_stage(4);
+    let large = Pasid::new(1 << 14).unwrap();
+    assert_eq!(world.access(Some(large), 0, Access::READ).unwrap_err().0, FaultReason::PasidTooLarge);
+    let at = world.context_entry(DEVICE);
+    // PDTS 0: 2^13 PASIDs.
+    world.store(at, world.load(at) & !(7 << 9));
+    world.submit_and_wait(&[[1 | 1 << 4, 0]]);
+    let large = Pasid::new(1 << 13).unwrap();
+    assert_eq!(world.access(Some(large), 0, Access::READ).unwrap_err().0, FaultReason::PasidTooLarge);
+    world.store(at + 8, 1 << 13);
+    world.submit_and_wait(&[[1 | 1 << 4, 0]]);
+    assert_eq!(world.access(None, 0, Access::READ).unwrap_err().0, FaultReason::RidPasidInvalid);
+}
+
+#[test]
+fn fpd_keeps_faults_out_of_the_log() {
+    type At = fn(&mut World) -> u64;
+    let places: [At; 3] = [
+        |w| w.context_entry(DEVICE),
+        |w| {
+            let at = w.context_entry(DEVICE);
+            w.load(at) & !0xfff
+        },
+        |w| w.pasid_entry(DEVICE, 5),
+    ];
+    for at in places {
+        let mut world = world();
+        let at = at(&mut world);
+        world.store(at, world.load(at) | 2);
+        assert_eq!(world.access(Some(PASID), 0x8000, Access::READ).unwrap_err().0, FaultReason::FirstStageNotPresent);
+        // As Linux leaves the entry of a dead process: FPD alone.
+        world.store(at, 2);
+        world.submit_and_wait(&[[1 | 1 << 4, 0], pasid_cache(DOMAIN, 5)]);
+        assert!(world.access(Some(PASID), 0x7000, Access::READ).is_err());
+        assert_eq!(world.translate(Some(PASID), 0x7000, Access::READ), Err(AtsError::UnsupportedRequest));
+        assert_eq!(world.take_fault(), None);
+        assert_eq!(world.unit.counters().faults_suppressed, 3);
+    }
+}
+
+#[test]
+fn pass_through_is_the_identity_up_to_the_host_width() {
+    let mut world = World::with(UnitConfig { host_address_width: 40, ..UnitConfig::default() });
+    world.bind(DEVICE, 5, DOMAIN, Mode::PassThrough);
+    assert_eq!(world.translate_ok(0x12_3456_7000, Access::READ_WRITE), (0x12_3440_0000, 21));
+    assert_eq!(world.blocked(1 << 40, Access::READ), FaultReason::AddressBeyondHost);
+    assert_eq!(world.blocked(0xfee0_0000, Access::READ), FaultReason::InterruptAddress);
+    assert_eq!(world.translate_ok(0xfed0_0000, Access::READ), (0xfec0_0000, 21));
+}
+
+#[test]
+fn the_interrupt_range_is_special_without_pasid() {
+    let mut world = World::new();
+    world.bind(DEVICE, 0, DOMAIN, Mode::PassThrough);
+    assert_eq!(world.access(None, 0xfee0_1000, Access::WRITE).unwrap().gpa, Gpa(0xfee0_1000));
+    assert_eq!(world.access(None, 0xfee0_1000, Access::READ).unwrap_err().0, FaultReason::InterruptAddress);
+    let completion = world.translate(None, 0xfee0_1000, Access::WRITE).unwrap();
+    assert!(completion.untranslated_only && completion.access == Access::WRITE);
+}
+
+#[test]
+fn with_translation_disabled_addresses_pass_and_ats_does_not() {
+    let mut world = world();
+    world.write32(offset::GCMD, 1 << 26);
+    assert_eq!(world.access(Some(PASID), 0x7123, Access::READ).unwrap().gpa, Gpa(0x7000));
+    assert_eq!(world.translate(Some(PASID), 0x7000, Access::READ), Err(AtsError::UnsupportedRequest));
+    assert_eq!(world.take_fault(), None);
+}
+
+#[test]
+fn legacy_mode_walks_legacy_tables() {
+    let mut world = World::new();
+    let (root_table, contexts, tables) = (world.page(), world.page(), world.page());
+    world.write64(offset::RTADDR, root_table);
+    world.write32(offset::GCMD, 1 << 30 | 1 << 31);
+    let fault = |world: &mut World, access| world.access(None, 0x3000, access).unwrap_err().0;
+    assert_eq!(fault(&mut world, Access::READ), FaultReason::LegacyRootNotPresent);
+    world.store(root_table, contexts | 1);
+    assert_eq!(fault(&mut world, Access::READ), FaultReason::LegacyContextNotPresent);
+    let at = contexts + 16 * u64::from(DEVICE.devfn());
+    world.store(at + 8, 2 | 7 << 8);
+    world.store(at, tables | 1);
+    assert_eq!(fault(&mut world, Access::READ), FaultReason::LegacyNoRead);
+    assert_eq!(fault(&mut world, Access::WRITE), FaultReason::LegacyNoWrite);
+    world.map(tables, 4, 0x3000, 0x8_8000 | 1, 12);
+    assert_eq!(world.access(None, 0x3000, Access::READ).unwrap().gpa, Gpa(0x8_8000));
+    assert_eq!(fault(&mut world, Access::WRITE), FaultReason::LegacyNoWrite);
+    assert_eq!(world.access(None, 1 << 48, Access::READ).unwrap_err().0, FaultReason::LegacyAddressTooWide);
+    // TT 0 blocks translation requests, TT 1 serves them, TT 2 passes through.
+    assert_eq!(world.translate(None, 0x3000, Access::READ), Err(AtsError::UnsupportedRequest));
+    let flush = |world: &mut World| {
+        world.write32(offset::GCMD, 1 << 31);
+        world.write64(offset::CCMD, 1 << 63 | 1 << 61);
+        world.write64(crate::IOTLB_REGISTER_OFFSET + 8, 1 << 63 | 1 << 60);
+    };
+    world.store(at, tables | 1 | 1 << 2);
+    flush(&mut world);
+    assert_eq!(world.translate(None, 0x3000, Access::READ).unwrap().gpa, Gpa(0x8_8000));
+    world.store(at, 1 | 2 << 2);
+    flush(&mut world);
+    assert_eq!(world.access(None, 0x60_3000, Access::WRITE).unwrap().gpa, Gpa(0x60_0000));
+    world.store(at, 1 | 3 << 2);
+    flush(&mut world);
+    assert_eq!(fault(&mut world, Access::READ), FaultReason::LegacyContextInvalid);
+    world.store(at, 1 | 1 << 4);
+    assert_eq!(fault(&mut world, Access::READ), FaultReason::LegacyContextReserved);
+}

@@ -1,0 +1,218 @@
+//! An accelerator's PCI function on its socket's thread, and what its engines need of the process around them.
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use nix::errno::Errno;
+use svadev_device::config::ConfigEffect;
+use svadev_device::{Function, FunctionPorts, FunctionShared};
+use svadev_fabric::InvalidateAck;
+use svadev_memory::{MemoryMap, Retired};
+use svadev_spec::device::{BAR_DOORBELLS, DOORBELL_STRIDE};
+use svadev_spec::vfio_user::{irq, region};
+use svadev_vfio_user::{
+    Device, DeviceInfo, DmaMap, DmaUnmap, IrqInfo, RegionInfo, RegionMmap, ReplyToken, ResetReply, SetIrqs, SparseArea,
+    UnmapReply,
+};
+
+use super::dma_space::{self, Releases};
+use super::engine_thread::Waker;
+use super::link::Link;
+use super::{BackendEvent, Events};
+
+/// What the function's threads call: none of it blocks.
+pub(super) struct Ports {
+    link: Arc<Link>,
+    wakers: Vec<Arc<Waker>>,
+    releases: Releases,
+    /// Replies to resets, in the order in which they were asked for; engines finish them in that order.
+    resets: Mutex<VecDeque<Option<ReplyToken>>>,
+}
+
+impl Ports {
+    /// Ports of a function with these engines.
+    pub(super) fn new(link: Arc<Link>, wakers: Vec<Arc<Waker>>) -> Self {
+        Self { releases: Releases::new(link.sender.clone()), link, wakers, resets: Mutex::default() }
+    }
+}
+
+impl FunctionPorts for Ports {
+    fn interrupt(&self, vector: u16) {
+        if self.link.can_master() {
+            self.link.interrupts.raise(vector);
+        }
+    }
+
+    fn wake(&self, engine: usize) {
+        self.wakers[engine].wake();
+    }
+
+    fn memory_released(&self, token: u64) {
+        self.releases.release(token);
+    }
+
+    fn reset_done(&self) {
+        let reply = self.resets.lock().expect("no holder panics").pop_front();
+        if let Some(reply) = reply.flatten() {
+            self.link.sender.complete(reply, Ok(0));
+        }
+    }
+}
+
+/// The function, on its socket's thread.
+pub(super) struct Accelerator {
+    function: Function,
+    ports: Arc<Ports>,
+    memory: Arc<MemoryMap>,
+    doorbells: OwnedFd,
+    doorbell_area: [SparseArea; 1],
+    events: Events,
+    connected: bool,
+}
+
+impl Accelerator {
+    /// `doorbells` is the file behind the function's doorbell pages, `memory` its view of guest memory.
+    pub(super) fn new(
+        function: Function,
+        ports: Arc<Ports>,
+        memory: Arc<MemoryMap>,
+        doorbells: OwnedFd,
+        events: Events,
+    ) -> Self {
+        let size = u64::from(function.shared().settings().queues) * DOORBELL_STRIDE;
+        Self {
+            function,
+            ports,
+            memory,
+            doorbells,
+            doorbell_area: [SparseArea { offset: 0, size }],
+            events,
+            connected: false,
+        }
+    }
+
+    /// What other threads may call of the function.
+    pub(super) fn shared(&self) -> &Arc<FunctionShared> {
+        self.function.shared()
+    }
+
+    /// Holds memory that left the map until the engines have let go of it.
+    fn release(&self, retired: Retired, reply: Option<ReplyToken>) -> InvalidateAck {
+        // Held first: the engine's word may come before `memory_changed` returns.
+        let token = self.ports.releases.hold(retired, reply);
+        let ack = self.function.shared().memory_changed(token);
+        if ack == InvalidateAck::Done {
+            self.ports.releases.release(token);
+        }
+        ack
+    }
+
+    fn start_reset(&mut self, reply: Option<ReplyToken>) {
+        self.resets().push_back(reply);
+        self.function.reset();
+        self.follow_config();
+    }
+
+    /// A function-level reset in it is finished by the engines, and `reset_done` may come before this returns: its place in
+    /// the order of resets is taken first, and given back where there was none.
+    fn config_write(&mut self, offset: u64, data: &[u8]) {
+        self.resets().push_back(None);
+        let effects = self.function.config_write(offset, data);
+        if !effects.into_iter().any(|effect| effect == ConfigEffect::Flr) {
+            self.resets().pop_back();
+        }
+        self.follow_config();
+    }
+
+    fn resets(&self) -> MutexGuard<'_, VecDeque<Option<ReplyToken>>> {
+        self.ports.resets.lock().expect("no holder panics")
+    }
+
+    /// Bus mastering is the one thing in configuration space that the process around the function has to know.
+    fn follow_config(&self) {
+        self.ports.link.set_bus_master(self.function.config().command().bus_master());
+    }
+}
+
+impl Device for Accelerator {
+    fn device_info(&self) -> DeviceInfo {
+        DeviceInfo::pci(true)
+    }
+
+    fn region(&self, index: u32) -> RegionInfo<'_> {
+        match index {
+            region::CONFIG => RegionInfo::trapped(svadev_spec::pcie::CONFIG_SPACE_SIZE as u64),
+            BAR_DOORBELLS => RegionInfo {
+                mmap: Some(RegionMmap { fd: self.doorbells.as_fd(), offset: 0, areas: &self.doorbell_area }),
+                ..RegionInfo::trapped(self.function.bar_size(index))
+            },
+            _ => match self.function.bar_size(index) {
+                0 => RegionInfo::ABSENT,
+                size => RegionInfo::trapped(size),
+            },
+        }
+    }
+
+    fn irq(&self, index: u32) -> IrqInfo {
+        if index != irq::MSIX {
+            return IrqInfo::default();
+        }
+        let count = u32::from(self.function.shared().settings().vectors);
+        IrqInfo { count, eventfd: true, maskable: true, automasked: false, noresize: true }
+    }
+
+    fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        match region {
+            region::CONFIG => self.function.config_read(offset, data),
+            bar => self.function.bar_read(bar, offset, data),
+        }
+        Ok(())
+    }
+
+    fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        match region {
+            region::CONFIG => self.config_write(offset, data),
+            bar => self.function.bar_write(bar, offset, data),
+        }
+        Ok(())
+    }
+
+    fn set_irqs(&mut self, set: SetIrqs<'_>) -> Result<(), Errno> {
+        if set.index != irq::MSIX {
+            return Err(Errno::EINVAL);
+        }
+        self.ports.link.interrupts.set(set)
+    }
+
+    fn dma_map(&mut self, map: DmaMap) -> Result<(), Errno> {
+        if !std::mem::replace(&mut self.connected, true) {
+            self.events.send(BackendEvent::Connected(self.function.shared().bdf()));
+        }
+        dma_space::map(&self.memory, map)
+    }
+
+    fn dma_unmap(&mut self, range: DmaUnmap, token: ReplyToken) -> UnmapReply {
+        match dma_space::unmap(&self.memory, range) {
+            Err(errno) => UnmapReply::Done(Err(errno)),
+            Ok(retired) => {
+                // Answered by `Releases` in either case.
+                let _ = self.release(retired, Some(token));
+                UnmapReply::Later
+            }
+        }
+    }
+
+    fn reset(&mut self, token: ReplyToken) -> ResetReply {
+        self.start_reset(Some(token));
+        self.ports.link.interrupts.clear();
+        ResetReply::Later
+    }
+
+    fn disconnected(&mut self) {
+        self.start_reset(None);
+        self.ports.link.interrupts.clear();
+        let _ = self.release(self.memory.unmap_all(), None);
+        self.connected = false;
+        self.events.send(BackendEvent::Disconnected(self.function.shared().bdf()));
+    }
+}

@@ -1,0 +1,138 @@
+//! The wires between the functions and the unit: who is behind which BDF, and the unit's one mutex.
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+use svadev_device::FunctionShared;
+use svadev_fabric::{
+    AtsError, Bdf, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse, PageRequest,
+    PageRequestOutcome, Translation, TranslationRequest, Upstream,
+};
+use svadev_iommu::{Unit, UnitConfig};
+use svadev_memory::MemoryMap;
+
+use super::link::Link;
+
+/// One accelerator function, as the unit reaches it.
+struct Port {
+    bdf: Bdf,
+    shared: Arc<FunctionShared>,
+    link: Arc<Link>,
+}
+
+/// The unit, and what it can reach.
+pub(super) struct Bus {
+    /// Taken first of all locks, by socket threads (registers) and engine threads (`Upstream`); held for a walk or a
+    /// batch of descriptors, never across a wait (`docs/locking.md`).
+    unit: Mutex<Unit<Arc<MemoryMap>>>,
+    /// The function whose BAR holds the unit's registers.
+    iommu: Bdf,
+    /// Set once, before any thread that could use it starts.
+    ports: OnceLock<Ports>,
+}
+
+impl std::fmt::Debug for Bus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bus").field("iommu", &self.iommu).finish_non_exhaustive()
+    }
+}
+
+/// What the unit reaches: its `Downstream`.
+struct Ports(Vec<Port>);
+
+impl Bus {
+    /// A bus with a unit and nobody on it. `iommu` is the function that carries the unit, `memory` that function's view of
+    /// guest memory.
+    pub(super) fn new(config: UnitConfig, iommu: Bdf, memory: Arc<MemoryMap>) -> Self {
+        Self { unit: Mutex::new(Unit::new(config, memory)), iommu, ports: OnceLock::new() }
+    }
+
+    /// The function that carries the unit.
+    pub(super) fn iommu_bdf(&self) -> Bdf {
+        self.iommu
+    }
+
+    /// Puts the accelerator functions on the bus. Once, before any of them does anything.
+    pub(super) fn connect(&self, functions: impl IntoIterator<Item = (Arc<FunctionShared>, Arc<Link>)>) {
+        let ports = functions.into_iter().map(|(shared, link)| Port { bdf: shared.bdf(), shared, link }).collect();
+        assert!(self.ports.set(Ports(ports)).is_ok(), "the bus is connected once");
+    }
+
+    /// A guest's read of the unit's registers.
+    pub(super) fn read_register(&self, offset: u64, data: &mut [u8]) {
+        self.unit().read_register(offset, data);
+    }
+
+    /// A guest's write to the unit's registers.
+    pub(super) fn write_register(&self, offset: u64, data: &[u8]) {
+        self.unit().write_register(offset, data, self.ports());
+    }
+
+    /// The unit as after power-on: its own function was reset, or the VMM is gone.
+    pub(super) fn reset_unit(&self) {
+        self.unit().reset();
+    }
+
+    /// Waits until nobody is inside the unit. What left its memory map before the call is not used by it afterwards:
+    /// the unit looks memory up anew at each access and keeps no window beyond its mutex (L10).
+    pub(super) fn quiesce_unit(&self) {
+        drop(self.unit());
+    }
+
+    /// The unit's counters as they are now.
+    pub(super) fn unit_counters(&self) -> svadev_iommu::Counters {
+        self.unit().counters().clone()
+    }
+
+    fn unit(&self) -> MutexGuard<'_, Unit<Arc<MemoryMap>>> {
+        self.unit.lock().expect("the unit does not panic on guest data: a holder that did is our bug")
+    }
+
+    fn ports(&self) -> &Ports {
+        self.ports.get().expect("connected before any thread starts")
+    }
+}
+
+impl Upstream for Bus {
+    fn translate(&self, request: TranslationRequest) -> Result<Translation, AtsError> {
+        self.unit().translate(request, self.ports())
+    }
+
+    fn page_request(&self, request: PageRequest) -> PageRequestOutcome {
+        self.unit().page_request(request, self.ports())
+    }
+
+    fn invalidate_complete(&self, requester: Bdf, tag: InvalidateTag) {
+        self.unit().invalidate_complete(requester, tag, self.ports());
+    }
+}
+
+impl Ports {
+    fn find(&self, bdf: Bdf) -> Option<&Port> {
+        self.0.iter().find(|port| port.bdf == bdf)
+    }
+}
+
+impl Downstream for Ports {
+    fn invalidate(&self, to: Bdf, request: InvalidateRequest) -> InvalidateAck {
+        match self.find(to) {
+            Some(port) => port.shared.invalidate(request),
+            None => InvalidateAck::Done,
+        }
+    }
+
+    fn page_group_response(&self, to: Bdf, response: PageGroupResponse) {
+        if let Some(port) = self.find(to) {
+            port.shared.page_group_response(response);
+        }
+    }
+
+    fn message_interrupt(&self, via: Option<Bdf>, msi: Msi) {
+        // A message interrupt is a memory write, so it needs a function whose bus mastering is on. The one whose traffic
+        // caused it has that; where there is none, any will do, since the guest sees only address and data.
+        let preferred = via.and_then(|bdf| self.find(bdf)).filter(|port| port.link.can_master());
+        let port = preferred.or_else(|| self.0.iter().find(|port| port.link.can_master()));
+        match port {
+            Some(port) => port.link.message_interrupt(msi),
+            None => tracing::debug!(?msi, "interrupt lost: no function behind the unit has bus mastering on"),
+        }
+    }
+}

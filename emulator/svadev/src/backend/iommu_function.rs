@@ -1,0 +1,123 @@
+//! The IOMMU's own PCI function: a BAR with the unit's registers, and the memory that the unit's tables are in.
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use svadev_device::IommuFunction;
+use svadev_device::config::{ConfigEffect, ConfigSpace, FunctionKind};
+use svadev_memory::MemoryMap;
+use svadev_spec::device::BAR_UNIT;
+use svadev_spec::vfio_user::region;
+use svadev_vfio_user::{
+    Device, DeviceInfo, DmaMap, DmaUnmap, IrqInfo, RegionInfo, ReplyToken, ResetReply, SetIrqs, UnmapReply,
+};
+
+use super::bus::Bus;
+use super::dma_space;
+use super::{BackendEvent, Events};
+
+/// The function, on its socket's thread.
+pub(super) struct IommuDevice {
+    function: IommuFunction,
+    bus: Arc<Bus>,
+    memory: Arc<MemoryMap>,
+    events: Events,
+    connected: bool,
+    /// Where the guest's firmware or kernel put the unit, as last reported.
+    placed: Option<u64>,
+}
+
+impl IommuDevice {
+    /// The function in front of `bus`, whose unit uses `memory`.
+    pub(super) fn new(bus: Arc<Bus>, memory: Arc<MemoryMap>, events: Events) -> Self {
+        let function = IommuFunction::new(ConfigSpace::new(FunctionKind::Iommu));
+        Self { function, bus, memory, events, connected: false, placed: None }
+    }
+
+    /// Says where the unit is as soon as it is decoded somewhere new. While memory space is off, and while the BAR is
+    /// being sized, it is nowhere, and what was said before stands.
+    fn report_place(&mut self) {
+        let place = self.function.config().bar_address(BAR_UNIT);
+        if let Some(address) = place
+            && self.placed != place
+        {
+            self.placed = place;
+            self.events.send(BackendEvent::UnitPlaced { address });
+        }
+    }
+}
+
+impl Device for IommuDevice {
+    fn device_info(&self) -> DeviceInfo {
+        DeviceInfo::pci(true)
+    }
+
+    fn region(&self, index: u32) -> RegionInfo<'_> {
+        match index {
+            region::CONFIG => RegionInfo::trapped(svadev_spec::pcie::CONFIG_SPACE_SIZE as u64),
+            BAR_UNIT => RegionInfo::trapped(self.function.config().bar_size(BAR_UNIT)),
+            _ => RegionInfo::ABSENT,
+        }
+    }
+
+    fn irq(&self, _index: u32) -> IrqInfo {
+        // The unit's interrupts are message writes of its own (VT-d 4.1 §11.4), not the function's.
+        IrqInfo::default()
+    }
+
+    fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        match region {
+            region::CONFIG => self.function.config_read(offset, data),
+            _ => self.bus.read_register(offset, data),
+        }
+        Ok(())
+    }
+
+    fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        if region != region::CONFIG {
+            self.bus.write_register(offset, data);
+            return Ok(());
+        }
+        for effect in self.function.config_write(offset, data) {
+            if effect == ConfigEffect::Flr {
+                self.bus.reset_unit();
+            }
+        }
+        self.report_place();
+        Ok(())
+    }
+
+    fn set_irqs(&mut self, _set: SetIrqs<'_>) -> Result<(), Errno> {
+        Err(Errno::EINVAL)
+    }
+
+    fn dma_map(&mut self, map: DmaMap) -> Result<(), Errno> {
+        if !std::mem::replace(&mut self.connected, true) {
+            self.events.send(BackendEvent::Connected(self.bus.iommu_bdf()));
+        }
+        dma_space::map(&self.memory, map)
+    }
+
+    fn dma_unmap(&mut self, range: DmaUnmap, _token: ReplyToken) -> UnmapReply {
+        UnmapReply::Done(dma_space::unmap(&self.memory, range).map(|retired| {
+            self.bus.quiesce_unit();
+            retired.bytes()
+        }))
+    }
+
+    fn reset(&mut self, _token: ReplyToken) -> ResetReply {
+        self.function.reset();
+        self.bus.reset_unit();
+        ResetReply::Done
+    }
+
+    fn disconnected(&mut self) {
+        self.function.reset();
+        self.bus.reset_unit();
+        let retired = self.memory.unmap_all();
+        self.bus.quiesce_unit();
+        drop(retired);
+        self.placed = None;
+        self.connected = false;
+        self.events.send(BackendEvent::Disconnected(self.bus.iommu_bdf()));
+    }
+}

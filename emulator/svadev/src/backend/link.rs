@@ -1,0 +1,52 @@
+//! One function's way to the VMM: its vfio-user sender, its interrupts, and whether it may master the bus.
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use svadev_fabric::Msi;
+use svadev_vfio_user::Sender;
+
+use super::interrupts::Interrupts;
+
+/// What any thread may use of a function's connection.
+#[derive(Debug)]
+pub(super) struct Link {
+    /// Replies and DMA messages.
+    pub(super) sender: Sender,
+    /// MSI-X.
+    pub(super) interrupts: Interrupts,
+    /// Command register, Bus Master Enable (PCI 3.0 §6.2.2): without it the function sends no memory write.
+    bus_master: AtomicBool,
+    lost_interrupts: AtomicU64,
+}
+
+impl Link {
+    /// A function with `vectors` MSI-X vectors, nothing enabled.
+    pub(super) fn new(sender: Sender, vectors: u16) -> Self {
+        Self {
+            sender,
+            interrupts: Interrupts::new(vectors),
+            bus_master: AtomicBool::new(false),
+            lost_interrupts: AtomicU64::new(0),
+        }
+    }
+
+    /// Follows the command register.
+    pub(super) fn set_bus_master(&self, on: bool) {
+        self.bus_master.store(on, Ordering::Release);
+    }
+
+    /// Whether the guest lets the function send memory writes.
+    pub(super) fn can_master(&self) -> bool {
+        self.bus_master.load(Ordering::Acquire)
+    }
+
+    /// Sends one of the unit's interrupts as the memory write that it is. The VMM hears it when its thread comes to it;
+    /// nobody waits.
+    pub(super) fn message_interrupt(&self, msi: Msi) {
+        if let Err(error) = self.sender.dma_write(msi.address, &msi.data.to_le_bytes()) {
+            // A guest whose VMM does not read, or is gone, gets no interrupts: the first one is worth a line.
+            if self.lost_interrupts.fetch_add(1, Ordering::Relaxed) == 0 {
+                tracing::warn!(%error, ?msi, "the IOMMU's interrupt could not be sent (said once for each function)");
+            }
+        }
+    }
+}

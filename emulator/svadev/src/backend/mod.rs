@@ -1,0 +1,250 @@
+//! The backend: every function's socket, every engine's thread, the unit between them, and who calls whom.
+//!
+//! ```text
+//!   socket thread (IOMMU function) ──▶ Bus: Mutex<Unit> ──▶ mailboxes of functions, message interrupts
+//!   socket thread (accelerator)    ──▶ Function ──▶ mailboxes of its engines
+//!   engine thread                  ──▶ guest memory; Bus on a device-TLB miss; MSI-X eventfds
+//! ```
+//!
+//! `docs/locking.md` has the locks and their order, `docs/lifetimes.md` what is used for how long.
+mod accelerator;
+mod bus;
+mod dma_space;
+mod doorbells;
+mod engine_thread;
+mod interrupts;
+mod iommu_function;
+mod link;
+
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use serde::Serialize;
+use svadev_device::config::{ConfigSpace, FunctionKind};
+use svadev_device::{Engine, Function, FunctionSettings, FunctionShared};
+use svadev_fabric::Bdf;
+use svadev_iommu::UnitConfig;
+use svadev_memory::{Mappings, MemoryMap};
+use svadev_vfio_user::unix::{Options, Stop, serve};
+use svadev_vfio_user::{Device, Limits, Server};
+use tokio::sync::mpsc;
+
+use self::accelerator::{Accelerator, Ports};
+use self::bus::Bus;
+use self::engine_thread::{Clock, Waker};
+use self::iommu_function::IommuDevice;
+use self::link::Link;
+use crate::topology::{AcceleratorFunction, Topology};
+
+/// How to run a backend.
+#[derive(Clone, Debug)]
+pub(crate) struct BackendOptions {
+    /// Folder for the sockets; must exist, and only its owner should be able to enter it.
+    pub socket_dir: PathBuf,
+}
+
+/// What happens in a backend that the launcher wants to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum BackendEvent {
+    /// A VMM attached to a function, and gave it memory.
+    Connected(Bdf),
+    /// It is gone. The function is as new, and another one may come.
+    Disconnected(Bdf),
+    /// Firmware or kernel placed the unit's registers here, and they are decoded.
+    UnitPlaced {
+        /// Guest-physical address.
+        address: u64,
+    },
+    /// A socket can no longer be served. The backend should be stopped.
+    Fatal(String),
+}
+
+/// Where events go. Nobody listening is no error: the launcher may be on its way out.
+#[derive(Clone, Debug)]
+struct Events(mpsc::UnboundedSender<BackendEvent>);
+
+impl Events {
+    fn send(&self, event: BackendEvent) {
+        tracing::debug!(?event, "backend");
+        let _ = self.0.send(event);
+    }
+}
+
+/// A running backend. Dropping it stops it.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    sockets: Vec<(Bdf, PathBuf)>,
+    events: mpsc::UnboundedReceiver<BackendEvent>,
+    bus: Arc<Bus>,
+    functions: Vec<Arc<FunctionShared>>,
+    wakers: Vec<Arc<Waker>>,
+    stop: Stop,
+    socket_threads: Vec<JoinHandle<()>>,
+    engine_threads: Vec<JoinHandle<()>>,
+}
+
+/// What the backend counted since it started.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Counters {
+    /// The VT-d unit.
+    pub unit: svadev_iommu::Counters,
+    /// The accelerator functions, in the topology's order.
+    pub functions: Vec<FunctionCounters>,
+}
+
+/// What one accelerator function counted.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct FunctionCounters {
+    /// Where it sits.
+    pub bdf: String,
+    /// What its engines did.
+    #[serde(flatten)]
+    pub counters: svadev_device::Counters,
+}
+
+impl Backend {
+    /// Makes the sockets and starts every thread. What was made is gone again on error.
+    pub(crate) fn start(topology: &Topology, options: &BackendOptions) -> anyhow::Result<Self> {
+        let (sender, events) = mpsc::unbounded_channel();
+        let mappings = Mappings::new();
+        let memory = Arc::new(MemoryMap::new(mappings.clone()));
+        let bus = Arc::new(Bus::new(UnitConfig::default(), topology.iommu.bdf, Arc::clone(&memory)));
+        let mut backend = Self {
+            sockets: Vec::new(),
+            events,
+            bus: Arc::clone(&bus),
+            functions: Vec::new(),
+            wakers: Vec::new(),
+            stop: Stop::new().context("no eventfd to stop the backend with")?,
+            socket_threads: Vec::new(),
+            engine_threads: Vec::new(),
+        };
+        let events = Events(sender);
+        let clock = Clock::start();
+
+        let mut parts = Vec::new();
+        for function in &topology.accelerators {
+            parts.push(Parts::new(function, &bus, &mappings, &events)?);
+        }
+        // Connected before the first thread starts: from then on anybody may call the bus.
+        bus.connect(parts.iter().map(|p| (Arc::clone(p.accelerator.shared()), Arc::clone(&p.link))));
+        for Parts { name, accelerator, server, engines, wakers, .. } in parts {
+            let shared = Arc::clone(accelerator.shared());
+            for (engine, waker) in engines.into_iter().zip(wakers) {
+                let name = format!("{name}/e{}", engine.index());
+                backend.wakers.push(Arc::clone(&waker));
+                backend.engine_threads.push(engine_thread::spawn(name, engine, waker, clock)?);
+            }
+            let bdf = shared.bdf();
+            backend.functions.push(shared);
+            backend.serve(bdf, options, &events, server, accelerator)?;
+        }
+        let device = IommuDevice::new(bus, memory, events.clone());
+        backend.serve(topology.iommu.bdf, options, &events, Server::new(Limits::default()), device)?;
+        Ok(backend)
+    }
+
+    /// Makes a function's socket and starts the thread that serves it.
+    fn serve<D: Device + Send + 'static>(
+        &mut self,
+        bdf: Bdf,
+        options: &BackendOptions,
+        events: &Events,
+        mut server: Server,
+        mut device: D,
+    ) -> anyhow::Result<()> {
+        let path = socket_path(&options.socket_dir, bdf);
+        let listener =
+            UnixListener::bind(&path).with_context(|| format!("cannot make the socket {}", path.display()))?;
+        self.sockets.push((bdf, path));
+        let (stop, events) = (self.stop.clone(), events.clone());
+        let thread = std::thread::Builder::new().name(format!("socket {bdf}")).spawn(move || {
+            if let Err(error) = serve(&listener, &mut server, &mut device, &Options::default(), &stop) {
+                events.send(BackendEvent::Fatal(format!("function {bdf} can no longer be served: {error}")));
+            }
+        });
+        self.socket_threads.push(thread.context("no thread for a socket")?);
+        Ok(())
+    }
+
+    /// The functions' sockets.
+    pub(crate) fn sockets(&self) -> &[(Bdf, PathBuf)] {
+        &self.sockets
+    }
+
+    /// What happened.
+    pub(crate) fn events(&mut self) -> &mut mpsc::UnboundedReceiver<BackendEvent> {
+        &mut self.events
+    }
+
+    /// What was counted so far.
+    pub(crate) fn snapshot(&self) -> Counters {
+        let function = |shared: &Arc<FunctionShared>| FunctionCounters {
+            bdf: shared.bdf().to_string(),
+            counters: shared.counters(),
+        };
+        Counters { unit: self.bus.unit_counters(), functions: self.functions.iter().map(function).collect() }
+    }
+
+    /// Ends every thread and removes the sockets.
+    pub(crate) fn stop(self) {}
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        // Sockets first: what their disconnection posts to an engine is carried out while that engine still runs.
+        self.stop.trigger();
+        for thread in self.socket_threads.drain(..) {
+            let _ = thread.join();
+        }
+        self.wakers.iter().for_each(|waker| waker.stop());
+        for thread in self.engine_threads.drain(..) {
+            let _ = thread.join();
+        }
+        for (_, path) in &self.sockets {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Where a function's socket is in a folder. Short: a socket's path has 107 bytes at most.
+pub(crate) fn socket_path(folder: &Path, bdf: Bdf) -> PathBuf {
+    folder.join(format!("{:02x}-{:02x}.{}.sock", bdf.bus(), bdf.device(), bdf.function()))
+}
+
+/// An accelerator, put together but not yet on its threads.
+struct Parts {
+    name: String,
+    accelerator: Accelerator,
+    server: Server,
+    link: Arc<Link>,
+    engines: Vec<Engine<MemoryMap, Bus>>,
+    wakers: Vec<Arc<Waker>>,
+}
+
+impl Parts {
+    fn new(
+        topology: &AcceleratorFunction,
+        bus: &Arc<Bus>,
+        mappings: &Mappings,
+        events: &Events,
+    ) -> anyhow::Result<Self> {
+        let AcceleratorFunction { name, bdf, queues, engines, vectors } = topology;
+        let server = Server::new(Limits::default());
+        let link = Arc::new(Link::new(server.sender(), u16::from(*vectors)));
+        let wakers = (0..*engines).map(|_| Waker::new()).collect::<anyhow::Result<Vec<_>>>()?;
+        let ports = Arc::new(Ports::new(Arc::clone(&link), wakers.clone()));
+        let memory = Arc::new(MemoryMap::new(mappings.clone()));
+        let (pages, file) = doorbells::shared_pages(*queues)?;
+        let settings =
+            FunctionSettings { queues: *queues, engines: *engines, vectors: *vectors, ..FunctionSettings::new(*bdf) };
+        let config = ConfigSpace::new(FunctionKind::Accelerator { vectors: u16::from(*vectors), queues: *queues });
+        let (upstream, function_ports) = (Arc::clone(bus), Arc::clone(&ports));
+        let (function, engines) = Function::new(settings, config, Arc::clone(&memory), upstream, function_ports, pages);
+        let accelerator = Accelerator::new(function, ports, memory, file, events.clone());
+        Ok(Self { name: name.clone(), accelerator, server, link, engines, wakers })
+    }
+}

@@ -45,7 +45,9 @@ struct Key {
 
 impl Key {
     fn hash(self) -> u64 {
-        self.page ^ self.space.hash().rotate_left(40) ^ u64::from(self.size_log2) << 58
+        // Two odd factors keep neighbouring pages of neighbouring PASIDs apart.
+        let space = self.space.hash().wrapping_mul(0xff51_afd7_ed55_8ccd);
+        (self.page ^ space).wrapping_add(u64::from(self.size_log2)).wrapping_mul(0xc4ce_b9fe_1a85_ec53)
     }
 }
 

@@ -14,7 +14,8 @@ struct Entry<K, V> {
 #[derive(Debug)]
 pub(crate) struct Table<K, V> {
     entries: Box<[Option<Entry<K, V>>]>,
-    set_mask: u64,
+    /// Bits of a set's number.
+    set_bits: u32,
     victim: usize,
 }
 
@@ -22,13 +23,13 @@ impl<K: Copy + Eq, V: Copy> Table<K, V> {
     /// `entries` is a power of two, at least 4.
     pub(crate) fn new(entries: usize) -> Self {
         assert!(entries.is_power_of_two() && entries >= WAYS, "table of {entries} entries");
-        Self { entries: vec![None; entries].into(), set_mask: (entries / WAYS - 1) as u64, victim: 0 }
+        Self { entries: vec![None; entries].into(), set_bits: (entries / WAYS).trailing_zeros(), victim: 0 }
     }
 
     fn set(&self, hash: u64) -> usize {
-        // The high half of the product is the well-mixed one.
-        let set = (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) & self.set_mask;
-        usize::try_from(set).expect("masked to the table's size") * WAYS
+        // Fibonacci hashing: the highest bits of the product are those that depend on every bit of the hash.
+        let set = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15).checked_shr(64 - self.set_bits).unwrap_or(0);
+        usize::try_from(set).expect("fewer bits than the table's size") * WAYS
     }
 
     /// The value under `key`, and when it was born.

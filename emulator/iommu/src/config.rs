@@ -6,7 +6,7 @@ use crate::registers::{FAULT_RECORD_OFFSET, IOTLB_REGISTER_OFFSET, MAX_FAULT_REC
 /// Largest address mask of a page-selective invalidation (CAP.MAMV): 2^18 pages are 1 GiB.
 pub const MAX_ADDRESS_MASK: u8 = 18;
 
-/// How much the unit remembers (issue-level switch `--caching`). Results never depend on it when software invalidates as
+/// How much the unit remembers (`--caching`). Results never depend on it when software invalidates as
 /// the specification demands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

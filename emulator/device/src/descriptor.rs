@@ -74,7 +74,7 @@ impl Work {
             return Err(Code::BadLength);
         }
         let side = |used: bool, list: bool, address, entries| {
-            used.then(|| Operand { address, entries: if list { entries } else { 0 } })
+            used.then_some(Operand { address, entries: if list { entries } else { 0 } })
         };
         let work = Self {
             operation,

@@ -355,12 +355,13 @@ fn is_register_access(offset: u64, len: usize) -> bool {
 fn words(offset: u64, data: &[u8]) -> impl Iterator<Item = (u64, u32)> {
     let data = if is_register_access(offset, data.len()) { data } else { &[] };
     let values = data.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("chunks of 4 bytes")));
-    (offset..).step_by(4).zip(values)
+    values.enumerate().map(move |(n, value)| (offset + 4 * n as u64, value))
 }
 
 fn words_mut(offset: u64, data: &mut [u8]) -> impl Iterator<Item = (u64, &mut [u8])> {
     let data = if is_register_access(offset, data.len()) { data } else { &mut [] };
-    (offset..).step_by(4).zip(data.chunks_exact_mut(4))
+    // An aligned access does not wrap, so neither does the offset of a word in it.
+    data.chunks_exact_mut(4).enumerate().map(move |(n, bytes)| (offset + 4 * n as u64, bytes))
 }
 
 /// The half of a 64-bit register that an offset means.

@@ -80,7 +80,7 @@ mod tests {
         for bad in [
             QueueRegisters { sq_base: 0x1020, ..GOOD },
             QueueRegisters { cq_base: 0x2001, ..GOOD },
-            QueueRegisters { sq_base: u64::MAX & !63, ..GOOD },
+            QueueRegisters { sq_base: !63, ..GOOD },
             QueueRegisters { size: 0x0400, ..GOOD },
             QueueRegisters { size: 0x0004, ..GOOD },
             QueueRegisters { size: 0x0410, ..GOOD },

@@ -1,3 +1,9 @@
 //! A function and its engines, driven by hand against a mock IOMMU.
 mod descriptors;
+mod faults;
+mod invalidation;
+mod lifecycle;
+mod random;
+mod registers;
+mod rings;
 mod world;

@@ -117,8 +117,8 @@ impl DeviceTlb {
     pub(crate) fn insert(&mut self, space: Option<Pasid>, iova: u64, size_log2: u8, host: NonNull<u8>, rights: Rights) {
         let class = SIZES_LOG2.iter().position(|&s| s == size_log2).expect("callers choose from SIZES_LOG2");
         let space = space_key(space);
-        for other in 0..SIZES_LOG2.len() {
-            self.remove(space, other, iova >> SIZES_LOG2[other]);
+        for (other, size_log2) in SIZES_LOG2.into_iter().enumerate() {
+            self.remove(space, other, iova >> size_log2);
         }
         let page = iova >> size_log2;
         self.victim = (self.victim + 1) % WAYS;

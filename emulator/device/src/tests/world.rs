@@ -179,9 +179,6 @@ impl Mmu {
     pub(super) fn bind(&self, space: Option<Pasid>) {
         self.tables.lock().unwrap().bound.insert(space);
     }
-    pub(super) fn unbind(&self, space: Option<Pasid>) {
-        self.tables.lock().unwrap().bound.remove(&space);
-    }
     pub(super) fn map(&self, space: Option<Pasid>, iova: u64, size_log2: u8, page: Page) {
         let mut tables = self.tables.lock().unwrap();
         tables.bound.insert(space);
@@ -189,6 +186,9 @@ impl Mmu {
     }
     pub(super) fn unmap(&self, space: Option<Pasid>, iova: u64, size_log2: u8) {
         self.tables.lock().unwrap().pages.remove(&(space, size_log2, iova >> size_log2));
+    }
+    pub(super) fn is_mapped(&self, space: Option<Pasid>, iova: u64) -> bool {
+        self.tables.lock().unwrap().pages.contains_key(&(space, 12, iova >> 12))
     }
     pub(super) fn map_lazily(&self, space: Option<Pasid>, iova: u64, page: Page) {
         let mut tables = self.tables.lock().unwrap();

@@ -1,0 +1,291 @@
+//! Endings: abort, drain, disable, reset, with work in every state.
+use std::sync::atomic::Ordering;
+
+use svadev_fabric::ResponseCode;
+use svadev_spec::device::{
+    Code, Command, CommandStatus, Completion, Descriptor, DescriptorFlags, Status, command, doorbell, opcode,
+    queue_error, regs,
+};
+use svadev_spec::pcie;
+
+use super::world::*;
+
+const DST: u64 = 0x2_0000_0000;
+
+fn world() -> World {
+    let mut w = World::with(|s| s.jobs_per_queue = 4);
+    for n in 1..4 {
+        w.mmu.bind(Some(pasid(n)));
+        w.mmu.map(Some(pasid(n)), DST + 0x10_0000, 12, Page::rw(0x100_0000));
+    }
+    w.enable(0, 5, None);
+    w
+}
+
+/// A fill that waits for its page, or one that does not.
+fn fill(space: u32, cookie: u64, there: bool) -> Descriptor {
+    let dst = DST + if there { 0x10_0000 } else { cookie * 0x1000 };
+    for_process(pasid(space), Descriptor { opcode: opcode::FILL, cookie, dst, length: 8, ..Default::default() })
+}
+
+fn command(w: &mut World, opcode: u8, space: u32) {
+    w.write64(regs::COMMAND, Command::new().with_opcode(opcode).with_pasid(space).into_bits());
+}
+
+fn command_status(w: &mut World) -> CommandStatus {
+    CommandStatus::from_bits(w.read32(regs::COMMAND_STATUS))
+}
+
+fn status(w: &mut World) -> Status {
+    Status::from_bits(w.read32(regs::STATUS))
+}
+
+fn summary(done: &[Completion]) -> Vec<(u64, Code)> {
+    let mut all: Vec<_> = done.iter().map(|c| (c.cookie, code(c))).collect();
+    all.sort_by_key(|(cookie, _)| *cookie);
+    all
+}
+
+#[test]
+fn abort_ends_what_runs_and_what_is_still_in_the_ring() {
+    let mut w = world();
+    // Four jobs fit: two of process 1 and two of process 2 are parked, the rest is in the ring.
+    w.submit(0, &[fill(1, 0, false), fill(2, 1, false), fill(1, 2, false), fill(2, 3, false)]);
+    w.submit(0, &[fill(1, 4, true), fill(2, 5, true), fill(1, 6, true)]);
+    w.settle();
+    let before = w.mmu.requests();
+    assert_eq!(before.len(), 4);
+    command(&mut w, command::ABORT_PASID, 1);
+    assert!(command_status(&mut w).busy());
+    w.settle();
+    assert!(!command_status(&mut w).busy());
+    // What is written after the command is new work.
+    let done = summary(&w.run(0, &[fill(1, 7, true)]));
+    use Code::{Aborted, Success};
+    assert_eq!(done, [(0, Aborted), (2, Aborted), (4, Aborted), (5, Success), (6, Aborted), (7, Success)]);
+    for request in before {
+        w.mmu.send(request.prg_index, request.pasid, ResponseCode::InvalidRequest);
+    }
+    w.settle();
+    assert_eq!(
+        summary(&w.reap(0)),
+        [(1, Code::PageFault), (3, Code::PageFault)],
+        "answers to the aborted change nothing"
+    );
+}
+
+#[test]
+fn abort_drops_the_process_s_translations() {
+    let mut w = world();
+    w.run(0, &[fill(1, 0, true), fill(2, 1, true)]);
+    command(&mut w, command::ABORT_PASID, 1);
+    w.settle();
+    w.mmu.translated();
+    w.run(0, &[fill(1, 0, true), fill(2, 1, true)]);
+    assert_eq!(w.mmu.translated().iter().map(|t| t.pasid).collect::<Vec<_>>(), [Some(pasid(1))]);
+}
+
+#[test]
+fn aborts_of_many_processes_are_remembered_or_waited_for() {
+    let mut w = world();
+    for n in 1..200 {
+        w.mmu.bind(Some(pasid(n)));
+    }
+    w.enable_with(1, 8, 8, None);
+    w.submit(1, &[fill(300, 0, false)]);
+    w.mmu.bind(Some(pasid(300)));
+    w.settle();
+    // A fence holds everything up that the aborts are about.
+    let fence = Descriptor { flags: DescriptorFlags::FENCE.bits(), ..fill(1, 1, true) };
+    let queued: Vec<_> = std::iter::once(fence).chain((1..100).map(|n| fill(n, u64::from(n) + 1, false))).collect();
+    w.submit(1, &queued);
+    w.settle();
+    let mut aborted = 0;
+    for n in 1..100 {
+        command(&mut w, command::ABORT_PASID, n);
+        w.settle();
+        if command_status(&mut w).busy() {
+            break;
+        }
+        aborted = n;
+    }
+    assert!((60..99).contains(&aborted), "some fit: {aborted}");
+    // The first fails, and so does all that was not aborted; on the way there is room again.
+    let mut done = Vec::new();
+    while done.len() < queued.len() + 1 {
+        let asked = w.mmu.requests();
+        assert!(!asked.is_empty(), "{} of {}", done.len(), queued.len() + 1);
+        for request in asked {
+            w.mmu.respond(request.prg_index, ResponseCode::InvalidRequest);
+        }
+        w.settle();
+        done.extend(summary(&w.reap(1)));
+    }
+    assert!(!command_status(&mut w).busy());
+    let ended: Vec<_> = done.iter().filter(|(_, code)| *code == Code::Aborted).map(|(cookie, _)| *cookie).collect();
+    for n in 1..=aborted {
+        assert!(ended.contains(&(u64::from(n) + 1)), "process {n} was aborted");
+    }
+}
+
+#[test]
+fn a_user_queue_of_an_aborted_process_halts() {
+    let mut w = world();
+    let p = pasid(1);
+    w.map(Some(p), World::sq_base(1), World::sq_base(1), 0x1000);
+    w.map(Some(p), World::cq_base(1), World::cq_base(1), 0x1000);
+    w.enable(1, 4, Some(p));
+    let own = |cookie, there| Descriptor { pasid: Default::default(), ..fill(1, cookie, there) };
+    w.submit(1, &[own(0, false), own(1, false)]);
+    w.settle();
+    command(&mut w, command::ABORT_PASID, 1);
+    w.settle();
+    assert!(!command_status(&mut w).busy());
+    assert_eq!(summary(&w.reap(1)), [(0, Code::Aborted), (1, Code::Aborted)]);
+    assert_eq!((w.status(1).halted(), w.status(1).error()), (true, queue_error::NONE));
+    w.mmu.translated();
+    w.submit(1, &[own(2, true)]);
+    w.settle();
+    assert!(w.mmu.translated().is_empty(), "no access of the process any more, not for its rings either");
+}
+
+#[test]
+fn drain_ends_when_what_was_there_has_completed() {
+    let mut w = world();
+    w.submit(0, &[fill(1, 0, false), fill(2, 1, false)]);
+    w.settle();
+    command(&mut w, command::DRAIN_PASID, 1);
+    w.settle();
+    assert!(command_status(&mut w).busy());
+    // Commands are ignored while one is busy.
+    command(&mut w, command::ABORT_PASID, 1);
+    w.submit(0, &[fill(1, 2, false)]);
+    w.settle();
+    assert!(w.reap(0).is_empty());
+    let first = w.mmu.requests().iter().find(|r| r.iova.0 == DST).unwrap().prg_index;
+    w.mmu.respond(first, ResponseCode::InvalidRequest);
+    w.settle();
+    assert!(!command_status(&mut w).busy(), "neither the other process's work nor newer work counts");
+    assert_eq!(summary(&w.reap(0)), [(0, Code::PageFault)]);
+}
+
+#[test]
+fn unknown_commands_say_so() {
+    let mut w = world();
+    for value in [3, 0, 1 << 8 | 1, 1 << 52 | 1] {
+        w.write64(regs::COMMAND, value);
+        assert!(command_status(&mut w).bad() && !command_status(&mut w).busy(), "{value:#x}");
+    }
+    command(&mut w, command::DRAIN_PASID, 1);
+    w.settle();
+    assert!(!command_status(&mut w).bad() && !command_status(&mut w).busy());
+}
+
+#[test]
+fn disabling_a_queue_completes_what_is_in_it() {
+    let mut w = world();
+    let all: Vec<_> = (0..10).map(|n| fill(1, n, false)).collect();
+    w.submit(0, &all);
+    w.settle();
+    w.write32(World::register(0, regs::QUEUE_CONTROL), 0);
+    assert!(w.status(0).enabled(), "until the engine has said so");
+    w.settle();
+    assert!(!w.status(0).enabled());
+    assert_eq!(summary(&w.reap(0)), (0..10).map(|n| (n, Code::Aborted)).collect::<Vec<_>>());
+    assert_eq!(w.mmu.requests().len(), 4, "nothing was asked for on the way");
+    w.enable(0, 5, None);
+    assert_eq!(w.run(0, &[fill(1, 1, true)]).len(), 1);
+}
+
+#[test]
+fn a_disabled_queue_completes_only_what_there_is_room_for() {
+    let mut w = world();
+    w.enable_with(1, 5, 2, None);
+    w.submit(1, &(0..10).map(|n| fill(1, n, false)).collect::<Vec<_>>());
+    w.settle();
+    w.write32(World::register(1, regs::QUEUE_CONTROL), 0);
+    w.settle();
+    assert!(!w.status(1).enabled());
+    assert_eq!(w.reap(1).len(), 4);
+}
+
+#[test]
+fn off_and_on_again_between_two_slices() {
+    let mut w = world();
+    w.submit(0, &[fill(1, 0, false)]);
+    w.settle();
+    w.write32(World::register(0, regs::QUEUE_CONTROL), 0);
+    w.enable(0, 5, None);
+    w.settle();
+    assert!(w.status(0).enabled());
+    w.rings[0].head = 0;
+    assert_eq!(summary(&w.run(0, &[fill(1, 5, true)])), [(5, Code::Success)], "the new ring begins at 0");
+}
+
+#[test]
+fn disabling_the_function_disables_every_queue() {
+    let mut w = world();
+    w.enable(1, 4, None);
+    w.submit(0, &[fill(1, 0, false)]);
+    w.submit(1, &[fill(1, 1, false)]);
+    w.settle();
+    w.write32(regs::CONTROL, 0);
+    assert!(status(&mut w).busy());
+    w.settle();
+    assert!(!status(&mut w).busy() && !status(&mut w).enabled());
+    assert!(!w.status(0).enabled() && !w.status(1).enabled());
+    assert_eq!(summary(&w.reap(0)), [(0, Code::Aborted)]);
+    assert_eq!(summary(&w.reap(1)), [(1, Code::Aborted)]);
+    assert_eq!(w.read32(World::register(0, regs::QUEUE_CONTROL)), 0);
+    // Queues may be set up before the function is enabled, and run only then.
+    w.enable(0, 5, None);
+    w.submit(0, &[fill(1, 2, true)]);
+    w.settle();
+    assert!(w.engines[0].park(), "a bell that may not be answered does not keep it awake");
+    w.write32(regs::CONTROL, 1);
+    w.settle();
+    assert_eq!(summary(&w.reap(0)), [(2, Code::Success)]);
+}
+
+#[test]
+fn reset_leaves_nothing_and_writes_nothing() {
+    for flr in [false, true] {
+        let mut w = world();
+        w.submit(0, &[fill(1, 0, false), fill(1, 1, true)]);
+        command(&mut w, command::DRAIN_PASID, 1);
+        w.settle();
+        let group = w.last_group();
+        let tail = w.word(0, doorbell::CQ_TAIL);
+        let before = w.read(World::cq_base(0), 0x400);
+        if flr {
+            // PCI Express capability at 0x40: device control, bit 15.
+            let _ =
+                w.function.config_write(0x40 + u64::from(pcie::pci_express::DEVICE_CONTROL), &0x8000u16.to_le_bytes());
+        } else {
+            w.function.reset();
+        }
+        assert!(status(&mut w).busy());
+        assert_eq!((tail, w.ports.resets.load(Ordering::Relaxed)), (1, 0));
+        w.settle();
+        assert_eq!(w.ports.resets.load(Ordering::Relaxed), 1);
+        assert!(!status(&mut w).busy() && !command_status(&mut w).busy());
+        assert!(w.read(World::cq_base(0), 0x400) == before, "no write after a reset");
+        assert_eq!(w.word(0, doorbell::SQ_TAIL), 0);
+        assert_eq!(w.read64(World::register(0, regs::QUEUE_SQ_BASE)), 0);
+        w.mmu.send(group, None, ResponseCode::Success);
+        w.configure();
+        w.enable(0, 5, None);
+        assert_eq!(summary(&w.run(0, &[fill(1, 9, true)])), [(9, Code::Success)]);
+    }
+}
+
+#[test]
+fn resets_pile_up_without_harm() {
+    let mut w = world();
+    for _ in 0..5 {
+        w.function.reset();
+    }
+    w.settle();
+    assert_eq!(w.ports.resets.load(Ordering::Relaxed), 5);
+    assert!(!status(&mut w).busy());
+}

@@ -141,7 +141,6 @@ impl Function {
         if status.unexpected_index {
             self.config.set_unexpected_prg_index();
         }
-        self.config.set_transactions_pending(!status.idle);
     }
 
     /// Fills `data` from a BAR. Where there is nothing it reads zero.

@@ -12,6 +12,11 @@ use crate::wait::{Patience, Wait};
 /// Bytes that are computed on at once: what fits a buffer on the stack and the first-level cache.
 const CHUNK: usize = 4096;
 
+/// What a piece costs of a slice, however short it is: each may need a translation.
+const PIECE_COST: u64 = 64;
+/// What a list entry costs of a slice: it is read, and looked at again by the overlap check.
+const ENTRY_COST: u64 = 32;
+
 /// Where a job stands.
 #[derive(Debug)]
 pub(crate) enum Phase {
@@ -140,7 +145,7 @@ impl Job {
         self.done
     }
 
-    /// Does some of the work: at most `budget` bytes, which it is reduced by.
+    /// Does some of the work: at most `budget` bytes, which is reduced by what that cost.
     pub(crate) fn step<M, U>(
         &mut self,
         requester: &mut Requester<M, U>,
@@ -157,6 +162,8 @@ impl Job {
             if let Err(refused) = self.fetch_lists(requester, slice) {
                 return refused.into();
             }
+            let entries: u64 = [&self.src, &self.dst].into_iter().flatten().map(Cursor::list_entries).sum();
+            *budget = budget.saturating_sub(entries * ENTRY_COST);
             match self.check_lists(scratch) {
                 Ok(()) => self.phase = Phase::Run,
                 Err(code) => self.complete(code, 0),
@@ -169,7 +176,7 @@ impl Job {
             let before = self.done;
             let result = self.piece(requester, slice, *budget);
             let moved = self.done - before;
-            *budget -= moved.min(*budget);
+            *budget = budget.saturating_sub(moved.max(PIECE_COST));
             if moved > 0 {
                 self.patience.progress();
             }

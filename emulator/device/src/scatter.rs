@@ -59,6 +59,11 @@ impl Cursor {
         self.list.as_mut().expect("only lists are fetched").fetched += bytes;
     }
 
+    /// Entries of its list, 0 without one.
+    pub(crate) fn list_entries(&self) -> u64 {
+        self.operand.entries.into()
+    }
+
     fn entries(&self) -> Option<&[ScatterEntry]> {
         let count = usize::try_from(self.operand.entries).expect("at most 1024");
         self.list.as_ref().map(|list| &list.entries[..count])

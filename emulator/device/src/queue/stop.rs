@@ -5,7 +5,7 @@ use svadev_spec::device::{Code, QueueStatus, doorbell, queue_error};
 
 use super::{Part, Queue, State, Then};
 use crate::context::Context;
-use crate::job::Phase;
+use crate::job::{Job, Phase};
 use crate::queue_config::QueueConfig;
 
 /// Aborted PASIDs that a kernel queue remembers until it has fetched what was in its ring when they were aborted.
@@ -99,7 +99,7 @@ impl Queue {
     }
 
     /// Ends the jobs that are meant as *aborted*; their completions are still to be written.
-    fn end_jobs<M, U>(&mut self, cx: &mut Context<M, U>, meant: impl Fn(Option<Pasid>) -> bool)
+    fn end_jobs<M, U>(&mut self, cx: &mut Context<M, U>, meant: impl Fn(&Job) -> bool)
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
@@ -107,7 +107,7 @@ impl Queue {
         for slot in 0..u16::try_from(self.jobs.len()).expect("at most 256 slots") {
             let waiter = self.waiter(Part::Job(slot));
             let Some(job) = &mut self.jobs[usize::from(slot)] else { continue };
-            if !meant(job.space) || matches!(job.phase, Phase::Complete(_)) {
+            if !meant(job) || matches!(job.phase, Phase::Complete(_)) {
                 continue;
             }
             if let Some(wait) = job.wait.take() {
@@ -205,7 +205,7 @@ impl Queue {
                 false
             }
             None => {
-                self.end_jobs(cx, |space| space == Some(pasid));
+                self.end_jobs(cx, |job| job.space == Some(pasid) && job.index < horizon);
                 self.settle_drains();
                 self.remember_abort(pasid, horizon)
             }

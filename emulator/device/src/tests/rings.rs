@@ -232,3 +232,39 @@ fn an_engine_that_waits_for_a_page_may_sleep() {
     w.settle();
     assert_eq!(cookies(&w.reap(0)), [0]);
 }
+
+#[test]
+fn a_slice_ends_whatever_the_work_is_made_of() {
+    use svadev_spec::device::ScatterEntry;
+    use zerocopy::IntoBytes;
+    let mut w = World::with(|s| s.tlb_entries = 4);
+    w.enable(0, 8, None);
+    w.map(Some(pasid(1)), SRC, 0x100_0000, 0x40_0000);
+    w.map(Some(pasid(1)), DST, 0x200_0000, 0x1000);
+    // One byte of each of 1024 pages, with a TLB that holds four.
+    let entries: Vec<_> = (0..1024).map(|n| ScatterEntry { address: SRC + n * 0x1000, length: 1 }).collect();
+    w.write(0x300_0000, entries.as_bytes());
+    w.map(Some(pasid(1)), SRC + 0x1000_0000, 0x300_0000, 0x4000);
+    let scattered = Descriptor {
+        opcode: opcode::COPY,
+        flags: DescriptorFlags::SRC_LIST.bits(),
+        src: SRC + 0x1000_0000,
+        src_entries: 1024,
+        dst: DST,
+        length: 1024,
+        ..nop(0)
+    };
+    w.submit(0, &[for_process(pasid(1), scattered); 50]);
+    w.mmu.translated();
+    let mut slices = 0;
+    while w.step() {
+        let asked = w.mmu.translated().len();
+        assert!(asked <= 4096, "{asked} translations in one slice");
+        slices += 1;
+    }
+    assert!(slices > 50, "{slices}");
+    assert_eq!(w.reap(0).len(), 50);
+    w.submit(0, &vec![nop(1); 200]);
+    w.step();
+    assert!(w.reap(0).len() <= 129, "tiny work is counted too");
+}

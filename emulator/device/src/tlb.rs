@@ -91,8 +91,9 @@ impl DeviceTlb {
     fn set_start(&self, space: u32, class: usize, page: u64) -> usize {
         // Fibonacci hashing: neighbouring pages and neighbouring PASIDs go to different sets.
         let key = page ^ u64::from(space) << 40 ^ (class as u64) << 62;
-        let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        usize::try_from(hash & self.mask).expect("a table in memory has fewer sets than usize can count") * WAYS
+        // Only the product's highest bits depend on all of the key's.
+        let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15).checked_shr(self.mask.leading_zeros()).unwrap_or(0);
+        usize::try_from(hash).expect("a table in memory has fewer sets than usize can count") * WAYS
     }
 
     /// The entry that covers an address.

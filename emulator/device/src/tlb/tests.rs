@@ -89,3 +89,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn neighbouring_pages_and_neighbouring_processes_spread_over_the_sets() {
+    for (pages, spaces) in [(1024, 1), (1, 1024), (32, 32), (4, 256)] {
+        let mut tlb = DeviceTlb::new(4096);
+        for space in 0..spaces {
+            for page in 0..pages {
+                tlb.insert(pasid(space), 0x7f12_3450_0000 + page * 0x1000, 12, host(0x1000), RW);
+            }
+        }
+        assert!(tlb.len() > 950, "{pages} pages of {spaces} processes: {} of 1024 kept", tlb.len());
+    }
+}

@@ -163,7 +163,8 @@ impl Output {
         let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(QUEUE);
         let (finished, done) = tokio::sync::oneshot::channel();
         let body = move || {
-            let mut stdout = std::io::stdout().lock();
+            // Locked for each write only: results and progress go to the same stream from other threads.
+            let mut stdout = std::io::stdout();
             while let Some(bytes) = receiver.blocking_recv() {
                 // A reader that has gone: the guest's program goes on, as it would with its terminal hung up.
                 let _ = stdout.write_all(&bytes).and_then(|()| stdout.flush());

@@ -1,7 +1,7 @@
 //! `svadev demo`: what shared virtual addressing does, told by a guest program, and what it costs.
 //!
-//! The guest program's JSON lines have an `event`: `say` and `stderr` carry `text`; `figure` carries `name`, `value` and
-//! `unit`, one row of the table. The backend's counters follow in the same table.
+//! The guest program's JSON lines are `{"event", "text", …}`, a step of the story, or `{"figure", "value", "unit"}`, a row of
+//! the table (`guest-tests/README.md`). The backend's counters follow in the same table.
 use serde::Serialize;
 use serde_json::Value;
 
@@ -70,11 +70,12 @@ struct Story {
 impl Story {
     fn event(&mut self, object: &Value) {
         let text = |key: &str| object[key].as_str().unwrap_or_default().to_owned();
-        match object["event"].as_str() {
-            Some("say") => out!("{}", printable(&text("text"))),
-            Some("stderr") => say!("guest: {}", printable(&text("text"))),
-            Some("figure") if self.figures.len() < MAX_FIGURES => {
-                self.figures.push(Figure { name: text("name"), value: object["value"].clone(), unit: text("unit") });
+        match (object["event"].as_str(), object["figure"].as_str()) {
+            (Some("stderr"), _) => say!("guest: {}", printable(&text("text"))),
+            (Some(_), _) => out!("{}", printable(&text("text"))),
+            (None, Some(name)) if self.figures.len() < MAX_FIGURES => {
+                let (name, value, unit) = (name.to_owned(), object["value"].clone(), text("unit"));
+                self.figures.push(Figure { name, value, unit });
             }
             _ => tracing::warn!("the guest sent {object}"),
         }
@@ -160,6 +161,6 @@ mod tests {
     fn the_table_is_aligned_and_the_guest_cannot_move_the_cursor() {
         let figure = |name: &str, value: Value| Figure { name: name.into(), value, unit: "us".into() };
         let lines = table(&[figure("a", 12345.into()), figure("lat\u{1b}[2Jency", 1.5.into())]);
-        assert_eq!(lines, ["a             12345 us", "lat [2Jency    1.50 us"]);
+        assert_eq!(lines, ["a            12345 us", "lat [2Jency   1.50 us"]);
     }
 }

@@ -45,11 +45,6 @@ impl Placement {
         self.address
     }
 
-    /// Whether the guess is from experience.
-    pub const fn is_known(&self) -> bool {
-        self.known
-    }
-
     /// Remembers where the BAR really went. That it cannot be written down costs the next run one start.
     pub fn learn(&mut self, address: u64) {
         if self.known && self.address == address {
@@ -81,10 +76,10 @@ mod tests {
             Placement::load(cache.path(), Path::new("/bin/sh"), &args, Path::new(run))
         };
         let mut placement = load("/run/one", "2");
-        assert!(!placement.is_known());
+        assert!(!placement.known);
         placement.learn(0x38_0000_0000);
-        assert_eq!((load("/run/two", "2").address(), load("/run/two", "2").is_known()), (0x38_0000_0000, true));
-        assert!(!load("/run/two", "1").is_known());
+        assert_eq!((load("/run/two", "2").address(), load("/run/two", "2").known), (0x38_0000_0000, true));
+        assert!(!load("/run/two", "1").known);
     }
 
     #[test]
@@ -94,7 +89,7 @@ mod tests {
         load().learn(0x1000);
         for text in ["", "0x", "0x123", "0x0", "\u{0}", "zebra"] {
             std::fs::write(&load().file, text).unwrap();
-            assert!(!load().is_known(), "{text:?}");
+            assert!(!load().known, "{text:?}");
         }
     }
 }

@@ -1,11 +1,9 @@
-//! The part of QEMU's monitor protocol that is needed: greet, quit, and hear why the machine stopped
+//! The part of QEMU's monitor protocol that is needed: greet, and hear why the machine stopped
 //! (QEMU, `docs/interop/qmp-spec.rst`).
 use serde::Deserialize;
 
 /// What follows the greeting: ends negotiation.
 pub const CAPABILITIES: &[u8] = b"{\"execute\":\"qmp_capabilities\"}\n";
-/// Ends QEMU.
-pub const QUIT: &[u8] = b"{\"execute\":\"quit\"}\n";
 
 /// What QEMU says.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -196,9 +196,11 @@ impl Runner<'_> {
         let cache = crate::kit::cache_folder().or_exit(Exit::Setup)?;
         let mut placement = dmar.as_ref().map(|_| Placement::load(&cache, self.plan.qemu, &args, self.folder));
 
-        let output = console::Output::start();
-        let to_log = log_sink(&self.folder.join("program.log")).or_exit(Exit::Setup)?;
-        let sink = if self.plan.terminal == Terminal::Log { to_log } else { output.sender() };
+        let output = (self.plan.terminal != Terminal::Log).then(console::Output::start);
+        let sink = match &output {
+            Some(output) => output.sender(),
+            None => log_sink(&self.folder.join("program.log")).or_exit(Exit::Setup)?,
+        };
         let raw = match self.plan.terminal {
             Terminal::Shell => console::RawTerminal::enter().or_exit(Exit::Setup)?,
             Terminal::Log | Terminal::Streams => None,
@@ -239,7 +241,9 @@ impl Runner<'_> {
         }
         drop(sink);
         drop(raw);
-        output.finish().await;
+        if let Some(output) = output {
+            output.finish().await;
+        }
         ended
     }
 

@@ -163,7 +163,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let script = folder.path().join("s");
         std::fs::write(&script, "#! /bin/sh -e\necho\n").unwrap();
-        assert_eq!(files(&script, &|path| path == "/bin/sh").unwrap(), [script.clone()]);
+        assert_eq!(files(&script, &|path| path == "/bin/sh").unwrap(), std::slice::from_ref(&script));
         assert!(files(&script, &|_| false).unwrap().contains(&PathBuf::from("/bin/sh")));
         std::fs::write(&script, format!("#!{}\n", script.display())).unwrap();
         assert!(files(&script, &|_| false).is_err(), "a script that interprets itself must end");

@@ -55,7 +55,7 @@ pub struct MachineArgs {
     /// Virtual CPUs.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub cpus: Option<u32>,
-    /// Guest RAM, as in 3G.
+    /// Guest RAM, as in 4G.
     #[arg(long, value_name = "SIZE", value_parser = topology::parse_memory)]
     pub memory: Option<u64>,
     /// Levels of the guest's page tables.

@@ -140,9 +140,9 @@ pub fn parse_memory(text: &str) -> Result<u64, String> {
         "M" | "MIB" => 20,
         "G" | "GIB" => 30,
         "T" | "TIB" => 40,
-        _ => return Err(format!("{text:?} is no size: write a number and K, M, G or T, as in 3G")),
+        _ => return Err(format!("{text:?} is no size: write a number and K, M, G or T, as in 4G")),
     };
-    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no size: write one as in 3G"))?;
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no size: write one as in 4G"))?;
     let bytes = number.checked_mul(1 << shift).filter(|&bytes| bytes <= MAX_MEMORY);
     let bytes = bytes.ok_or_else(|| format!("{text} is more than the largest machine, 1T"))?;
     if bytes < MIN_MEMORY {
@@ -277,7 +277,7 @@ impl Locator<'_> {
 fn parse_machine(at: &Locator<'_>, raw: RawMachine) -> anyhow::Result<Machine> {
     let cpus = at.number("cpus", raw.cpus.as_ref(), 2, 1..=64)?;
     let memory_bytes = match &raw.memory {
-        None => 3 << 30,
+        None => 4 << 30,
         Some(text) => parse_memory(text.get_ref())
             .map_err(|error| anyhow::anyhow!("{}: memory: {error}", at.line(text.span().start)))?,
     };

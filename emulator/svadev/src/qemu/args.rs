@@ -8,8 +8,9 @@ use crate::{
     topology::{Accel, Levels, Topology},
 };
 
-/// Guest memory from which a 1 GiB page is set aside at boot: q35 then puts a whole free gigabyte above 4 GiB.
-const GIGANTIC_PAGE_FROM: u64 = 3 << 30;
+/// Guest memory from which a 1 GiB page is set aside at boot. q35 puts all but 2 GiB above 4 GiB; the kernel's own early
+/// allocations come from the top, so that the first gigabyte there is whole if there are two.
+const GIGANTIC_PAGE_FROM: u64 = 4 << 30;
 /// Guest memory from which 2 MiB pages are set aside at boot.
 const HUGE_PAGES_FROM: u64 = 1 << 30;
 /// Name of the virtiofs tag that PID 1 mounts.
@@ -61,8 +62,9 @@ pub struct Channels {
 /// The kernel command line that the machine needs, with the user's own part last so that it wins.
 pub fn kernel_command_line(topology: &Topology) -> String {
     // `intremap=off`: otherwise the unit's registers are claimed before PCI resources are, and Linux moves the BAR away
-    // from under its own IOMMU. `panic=-1` with `-no-reboot`: a panic ends QEMU at once.
-    let mut line = String::from("console=ttyS0 panic=-1 intel_iommu=on,sm_on intremap=off");
+    // from under its own IOMMU. `panic=-1` with `-no-reboot`: a panic ends QEMU at once. `nokaslr`: traces can be looked up
+    // in the kernel's symbols, and the kernel is not in the way of a 1 GiB page.
+    let mut line = String::from("console=ttyS0 panic=-1 intel_iommu=on,sm_on intremap=off nokaslr");
     if topology.machine.memory_bytes >= HUGE_PAGES_FROM {
         line.push_str(" default_hugepagesz=2M");
     }
@@ -157,8 +159,7 @@ impl Channels {
             args.extend(["-chardev".into(), format!("socket,id={id},path={}", option_value(path))]);
             args.extend(["-device".into(), format!("isa-serial,chardev={id},index={index}{irq}")]);
         }
-        args.extend(["-chardev".into(), format!("socket,id=qmp,path={}", option_value(&self.qmp))]);
-        args.extend(strings(&["-mon", "chardev=qmp,mode=control"]));
+        args.extend(["-qmp".into(), format!("unix:{}", option_value(&self.qmp))]);
         args
     }
 }
@@ -244,8 +245,8 @@ mod tests {
     fn ram_is_shared_and_its_sizes_agree() {
         let topology = default();
         let args = line(&topology).build();
-        assert_eq!(values(&args, "-m"), ["3072M"]);
-        assert_eq!(values(&args, "-object"), ["memory-backend-memfd,id=ram,size=3072M,share=on"]);
+        assert_eq!(values(&args, "-m"), ["4096M"]);
+        assert_eq!(values(&args, "-object"), ["memory-backend-memfd,id=ram,size=4096M,share=on"]);
         assert_eq!(values(&args, "-machine"), ["q35,memory-backend=ram"]);
         assert_eq!(values(&args, "-cpu"), ["max"]);
     }
@@ -286,9 +287,9 @@ mod tests {
         topology.machine.memory_bytes = 1 << 30;
         assert!(!kernel_command_line(&topology).contains("1G"));
         topology.machine.memory_bytes = 512 << 20;
-        topology.machine.append = " nokaslr ".into();
+        topology.machine.append = " quiet ".into();
         let line = kernel_command_line(&topology);
-        assert_eq!(line, "console=ttyS0 panic=-1 intel_iommu=on,sm_on intremap=off nokaslr");
+        assert_eq!(line, "console=ttyS0 panic=-1 intel_iommu=on,sm_on intremap=off nokaslr quiet");
     }
 
     #[test]

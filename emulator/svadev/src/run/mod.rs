@@ -116,7 +116,7 @@ type Typed = Rc<tokio::sync::Mutex<mpsc::Receiver<Input>>>;
 #[derive(Debug)]
 pub(crate) enum Event {
     Kernel(String),
-    Control(Message),
+    Control(String),
     Qmp(qmp::Message),
     ProgramSpoke,
     Ended(Channel),
@@ -148,14 +148,14 @@ pub async fn run(
     backend: Option<&mut Backend>,
     observer: &mut dyn Observer,
 ) -> Report {
-    let mut runner = Runner {
-        plan,
-        folder: folder.path(),
-        backend,
-        observer,
-        kernel_log: KernelLog::default(),
-        connected: BTreeSet::new(),
+    let logs = match Logs::open(folder.path()).or_exit(Exit::Setup) {
+        Ok(logs) => logs,
+        Err(failure) => {
+            return Report { ended: Err(failure), kernel_log: KernelLog::default(), counters: serde_json::Value::Null };
+        }
     };
+    let (folder, kernel_log, connected) = (folder.path(), KernelLog::default(), BTreeSet::new());
+    let mut runner = Runner { plan, folder, backend, observer, kernel_log, logs, connected };
     let ended = runner.run().await;
     let counters = runner.backend.as_ref().map(|backend| serde_json::to_value(backend.snapshot()));
     let counters = counters.and_then(Result::ok).unwrap_or_default();
@@ -168,6 +168,7 @@ struct Runner<'a> {
     backend: Option<&'a mut Backend>,
     observer: &'a mut dyn Observer,
     kernel_log: KernelLog,
+    logs: Logs,
     /// Functions whose socket has a QEMU at the other end.
     connected: BTreeSet<Bdf>,
 }
@@ -288,6 +289,7 @@ impl Runner<'_> {
             tokio::select! {
                 event = receiver.recv() => {
                     let event = event.expect("this function holds a sender");
+                    self.logs.write(&event);
                     state.event(event, self.observer, &mut self.kernel_log);
                 }
                 event = next_backend_event(&mut self.backend) => self.backend_event(event, &mut state),
@@ -345,6 +347,28 @@ impl Runner<'_> {
                     self.connected.clear();
                 }
             }
+        }
+    }
+}
+
+/// What the guest said, in files.
+struct Logs {
+    console: std::fs::File,
+    control: std::fs::File,
+}
+
+impl Logs {
+    fn open(folder: &Path) -> anyhow::Result<Self> {
+        Ok(Self { console: log_file(&folder.join("console.log"))?, control: log_file(&folder.join("control.log"))? })
+    }
+
+    fn write(&mut self, event: &Event) {
+        use std::io::Write as _;
+        // A full disk must not end the run.
+        match event {
+            Event::Kernel(line) => _ = writeln!(self.console, "{line}"),
+            Event::Control(line) => _ = writeln!(self.control, "{line}"),
+            _ => {}
         }
     }
 }

@@ -155,7 +155,7 @@ impl<'a> State<'a> {
                     self.ends_within(Err(failure), LAST_WORDS_LIMIT);
                 }
             }
-            Event::Control(message) => self.control(message, observer),
+            Event::Control(line) => self.control(Message::parse(&line), observer),
             Event::Qmp(message) => self.qmp(message),
             Event::ProgramSpoke => _ = self.ready.send(true),
             Event::Ended(channel) => _ = self.ended.insert(channel),

@@ -1,1 +1,251 @@
+//! Which end is made of what happened, in which order.
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+
 use super::*;
+use crate::{
+    run::{Terminal, streams},
+    topology::{self, Accel, Topology},
+};
+
+struct Silent;
+
+impl Observer for Silent {
+    fn control(&mut self, _: &Message) {}
+    fn kernel(&mut self, _: &str) {}
+}
+
+/// Runs a story on a state, lets QEMU end with `status` unless the state killed it, and concludes.
+fn conclude(
+    change: impl FnOnce(&mut Plan<'_>),
+    status: i32,
+    story: impl FnOnce(&mut State<'_>, &mut KernelLog),
+) -> Attempt {
+    let topology = Topology::parse("t", topology::DEFAULT).unwrap();
+    let nothing = PathBuf::from("/nonexistent");
+    let mut plan = Plan {
+        topology: &topology,
+        accel: Accel::Tcg,
+        qemu: &nothing,
+        kernel: &nothing,
+        initrd: &nothing,
+        share: None,
+        extra: &[],
+        has_our_init: true,
+        timeout: None,
+        timeout_scale: 1,
+        terminal: Terminal::Log,
+        until_placed: false,
+    };
+    change(&mut plan);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let timeout_at = plan.timeout.map(|limit| Instant::now() + limit);
+        let (ready, _ready) = watch::channel(false);
+        let (senders, _inputs) = streams::inputs();
+        let mut state = State::new(&plan, Some(0xfebf_f000), timeout_at, senders, ready);
+        story(&mut state, &mut KernelLog::default());
+        let status = if state.must_stop { 9 } else { status };
+        state.status = Some(Ok(ExitStatus::from_raw(status)));
+        state.conclude(Path::new("/nonexistent"))
+    })
+}
+
+fn exit_of(attempt: Attempt) -> (Exit, String) {
+    match attempt {
+        Attempt::Ended(Err(failure)) => (failure.exit, failure.to_string()),
+        Attempt::Ended(Ok(ended)) => panic!("ended well: {ended:?}"),
+        Attempt::Misplaced(address) => panic!("misplaced: {address:#x}"),
+    }
+}
+
+fn control(state: &mut State<'_>, line: &str) {
+    state.event(Event::Control(line.into()), &mut Silent, &mut KernelLog::default());
+}
+
+fn boot(state: &mut State<'_>) {
+    state.unit_placed(0xfebf_f000);
+    control(state, "svadev:hello 7.3");
+}
+
+/// Lets time pass to the state's deadline.
+fn overdue(state: &mut State<'_>) -> Duration {
+    let wait = state.deadline() - Instant::now();
+    futures_advance(wait);
+    state.overdue();
+    wait
+}
+
+/// Moves the paused clock from inside synchronous code.
+fn futures_advance(by: Duration) {
+    use std::{
+        future::Future as _,
+        pin::pin,
+        task::{Context, Poll, Waker},
+    };
+    let mut advance = pin!(tokio::time::advance(by));
+    let mut context = Context::from_waker(Waker::noop());
+    // `advance` moves the clock at its first poll and then only yields.
+    let _: Poll<()> = advance.as_mut().poll(&mut context);
+}
+
+const POWERED_OFF: i32 = 0;
+
+#[test]
+fn the_jobs_status_is_the_end() {
+    let attempt = conclude(
+        |_| {},
+        POWERED_OFF,
+        |state, _| {
+            boot(state);
+            control(state, "svadev:exit 7");
+            assert!(!state.must_stop, "it powers off by itself");
+        },
+    );
+    assert!(matches!(attempt, Attempt::Ended(Ok(Ended::Exit(7)))));
+}
+
+#[test]
+fn a_guest_that_does_not_power_off_hangs() {
+    let attempt = conclude(
+        |_| {},
+        POWERED_OFF,
+        |state, _| {
+            boot(state);
+            control(state, "svadev:exit 0");
+            assert_eq!(overdue(state), POWER_OFF_LIMIT);
+        },
+    );
+    assert_eq!(exit_of(attempt).0, Exit::GuestHung);
+}
+
+#[test]
+fn silence_is_a_hang_before_and_after_hello() {
+    let attempt = conclude(|_| {}, POWERED_OFF, |state, _| assert_eq!(overdue(state), HELLO_LIMIT));
+    assert_eq!(exit_of(attempt).0, Exit::GuestHung);
+    let attempt = conclude(
+        |plan| plan.timeout_scale = 3,
+        POWERED_OFF,
+        |state, _| {
+            boot(state);
+            futures_advance(Duration::from_secs(50));
+            control(state, "svadev:alive");
+            assert_eq!(overdue(state), SILENCE_LIMIT * 3);
+        },
+    );
+    let (exit, text) = exit_of(attempt);
+    assert_eq!(exit, Exit::GuestHung);
+    assert!(text.contains("90 s"), "{text}");
+}
+
+#[test]
+fn the_users_time_limit_holds_while_the_guest_lives() {
+    let attempt = conclude(
+        |plan| plan.timeout = Some(Duration::from_secs(10)),
+        POWERED_OFF,
+        |state, _| {
+            boot(state);
+            assert_eq!(overdue(state), Duration::from_secs(10));
+        },
+    );
+    assert!(exit_of(attempt).1.contains("--timeout"));
+}
+
+#[test]
+fn an_unknown_line_is_no_sign_of_life() {
+    conclude(
+        |_| {},
+        POWERED_OFF,
+        |state, _| {
+            boot(state);
+            let before = state.deadline();
+            futures_advance(Duration::from_secs(5));
+            control(state, "getty: login");
+            assert_eq!(state.deadline(), before);
+        },
+    );
+}
+
+#[test]
+fn the_first_cause_counts() {
+    let attempt = conclude(
+        |_| {},
+        POWERED_OFF,
+        |state, log| {
+            boot(state);
+            state.event(Event::Kernel("[ 1.0] Kernel panic - not syncing: x".into()), &mut Silent, log);
+            state.event(Event::Qmp(qmp::Message::Shutdown { reason: "guest-reset".into() }), &mut Silent, log);
+            state.event(Event::Signal("SIGINT"), &mut Silent, log);
+        },
+    );
+    let (exit, text) = exit_of(attempt);
+    assert_eq!(exit, Exit::GuestPanic);
+    assert!(text.contains("not syncing: x"), "{text}");
+}
+
+#[test]
+fn fatal_is_the_guests_set_up() {
+    let attempt = conclude(
+        |_| {},
+        POWERED_OFF,
+        |state, _| {
+            boot(state);
+            control(state, "svadev:fatal no module");
+        },
+    );
+    let (exit, text) = exit_of(attempt);
+    assert_eq!(exit, Exit::GuestSetup);
+    assert!(text.contains("no module"));
+}
+
+#[test]
+fn qemus_own_end() {
+    const SIGSEGV: i32 = 11;
+    let (exit, text) = exit_of(conclude(|_| {}, SIGSEGV, |state, _| boot(state)));
+    assert_eq!(exit, Exit::Qemu);
+    assert!(text.contains("SIGSEGV"), "{text}");
+    let (exit, text) = exit_of(conclude(|_| {}, 1 << 8, |_, _| {}));
+    assert_eq!((exit, text.as_str()), (Exit::Qemu, "QEMU ended with status 1"));
+    let with_reason = |reason: &'static str| {
+        conclude(
+            |_| {},
+            POWERED_OFF,
+            move |state, log| {
+                state.event(Event::Qmp(qmp::Message::Shutdown { reason: reason.into() }), &mut Silent, log);
+            },
+        )
+    };
+    assert!(matches!(with_reason("guest-shutdown"), Attempt::Ended(Ok(Ended::PoweredOff))));
+    assert_eq!(exit_of(with_reason("guest-reset")).0, Exit::GuestPanic);
+    assert_eq!(exit_of(with_reason("host-signal")).0, Exit::Qemu);
+}
+
+#[test]
+fn a_bar_elsewhere_restarts_and_a_moved_one_fails() {
+    let attempt = conclude(|_| {}, POWERED_OFF, |state, _| state.unit_placed(0x38_0000_0000));
+    assert!(matches!(attempt, Attempt::Misplaced(0x38_0000_0000)));
+    let attempt = conclude(
+        |_| {},
+        POWERED_OFF,
+        |state, _| {
+            boot(state);
+            state.unit_placed(0xfebf_f000);
+            state.unit_placed(0x38_0000_0000);
+        },
+    );
+    let (exit, text) = exit_of(attempt);
+    assert_eq!(exit, Exit::GuestSetup);
+    assert!(text.contains("intremap=off"), "{text}");
+}
+
+#[test]
+fn a_guest_that_boots_without_a_placed_unit_is_the_backends_fault() {
+    let attempt = conclude(|_| {}, POWERED_OFF, |state, _| control(state, "svadev:hello 7.3"));
+    assert_eq!(exit_of(attempt).0, Exit::Backend);
+}
+
+#[test]
+fn learning_the_address_is_all_that_dmar_wants() {
+    let attempt = conclude(|plan| plan.until_placed = true, POWERED_OFF, |state, _| state.unit_placed(0x1000));
+    assert!(matches!(attempt, Attempt::Ended(Ok(Ended::Placed(0x1000)))));
+}

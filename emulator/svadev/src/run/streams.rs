@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{Channel, Event};
 use crate::{
-    control::{Lines, Message},
+    control::Lines,
     qemu::{args::Channels, qmp},
 };
 
@@ -57,7 +57,7 @@ impl Listeners {
     ) {
         let Inputs { program, control, qmp } = inputs;
         let kernel_line = |line| Some(Event::Kernel(line));
-        let control_line = |line: String| Some(Event::Control(Message::parse(&line)));
+        let control_line = |line| Some(Event::Control(line));
         let qmp_line = |line: String| qmp::Message::parse(&line).map(Event::Qmp);
         let (_nothing, silent) = mpsc::channel(1);
         tokio::join!(

@@ -186,6 +186,14 @@ fn an_engine_that_is_gone_owes_nothing() {
     assert_eq!(w.invalidate(2, space(), SRC, 12), InvalidateAck::Done);
 }
 
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// Two threads: one copies a page again and again, the other moves the page between frames, and gives each old frame away
 /// once its invalidation is complete.
 #[test]
@@ -197,9 +205,9 @@ fn no_copy_sees_a_frame_after_its_invalidation_completed() {
     let page = |byte: u8| [byte; 0x1000];
     w.write(frames[0], &page(1));
     w.mmu.map(space(), SRC, 12, Page::rw(frames[0]));
-    let stop = AtomicBool::new(false);
+    let (stop, gone) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
-        let stop = &stop;
+        let (stop, gone) = (&stop, &gone);
         scope.spawn(move || {
             use svadev_memory::{GuestAddress, GuestMemory};
             for round in 0..ROUNDS {
@@ -215,6 +223,7 @@ fn no_copy_sees_a_frame_after_its_invalidation_completed() {
                 });
                 if ack == InvalidateAck::Pending {
                     while !mmu.completed().contains(&tag) {
+                        assert!(!gone.load(Ordering::Acquire), "the engine's thread left without an answer");
                         std::thread::yield_now();
                     }
                 }
@@ -224,6 +233,8 @@ fn no_copy_sees_a_frame_after_its_invalidation_completed() {
             }
             stop.store(true, Ordering::Release);
         });
+        // However this thread ends: the other must not wait for it for ever.
+        let _leaving = SetOnDrop(gone);
         let mut copies = 0;
         while !stop.load(Ordering::Acquire) {
             let c = w.run_one(0, copy(0x1000));
@@ -234,7 +245,5 @@ fn no_copy_sees_a_frame_after_its_invalidation_completed() {
                 w.engines[0].park();
             }
         }
-        // The mover may still be waiting for an answer.
-        w.settle();
     });
 }

@@ -289,3 +289,25 @@ fn resets_pile_up_without_harm() {
     assert_eq!(w.ports.resets.load(Ordering::Relaxed), 5);
     assert!(!status(&mut w).busy());
 }
+
+#[test]
+fn the_last_word_counts_while_a_queue_is_stopping() {
+    let mut w = world();
+    w.enable_with(1, 10, 10, None);
+    let control = World::register(1, regs::QUEUE_CONTROL);
+    w.submit(1, &vec![fill(1, 0, false); 600]);
+    w.settle();
+    // More than one slice's worth ends as aborted, so that each of these is heard while the queue is still stopping.
+    for value in [0, 1, 0] {
+        w.write32(control, value);
+        w.step();
+    }
+    w.settle();
+    assert!(!w.status(1).enabled(), "off, on, off");
+    assert_eq!(w.word(1, doorbell::CQ_TAIL), 600);
+    w.write32(control, 1);
+    w.ring_word(1, doorbell::SQ_TAIL, 0);
+    w.settle();
+    assert!(w.status(1).enabled());
+    assert_eq!(w.word(1, doorbell::CQ_TAIL), 0);
+}

@@ -92,7 +92,8 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Context<M, U> {
         self.shared.settings().page_request_timeout_ns
     }
 
-    fn deadline(&mut self, at_ns: u64) -> u64 {
+    /// Notes that the engine must run again at `at_ns`, which is returned.
+    pub(crate) fn deadline(&mut self, at_ns: u64) -> u64 {
         self.next_deadline_ns = self.next_deadline_ns.min(at_ns);
         at_ns
     }

@@ -37,6 +37,8 @@ pub enum Progress {
 struct Pending {
     command: Command,
     obligation: Obligation,
+    /// When an abort no longer waits for answers to page requests, ns (L7).
+    until_ns: u64,
 }
 
 /// One DMA engine of a function: owned by one thread, which calls [`run`](Self::run) again and again.
@@ -190,7 +192,9 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
             for (horizon, queue) in self.horizons.iter_mut().zip(&self.queues) {
                 *horizon = queue.horizon(&self.cx);
             }
-            self.command = Some(Pending { command, obligation });
+            let until_ns = self.cx.now_ns.saturating_add(self.cx.shared.settings().page_request_timeout_ns);
+            self.cx.deadline(until_ns);
+            self.command = Some(Pending { command, obligation, until_ns });
         }
     }
 
@@ -259,6 +263,11 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         for queue in &mut self.queues {
             changed |= queue.expire(&mut self.cx);
         }
+        if let Some(pending) = &self.command
+            && self.cx.now_ns < pending.until_ns
+        {
+            self.cx.deadline(pending.until_ns);
+        }
         changed
     }
 
@@ -279,7 +288,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
             settled = true;
         }
         if let Some(pending) = self.command.take() {
-            if self.is_over(pending.command) {
+            if self.is_over(&pending) {
                 self.acknowledge(pending.obligation);
                 settled = true;
             } else {
@@ -289,9 +298,12 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         settled
     }
 
-    fn is_over(&mut self, command: Command) -> bool {
+    /// An abort is over when the PASID's page requests are answered, too (PCIe 6.0 §10.4.1.2, the first of the two ways to
+    /// stop using a PASID): whoever unbinds it next finds no request of it in any queue. A guest kernel may rely on that:
+    /// Linux 7.3 skips its own drain when the process died first (`docs/found.md`).
+    fn is_over(&mut self, pending: &Pending) -> bool {
         let mut queues = self.queues.iter_mut().zip(&self.horizons);
-        match command {
+        match pending.command {
             Command::Drain(pasid) => queues.all(|(queue, &until)| queue.is_drained(pasid, until)),
             Command::Abort(pasid) => {
                 let mut over = true;
@@ -299,7 +311,8 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
                     over &= queue.abort(&mut self.cx, pasid, until);
                 }
                 self.cx.requester.invalidate(Invalidation::pasid(pasid));
-                over
+                over && (self.cx.now_ns >= pending.until_ns
+                    || !self.cx.shared.prg().is_outstanding(self.cx.engine, pasid))
             }
         }
     }

@@ -94,7 +94,7 @@ struct Inner {
     stopped: bool,
     /// Not shown yet.
     events: PriStatus,
-    /// Engines with work in line for a group.
+    /// Engines with work in line for a group, or with an abort that waits for answers.
     starved: Box<[bool]>,
 }
 
@@ -250,6 +250,16 @@ impl PrgTable {
         }
     }
 
+    /// Whether a page request of the PASID is unanswered. If so, `engine` is told as it is told of free room: when
+    /// something that nobody waits for was answered.
+    pub(crate) fn is_outstanding(&self, engine: usize, pasid: Pasid) -> bool {
+        let mut inner = self.lock();
+        let unanswered = |e: &Entry| matches!(e.state, State::Waiting | State::Abandoned) && e.pasid == Some(pasid);
+        let found = inner.entries.iter().any(unanswered);
+        inner.starved[engine] |= found;
+        found
+    }
+
     /// For the PRI status register: events are taken, since software clears them there.
     pub(crate) fn take_status(&self) -> PriStatus {
         let mut inner = self.lock();
@@ -313,6 +323,20 @@ mod tests {
         let group = table.allocate(1, None, 1).unwrap();
         table.unsent(group, |_| ());
         assert!(table.take_status().idle);
+    }
+
+    #[test]
+    fn a_pasid_is_outstanding_until_its_last_answer() {
+        let (table, pasid) = (enabled(u32::MAX), Pasid::new(5).unwrap());
+        let group = table.allocate(0, Some(pasid), 1).unwrap();
+        let index = group.index();
+        table.abandon(group, |_| ());
+        assert!(!table.is_outstanding(1, Pasid::MAX));
+        assert!(table.is_outstanding(1, pasid));
+        let mut woken = Vec::new();
+        assert_eq!(table.answer(response(index, ResponseCode::InvalidRequest), |e| woken.push(e)), None);
+        assert_eq!(woken, [1], "who asked hears of it");
+        assert!(!table.is_outstanding(1, pasid));
     }
 
     #[test]

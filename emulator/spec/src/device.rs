@@ -181,8 +181,8 @@ pub struct Command {
 /// Values of [`Command::opcode`].
 pub mod command {
     /// Complete all work of the PASID as [`super::Code::Aborted`], drop its translations, and end only when no access of
-    /// the function for that PASID can still be under way. Page requests that were sent stay outstanding until the IOMMU
-    /// answers them; their answers change nothing.
+    /// the function for that PASID can still be under way, and the IOMMU has answered every page request that was sent for
+    /// it (or the time for page requests is over). The answers change nothing.
     pub const ABORT_PASID: u8 = 1;
     /// End when all work of the PASID that was in a ring when the command was written has completed.
     pub const DRAIN_PASID: u8 = 2;

@@ -58,20 +58,36 @@ fn abort_ends_what_runs_and_what_is_still_in_the_ring() {
     command(&mut w, command::ABORT_PASID, 1);
     assert!(command_status(&mut w).busy());
     w.settle();
-    assert!(!command_status(&mut w).busy());
     // What is written after the command is new work.
     let done = summary(&w.run(0, &[fill(1, 7, true)]));
     use Code::{Aborted, Success};
     assert_eq!(done, [(0, Aborted), (2, Aborted), (4, Aborted), (5, Success), (6, Aborted), (7, Success)]);
     for request in before {
+        assert!(command_status(&mut w).busy() || request.pasid == Some(pasid(2)), "a request of process 1 is unanswered");
         w.mmu.send(request.prg_index, request.pasid, ResponseCode::InvalidRequest);
+        w.settle();
     }
-    w.settle();
+    assert!(!command_status(&mut w).busy());
     assert_eq!(
         summary(&w.reap(0)),
         [(1, Code::PageFault), (3, Code::PageFault)],
         "answers to the aborted change nothing"
     );
+}
+
+#[test]
+fn an_abort_waits_for_answers_no_longer_than_a_page_request_may() {
+    let mut w = world();
+    w.submit(0, &[fill(1, 0, false)]);
+    w.settle();
+    command(&mut w, command::ABORT_PASID, 1);
+    w.settle();
+    w.now += TIMEOUT - 1;
+    w.settle();
+    assert!(command_status(&mut w).busy());
+    w.now += 1;
+    w.settle();
+    assert!(!command_status(&mut w).busy());
 }
 
 #[test]
@@ -101,8 +117,14 @@ fn aborts_of_many_processes_are_remembered_or_waited_for() {
     w.submit(1, &queued);
     w.settle();
     let mut aborted = 0;
+    let mut others = Vec::new();
     for n in 1..100 {
         command(&mut w, command::ABORT_PASID, n);
+        w.settle();
+        others.extend(w.mmu.requests());
+        for request in others.extract_if(.., |request| request.pasid == Some(pasid(n))) {
+            w.mmu.send(request.prg_index, request.pasid, ResponseCode::InvalidRequest);
+        }
         w.settle();
         if command_status(&mut w).busy() {
             break;
@@ -113,7 +135,8 @@ fn aborts_of_many_processes_are_remembered_or_waited_for() {
     // The first fails, and so does all that was not aborted; on the way there is room again.
     let mut done = Vec::new();
     while done.len() < queued.len() + 1 {
-        let asked = w.mmu.requests();
+        let mut asked = w.mmu.requests();
+        asked.append(&mut others);
         assert!(!asked.is_empty(), "{} of {}", done.len(), queued.len() + 1);
         for request in asked {
             w.mmu.respond(request.prg_index, ResponseCode::InvalidRequest);
@@ -140,8 +163,12 @@ fn a_user_queue_of_an_aborted_process_halts() {
     w.settle();
     command(&mut w, command::ABORT_PASID, 1);
     w.settle();
-    assert!(!command_status(&mut w).busy());
     assert_eq!(summary(&w.reap(1)), [(0, Code::Aborted), (1, Code::Aborted)]);
+    for request in w.mmu.requests() {
+        w.mmu.send(request.prg_index, request.pasid, ResponseCode::InvalidRequest);
+    }
+    w.settle();
+    assert!(!command_status(&mut w).busy());
     assert_eq!((w.status(1).halted(), w.status(1).error()), (true, queue_error::NONE));
     w.mmu.translated();
     w.submit(1, &[own(2, true)]);

@@ -30,10 +30,23 @@ impl Expected {
     }
 }
 
+/// How sure a test is of what it provokes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marked {
+    /// It must come.
+    Expects(Expected),
+    /// It may come: whether it does is a race that either side may win.
+    Allows(Expected),
+}
+
 /// The marker before a test that provokes something, for whoever judges the log.
 #[must_use]
-pub fn begin_line(name: &str, expected: Expected) -> String {
-    format!("svadev-test: begin {name} expects {}", expected.word())
+pub fn begin_line(name: &str, marked: Marked) -> String {
+    let (verb, what) = match marked {
+        Marked::Expects(what) => ("expects", what),
+        Marked::Allows(what) => ("allows", what),
+    };
+    format!("svadev-test: begin {name} {verb} {}", what.word())
 }
 
 /// The marker after it.
@@ -105,8 +118,9 @@ mod tests {
 
     #[test]
     fn markers_are_as_the_launcher_reads_them() {
-        assert_eq!(begin_line("raw.pasid", Expected::DmarFault), "svadev-test: begin raw.pasid expects dmar-fault");
-        assert_eq!(begin_line("x", Expected::Warn), "svadev-test: begin x expects warn");
+        let expects = Marked::Expects(Expected::DmarFault);
+        assert_eq!(begin_line("raw.pasid", expects), "svadev-test: begin raw.pasid expects dmar-fault");
+        assert_eq!(begin_line("x", Marked::Allows(Expected::Warn)), "svadev-test: begin x allows warn");
         assert_eq!(end_line("raw.pasid"), "svadev-test: end raw.pasid");
     }
 }

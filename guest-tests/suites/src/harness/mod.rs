@@ -11,7 +11,7 @@ pub mod runner;
 mod verdict;
 
 pub use context::{Context, Work};
-pub use kernel_log::Expected;
+pub use kernel_log::{Expected, Marked};
 pub use rng::Rng;
 pub use verdict::{During, Stop, Verdict};
 
@@ -39,7 +39,7 @@ pub struct Test {
     /// After how long it counts as hung, on a machine of scale 1.
     pub timeout: Duration,
     /// What it provokes in the kernel log.
-    pub expects: Option<Expected>,
+    pub marked: Option<Marked>,
     /// The test itself.
     pub run: fn(&Context) -> Verdict,
 }
@@ -48,13 +48,13 @@ impl Test {
     /// A test of one function.
     #[must_use]
     pub const fn each(name: &'static str, run: fn(&Context) -> Verdict) -> Self {
-        Self { name, scope: Scope::Each, timeout: DEFAULT_TIMEOUT, expects: None, run }
+        Self { name, scope: Scope::Each, timeout: DEFAULT_TIMEOUT, marked: None, run }
     }
 
     /// A test of two functions together.
     #[must_use]
     pub const fn pair(name: &'static str, run: fn(&Context) -> Verdict) -> Self {
-        Self { name, scope: Scope::Pair, timeout: DEFAULT_TIMEOUT, expects: None, run }
+        Self { name, scope: Scope::Pair, timeout: DEFAULT_TIMEOUT, marked: None, run }
     }
 
     /// It takes longer than most.
@@ -67,7 +67,14 @@ impl Test {
     /// It provokes something in the kernel log.
     #[must_use]
     pub const fn expects(mut self, what: Expected) -> Self {
-        self.expects = Some(what);
+        self.marked = Some(Marked::Expects(what));
+        self
+    }
+
+    /// It may provoke something in the kernel log.
+    #[must_use]
+    pub const fn allows(mut self, what: Expected) -> Self {
+        self.marked = Some(Marked::Allows(what));
         self
     }
 }

@@ -66,13 +66,13 @@ impl Run {
             return (Outcome::Skipped("the machine has one function; this test needs two".into()), String::new());
         }
         let name = case.name();
-        if let Some(expected) = case.test.expects
-            && let Err(e) = kernel_log::say(&kernel_log::begin_line(&name, expected))
+        if let Some(marked) = case.test.marked
+            && let Err(e) = kernel_log::say(&kernel_log::begin_line(&name, marked))
         {
             return (Outcome::Failed(format!("cannot mark the kernel log: {e:?}")), String::new());
         }
         let result = self.isolated(&name, case);
-        if case.test.expects.is_some() {
+        if case.test.marked.is_some() {
             // Where the first marker could be written, so can the second; a reader takes the end of the log as its end.
             let _ = kernel_log::say(&kernel_log::end_line(&name));
         }

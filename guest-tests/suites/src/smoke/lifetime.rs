@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::signal::{Signal, kill};
 use svadev_guest::{Code, Descriptor, Device};
 
 use super::opcodes::check_success;
@@ -36,7 +35,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::each("lifetime.pasid_is_used_again", pasid_reuse),
     Test::each("isolation.two_processes_one_function", two_processes),
     Test::pair("isolation.pasid_bound_elsewhere_is_blocked", bound_elsewhere)
-        .expects(Expected::DmarFault),
+        // Not `expects`: the kernel prints ten faults in five seconds at most, and others may have used them up.
+        .allows(Expected::DmarFault),
     Test::each("isolation.many_processes", many_processes).timeout_s(30).allows(GONE),
 ];
 
@@ -234,8 +234,13 @@ fn kill_in_flight(c: &Context) -> Verdict {
 }
 
 fn segfault_in_flight(c: &Context) -> Verdict {
-    let victim = dies_with_work(c, &[c.function], wait_for_ever)?;
-    kill(victim.pid(), Signal::SIGSEGV)?;
+    // A real one: Rust's handler takes a SIGSEGV that was only sent for a mistake, and lets the process go on.
+    let victim = dies_with_work(c, &[c.function], |_| {
+        let nowhere = std::ptr::without_provenance::<u8>(8);
+        // SAFETY: not sound on purpose: nothing is mapped in the first page, and the load ends the process.
+        let byte = unsafe { nowhere.read_volatile() };
+        fail!("read {byte} from the first page")
+    })?;
     match victim.join() {
         Err(Stop::Fail(why)) if why.contains("SIGSEGV") => c.still_serves(),
         other => fail!("the helper should have died of SIGSEGV: {other:?}"),

@@ -230,7 +230,8 @@ mod tests {
 
     #[test]
     fn an_allowed_fault_may_come_or_not() {
-        let wrapped = |inner: &str| format!("svadev-test: begin exit allows dmar-fault\n{inner}\nsvadev-test: end exit\n");
+        let wrapped =
+            |inner: &str| format!("svadev-test: begin exit allows dmar-fault\n{inner}\nsvadev-test: end exit\n");
         assert!(findings(&wrapped(FAULT)).is_empty());
         assert!(findings(&wrapped("")).is_empty());
         assert_eq!(findings(&wrapped("[ 3.1] BUG: bad")).len(), 1, "but nothing of another kind");

@@ -1,7 +1,8 @@
 //! `svadev demo`: what shared virtual addressing does, told by a guest program, and what it costs.
 //!
 //! The guest program's JSON lines are `{"event", "text", …}`, a step of the story, or `{"figure", "value", "unit"}`, a row of
-//! the table (`guest-tests/README.md`). The backend's counters follow in the same table.
+//! the table (`guest-tests/README.md`). The backend's counters follow: those that a reader of the story asks for in the
+//! table, with a column for each function; all of them in `--json FILE`.
 use serde::Serialize;
 use serde_json::Value;
 
@@ -42,10 +43,14 @@ pub fn run(args: &DemoArgs) -> Outcome<u8> {
     };
     let mut story = Story::default();
     let mut finished = guest::run(request, &mut story)?;
-    let mut figures = std::mem::take(&mut story.figures);
+    let mut figures = story.figures.clone();
     add_counters(&mut figures, "", &finished.report.counters);
-    out!("");
-    for line in table(&figures) {
+    out!("\nMeasured in the guest");
+    for line in table(&story.figures) {
+        out!("{line}");
+    }
+    out!("\nCounted by the device and its IOMMU");
+    for line in counter_table(&finished.report.counters) {
         out!("{line}");
     }
     let findings = finished.report.kernel_log.findings().to_vec();
@@ -119,6 +124,48 @@ fn add_counters(figures: &mut Vec<Figure>, path: &str, value: &Value) {
     }
 }
 
+/// Rows of the table of counters: what it is, the unit's counter, a function's counter.
+const COUNTERS: &[(&str, Option<&str>, Option<&str>)] = &[
+    ("descriptors completed", None, Some("completions")),
+    ("bytes moved, filled, compared", None, Some("bytes")),
+    ("device TLB hits", None, Some("tlb_hits")),
+    ("translation requests", Some("translation_requests"), Some("translations")),
+    ("  not present", Some("translations_not_present"), Some("not_present")),
+    ("  blocked", Some("translations_refused"), None),
+    ("page table walks", Some("walks"), None),
+    ("page requests", Some("page_requests"), Some("page_requests")),
+    ("  in groups", None, Some("groups")),
+    ("  answered: success", Some("responses_success"), Some("responses_success")),
+    ("  answered: invalid", Some("responses_invalid"), Some("responses_invalid")),
+    ("invalidations of the IOTLB", Some("invalidations_pasid_iotlb"), None),
+    ("invalidations of the PASID cache", Some("invalidations_pasid_cache"), None),
+    ("invalidations of a device TLB", Some("invalidations_device_tlb"), Some("invalidations")),
+    ("invalidation waits completed", Some("waits"), None),
+    ("  that had to wait for an engine", Some("waits_parked"), None),
+    ("faults recorded", Some("faults_recorded"), None),
+    ("interrupts", Some("interrupts"), Some("interrupts")),
+];
+
+/// The counters worth a reader's time: a column for the unit, one for each function.
+fn counter_table(counters: &Value) -> Vec<String> {
+    let functions = counters["functions"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut head = format!("{:34}{:>14}", "", "IOMMU");
+    for function in functions {
+        head += &format!("{:>14}", function["bdf"].as_str().unwrap_or("function"));
+    }
+    let cell = |value: Option<&Value>| {
+        format!("{:>14}", value.and_then(Value::as_u64).map_or_else(String::new, |n| n.to_string()))
+    };
+    let row = |&(name, unit, function): &(&str, Option<&str>, Option<&str>)| {
+        let mut line = format!("{name:34}{}", cell(unit.and_then(|key| counters["unit"].get(key))));
+        for each in functions {
+            line += &cell(function.and_then(|key| each.get(key)));
+        }
+        line.trim_end().to_owned()
+    };
+    std::iter::once(head).chain(COUNTERS.iter().map(row)).collect()
+}
+
 /// Names to the left, numbers to the right, one line each.
 fn table(figures: &[Figure]) -> Vec<String> {
     let rows: Vec<_> = figures
@@ -155,6 +202,21 @@ mod tests {
         let mut rows: Vec<_> = figures.iter().map(|f| (f.name.as_str(), f.value.as_u64().unwrap())).collect();
         rows.sort_unstable();
         assert_eq!(rows, [("00:06.0.bytes", 7), ("unit.faults", 2)]);
+    }
+
+    #[test]
+    fn each_row_of_counters_names_one_that_exists() {
+        let unit = serde_json::to_value(svadev_iommu::Counters::default()).unwrap();
+        let function = serde_json::to_value(svadev_device::Counters::default()).unwrap();
+        for (row, of_unit, of_function) in COUNTERS {
+            assert!(of_unit.is_none_or(|key| unit.get(key).is_some()), "{row}: {of_unit:?}");
+            assert!(of_function.is_none_or(|key| function.get(key).is_some()), "{row}: {of_function:?}");
+        }
+        let counters = serde_json::json!({"unit": {"waits": 3}, "functions": [{"bdf": "00:06.0", "bytes": 7}]});
+        let lines = counter_table(&counters);
+        assert!(lines[0].ends_with("         IOMMU       00:06.0"), "{}", lines[0]);
+        assert!(lines.iter().any(|l| l.starts_with("bytes") && l.ends_with(" 7")), "{lines:?}");
+        assert!(lines.iter().any(|l| l.starts_with("invalidation waits") && l.ends_with(" 3")), "{lines:?}");
     }
 
     #[test]

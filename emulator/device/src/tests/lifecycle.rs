@@ -63,7 +63,10 @@ fn abort_ends_what_runs_and_what_is_still_in_the_ring() {
     use Code::{Aborted, Success};
     assert_eq!(done, [(0, Aborted), (2, Aborted), (4, Aborted), (5, Success), (6, Aborted), (7, Success)]);
     for request in before {
-        assert!(command_status(&mut w).busy() || request.pasid == Some(pasid(2)), "a request of process 1 is unanswered");
+        assert!(
+            command_status(&mut w).busy() || request.pasid == Some(pasid(2)),
+            "a request of process 1 is unanswered"
+        );
         w.mmu.send(request.prg_index, request.pasid, ResponseCode::InvalidRequest);
         w.settle();
     }

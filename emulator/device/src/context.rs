@@ -115,7 +115,9 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Context<M, U> {
         if gave_up {
             return Err(Code::PageRequestTimeout);
         }
-        if fault.stop || patience.successes >= PATIENCE {
+        let since = *patience.faulting_since_ns.get_or_insert(self.now_ns);
+        let fruitless = patience.successes >= PATIENCE && self.now_ns >= since.saturating_add(self.timeout_ns());
+        if fault.stop || fruitless {
             return Err(Code::PageFault);
         }
         let target = fault.target;

@@ -5,11 +5,12 @@ use svadev_spec::device::Code;
 use crate::page_request::Group;
 use crate::requester::Target;
 
-/// How often in a row a page may be *served* and yet not be there, with no byte of progress in between.
+/// How often in a row a page may at least be *served* and yet not be there, with no byte of progress in between.
 ///
-/// Each *success* says that the kernel made the page present. It may be gone again before the engine asks: reclaimed, or its
-/// rights taken back by fork. That takes the kernel work of its own each time, so it does not happen for ever; tables
-/// that never show what the kernel says they do would otherwise keep a descriptor going for ever.
+/// Each *success* says that the kernel made the page present. It may be gone again before the engine asks: reclaimed,
+/// dropped by MADV_DONTNEED, or its rights taken back by fork. A program that drops a page in a loop can win that race any
+/// number of times on a busy machine, so the count alone is no reason to fail: the time for page requests must be over
+/// as well (L7). Tables that never show what the kernel says they do would otherwise keep a descriptor going for ever.
 pub(crate) const PATIENCE: u8 = 16;
 
 /// What a piece of work has gone through since it last made progress.
@@ -17,6 +18,8 @@ pub(crate) const PATIENCE: u8 = 16;
 pub(crate) struct Patience {
     /// *Success* responses with no progress after them.
     pub(crate) successes: u8,
+    /// When the first fault since then was.
+    pub(crate) faulting_since_ns: Option<u64>,
     /// Ask for the needed page alone. Set for good once a group was *invalid*: a page further on may not exist, and the
     /// work must then fail only when it gets there.
     pub(crate) narrow: bool,
@@ -28,6 +31,7 @@ impl Patience {
     /// Something was done.
     pub(crate) fn progress(&mut self) {
         self.successes = 0;
+        self.faulting_since_ns = None;
         self.dropped_since_ns = None;
     }
 }

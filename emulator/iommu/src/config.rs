@@ -16,6 +16,9 @@ pub enum Caching {
     /// Present entries, until they are invalidated or evicted.
     #[default]
     Strict,
+    /// As long as the specification permits: an invalidation takes what it names and no more, an entry makes room only when a cache is
+    /// full, and what a stale paging-structure entry says is believed. Wide invalidations take time in proportion to the entries.
+    Adversarial,
 }
 
 /// What a unit is built to be. `Default` is what a stock Linux 7.x kernel wants for shared virtual addressing.

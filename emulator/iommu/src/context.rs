@@ -9,11 +9,12 @@ use svadev_spec::vtd::tables::{
     PasidTable1, PasidTable2, ROOT_ENTRY_SIZE, RootEntry, legacy_translation_type, translation_type,
 };
 
+use crate::UnitConfig;
 use crate::cache::{Clock, Floors, Space, Table};
 use crate::config::Caching;
 use crate::fault::{Fault, Request, RequestKind};
+use crate::resolver::Resolver;
 use crate::walk::{FirstStage, SecondStage};
-use crate::{Unit, UnitConfig};
 
 /// How addresses of one PASID, or of one function, are translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,22 @@ pub(crate) struct AddressSpace {
     pub(crate) fault_processing_disable: bool,
     /// Faults have the codes of legacy mode.
     pub(crate) legacy: bool,
+    /// The context entry on the way lets translation requests in (DTE).
+    pub(crate) serves_ats: bool,
+    /// The context entry on the way lets requests with PASID in (PASIDE).
+    pub(crate) serves_pasids: bool,
+}
+
+impl AddressSpace {
+    /// For places of the PASID cache that are empty.
+    const BLANK: Self = Self {
+        space: Space::of_domain(0),
+        stages: Stages::PassThrough,
+        fault_processing_disable: false,
+        legacy: false,
+        serves_ats: false,
+        serves_pasids: false,
+    };
 }
 
 /// A context entry.
@@ -43,11 +60,14 @@ pub(crate) enum Context {
     Scalable(ScalableContext),
 }
 
+impl Context {
+    /// For places of the context cache that are empty.
+    const BLANK: Self = Self::Legacy(LegacyContext { address_space: AddressSpace::BLANK });
+}
+
 /// A legacy context entry (§9.3).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LegacyContext {
-    /// TT allows translation requests.
-    device_tlb: bool,
     address_space: AddressSpace,
 }
 
@@ -85,10 +105,10 @@ fn pasid_hash(source_id: u16, pasid: u32) -> u64 {
 impl EntryCaches {
     pub(crate) fn new(config: &UnitConfig) -> Self {
         Self {
-            contexts: Table::new(256),
+            contexts: Table::new(256, 0, Context::BLANK),
             contexts_floor: 0,
             context_sources: Floors::new(),
-            pasids: Table::new(config.pasid_cache_entries),
+            pasids: Table::new(config.pasid_cache_entries, (0, 0), AddressSpace::BLANK),
             pasids_floor: 0,
             pasid_sources: Floors::new(),
             pasid_domains: Floors::new(),
@@ -96,19 +116,22 @@ impl EntryCaches {
         }
     }
 
-    fn context(&self, source_id: u16) -> Option<Context> {
-        let (context, born) = self.contexts.get(source_id, source_id.into())?;
-        (born > self.contexts_floor && self.context_sources.allows(source_id.into(), born)).then_some(context)
+    fn context(&self, source_id: u16) -> Option<&Context> {
+        let floor = self.contexts_floor.max(self.context_sources.of(source_id.into()));
+        self.contexts.get(source_id, source_id.into(), floor)
     }
 
-    fn pasid(&self, source_id: u16, pasid: u32) -> Option<AddressSpace> {
-        let (entry, born) = self.pasids.get((source_id, pasid), pasid_hash(source_id, pasid))?;
-        let domain_id = entry.space.domain_id;
-        (born > self.pasids_floor
-            && self.pasid_sources.allows(source_id.into(), born)
-            && self.pasid_domains.allows(domain_id.into(), born)
-            && self.pasid_tags.allows(pasid_hash(domain_id, pasid), born))
-        .then_some(entry)
+    /// A live entry passed every check of its context entry, but for those that depend on the request's kind; it dies with it, too.
+    #[inline]
+    pub(crate) fn pasid(&self, source_id: u16, pasid: u32) -> Option<&AddressSpace> {
+        let (entry, born) = self.pasids.get_with_birth((source_id, pasid), pasid_hash(source_id, pasid))?;
+        let domain_id = entry.space.domain_id();
+        let floor = self
+            .pasids_floor
+            .max(self.pasid_sources.of(source_id.into()))
+            .max(self.pasid_domains.of(domain_id.into()))
+            .max(self.pasid_tags.of(pasid_hash(domain_id, pasid)));
+        (born > floor).then_some(entry)
     }
 
     /// Every context entry, and with them every PASID entry: they were reached through one.
@@ -149,13 +172,13 @@ fn fault(reason: FaultReason, fault_processing_disable: bool) -> Fault {
     Fault { reason, fault_processing_disable }
 }
 
-impl<M: GuestMemory> Unit<M> {
+impl<M: GuestMemory> Resolver<'_, M> {
     /// The address space that `request` uses, and whether it is a supervisor request there.
     pub(crate) fn address_space(&mut self, request: &Request) -> Result<(AddressSpace, bool), Fault> {
         match self.context(request)? {
             Context::Legacy(context) => {
                 let space = context.address_space;
-                if request.kind == RequestKind::Translation && !context.device_tlb {
+                if request.kind == RequestKind::Translation && !space.serves_ats {
                     return Err(fault(FaultReason::LegacyContextBlocks, space.fault_processing_disable));
                 }
                 Ok((space, false))
@@ -211,11 +234,11 @@ impl<M: GuestMemory> Unit<M> {
             return self.load_context(requester, scalable);
         }
         if let Some(context) = self.entries.context(requester.0) {
-            return Ok(context);
+            return Ok(*context);
         }
         let context = self.load_context(requester, scalable)?;
         let born = self.clock.tick();
-        self.entries.contexts.insert(requester.0, requester.0.into(), context, born);
+        self.entries.contexts.insert(requester.0, requester.0.into(), context, born, |_, _| true);
         Ok(context)
     }
 
@@ -224,7 +247,7 @@ impl<M: GuestMemory> Unit<M> {
     }
 
     fn load(&self, at: u64, reason: FaultReason, fpd: bool) -> Result<u64, Fault> {
-        self.memory.load_u64(GuestAddress(at)).map_err(|_| fault(reason, fpd))
+        self.view().load_u64(GuestAddress(at)).map_err(|_| fault(reason, fpd))
     }
 
     /// §3.4.3, §9.2, §9.4.
@@ -289,12 +312,13 @@ impl<M: GuestMemory> Unit<M> {
             _ => return Err(invalid),
         };
         Ok(Context::Legacy(LegacyContext {
-            device_tlb: low.translation_type() == legacy_translation_type::DEVICE_TLB,
             address_space: AddressSpace {
-                space: Space { domain_id: high.domain_id(), pasid: None },
+                space: Space::of_domain(high.domain_id()),
                 stages,
                 fault_processing_disable: fpd,
                 legacy: true,
+                serves_ats: low.translation_type() == legacy_translation_type::DEVICE_TLB,
+                serves_pasids: false,
             },
         }))
     }
@@ -310,12 +334,13 @@ impl<M: GuestMemory> Unit<M> {
             return self.load_pasid_entry(context, pasid);
         }
         if let Some(entry) = self.entries.pasid(requester.0, pasid) {
-            return Ok(entry);
+            return Ok(*entry);
         }
         self.counters.pasid_cache_misses += 1;
         let entry = self.load_pasid_entry(context, pasid)?;
         let born = self.clock.tick();
-        self.entries.pasids.insert((requester.0, pasid), pasid_hash(requester.0, pasid), entry, born);
+        let hash = pasid_hash(requester.0, pasid);
+        self.entries.pasids.insert((requester.0, pasid), hash, entry, born, |_, _| true);
         Ok(entry)
     }
 
@@ -346,10 +371,12 @@ impl<M: GuestMemory> Unit<M> {
         let stages = self.stages(qw0, qw1, qw2).map_err(|reason| fault(reason, fpd))?;
         let tagged = matches!(stages, Stages::First(_) | Stages::Nested(..));
         Ok(AddressSpace {
-            space: Space { domain_id: qw1.domain_id(), pasid: tagged.then_some(pasid) },
+            space: if tagged { Space::new(qw1.domain_id(), pasid) } else { Space::of_domain(qw1.domain_id()) },
             stages,
             fault_processing_disable: fpd,
             legacy: false,
+            serves_ats: context.low.device_tlb_enable(),
+            serves_pasids: context.low.pasid_enable(),
         })
     }
 

@@ -248,9 +248,10 @@ impl<M: GuestMemory> Unit<M> {
             iotlb_granularity::GLOBAL => self.iotlb.invalidate_all(&mut self.clock),
             iotlb_granularity::DOMAIN => self.iotlb.invalidate_domain(domain_id, &mut self.clock),
             iotlb_granularity::PAGE if address.address_mask() <= MAX_ADDRESS_MASK => {
-                let space = Space { domain_id, pasid: None };
+                let space = Space::of_domain(domain_id);
                 let iova = address.frame() << 12;
-                self.iotlb.invalidate_pages(space, iova, address.address_mask(), &mut self.clock);
+                let hint = address.invalidation_hint();
+                self.iotlb.invalidate_pages(space, iova, address.address_mask(), hint, &mut self.clock);
             }
             _ => return false,
         }
@@ -261,11 +262,12 @@ impl<M: GuestMemory> Unit<M> {
     /// §6.5.2.4.
     fn pasid_iotlb(&mut self, low: PasidIotlb, high: InvalidateAddress) -> Result<Step, QueueError> {
         reserved(low.reserved0() != 0 || low.reserved1() != 0 || low.reserved2() != 0 || high.reserved() != 0)?;
-        let space = Space { domain_id: low.domain_id(), pasid: Some(low.pasid()) };
+        let space = Space::new(low.domain_id(), low.pasid());
         match low.granularity() {
             pasid_iotlb_granularity::PASID => self.iotlb.invalidate_pasid(space, &mut self.clock),
             pasid_iotlb_granularity::PAGE if high.address_mask() <= MAX_ADDRESS_MASK => {
-                self.iotlb.invalidate_pages(space, high.frame() << 12, high.address_mask(), &mut self.clock);
+                let (iova, hint) = (high.frame() << 12, high.invalidation_hint());
+                self.iotlb.invalidate_pages(space, iova, high.address_mask(), hint, &mut self.clock);
             }
             _ => return Err(QueueError::Reserved),
         }

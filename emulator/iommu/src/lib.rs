@@ -35,6 +35,7 @@ mod interrupts;
 mod invalidation;
 mod page_request;
 mod registers;
+mod resolver;
 mod translate;
 mod unit;
 mod walk;

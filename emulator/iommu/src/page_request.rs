@@ -47,7 +47,8 @@ impl<M: GuestMemory> Unit<M> {
         }
         let PageRequest { requester, pasid, iova, access, .. } = request;
         let as_request = Request { requester, pasid, iova, access, kind: RequestKind::PageRequest };
-        if let Err(fault) = self.context(&as_request) {
+        let context = self.resolver().context(&as_request);
+        if let Err(fault) = context {
             self.record_fault(&as_request, fault, ports);
             // §7.5: what can never be served is answered with a failure, so that the function stops asking.
             return self.answer(&request, ResponseCode::Failure, ports);
@@ -81,10 +82,11 @@ impl<M: GuestMemory> Unit<M> {
     /// Drops the unit's own translation of the page (§7.4: implicit invalidation on a page request), so that a right which software
     /// gives without an invalidation is found. A broken PASID table entry has no translation to drop.
     fn forget_page(&mut self, request: &Request) {
-        if let Ok((space, _)) = self.address_space(request)
+        let space = self.resolver().address_space(request);
+        if let Ok((space, _)) = space
             && space.stages != Stages::PassThrough
         {
-            self.iotlb.invalidate_pages(space.space, request.iova.0, 0, &mut self.clock);
+            self.iotlb.invalidate_pages(space.space, request.iova.0, 0, false, &mut self.clock);
         }
     }
 

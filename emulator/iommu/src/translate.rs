@@ -1,15 +1,19 @@
 //! Requests for translation: ATS and untranslated (chapters 3 and 4).
+use std::cell::RefCell;
+
 use svadev_fabric::{Access, AtsError, Bdf, Downstream, Gpa, Iova, Pasid, Translation, TranslationRequest};
 use svadev_memory::GuestMemory;
 use svadev_spec::vtd::fault::TranslationResponse;
+use svadev_spec::vtd::registers::translation_table_mode;
 use svadev_spec::vtd::{FaultReason, INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
 
 use crate::Unit;
-use crate::cache::{Lookup, Mapping};
+use crate::cache::{Mapping, Space};
 use crate::config::Caching;
 use crate::context::{AddressSpace, Stages};
 use crate::fault::{Blocked, Fault, Request, RequestKind};
-use crate::walk::{InMemory, Leaf, Nested, SecondStageTables, Want, in_legacy_mode};
+use crate::resolver::Resolver;
+use crate::walk::{InMemory, Leaf, Nested, PagingCaches, SecondStageTables, Shortcuts, Want, in_legacy_mode};
 
 /// Pages of pass-through are as large as this, in log2 of bytes.
 const IDENTITY_SIZE_LOG2: u8 = 21;
@@ -30,7 +34,8 @@ impl<M: GuestMemory> Unit<M> {
             return Ok(Translation { untranslated_only: true, ..identity(iova.0, 12, Access::WRITE) });
         }
         let request = Request { requester, pasid, iova, access, kind: RequestKind::Translation };
-        match self.resolve(&request) {
+        let result = self.resolver().resolve(&request);
+        match result {
             Ok(translation) => Ok(translation),
             Err(fault) => match fault.reason.translation_response() {
                 TranslationResponse::NoRights => {
@@ -72,15 +77,26 @@ impl<M: GuestMemory> Unit<M> {
         let result = if pasid.is_none() && in_interrupt_range(iova.0) {
             Err(Fault { reason: FaultReason::InterruptAddress, fault_processing_disable: false })
         } else {
-            self.resolve(&request)
+            self.resolver().resolve(&request)
         };
         result.map_err(|fault| {
             self.record_fault(&request, fault, ports);
             Blocked(fault.reason)
         })
     }
+}
 
+impl<M: GuestMemory> Resolver<'_, M> {
+    #[inline]
     fn resolve(&mut self, request: &Request) -> Result<Translation, Fault> {
+        match self.hit(request) {
+            Some(translation) => Ok(translation),
+            None => self.resolve_slowly(request),
+        }
+    }
+
+    #[inline(never)]
+    fn resolve_slowly(&mut self, request: &Request) -> Result<Translation, Fault> {
         let (space, privileged) = self.address_space(request)?;
         let want = want(request, privileged);
         self.translate_in(&space, request.iova.0, want).map_err(|reason| Fault {
@@ -95,60 +111,92 @@ impl<M: GuestMemory> Unit<M> {
         }
         // Supervisor and execute requests are rare: they walk, and the IOTLB need not tell their rights apart.
         let cacheable = self.config.caching != Caching::None && !want.privileged && !want.execute;
-        if cacheable && let Some(translation) = self.in_iotlb(space, iova, want) {
+        if cacheable && let Some(translation) = self.in_iotlb(space.space, iova, want) {
             self.counters.iotlb_hits += 1;
             return Ok(translation);
         }
         self.counters.iotlb_misses += 1;
         self.counters.walks += 1;
-        let leaf = self.walk(&space.stages, iova, want)?;
+        let leaf = self.walk(space, iova, want)?;
         let page = without_interrupt_range(leaf, iova)?;
         if cacheable {
             // Without dirty set, later writes must walk again: they find `write_known` clear.
-            let mapping = Mapping {
-                gpa: page.address,
-                size_log2: page.size_log2,
-                read: page.read,
-                write: page.write && want.dirty,
-                write_known: want.dirty,
-            };
-            let nested = matches!(space.stages, Stages::Nested(..));
-            self.iotlb.insert(space.space, iova, mapping, nested, &mut self.clock);
+            let write = page.write && want.dirty;
+            if let Some(mapping) = Mapping::new(page.address, page.size_log2, page.read, write, want.dirty) {
+                let nested = matches!(space.stages, Stages::Nested(..));
+                self.iotlb.insert(space.space, iova, mapping, nested, self.clock);
+            }
         }
         Ok(translation(page, want))
     }
 
-    fn in_iotlb(&self, space: &AddressSpace, iova: u64, want: Want) -> Option<Translation> {
-        let Lookup::Hit(mapping) = self.iotlb.get(space.space, iova) else {
-            return None;
-        };
-        if (want.dirty && !mapping.write_known) || (want.write && !mapping.write) || (want.read && !mapping.read) {
+    #[inline]
+    fn in_iotlb(&self, space: Space, iova: u64, want: Want) -> Option<Translation> {
+        let mapping = self.iotlb.get(space, iova)?;
+        if (want.dirty && !mapping.write_known()) || (want.write && !mapping.write()) || (want.read && !mapping.read())
+        {
             return None;
         }
-        let leaf = Leaf {
-            address: mapping.gpa,
-            size_log2: mapping.size_log2,
-            read: mapping.read,
-            write: mapping.write,
-            execute: false,
-        };
-        Some(translation(leaf, want))
+        Some(Translation {
+            gpa: Gpa(mapping.gpa()),
+            size_log2: mapping.size_log2(),
+            access: Access {
+                read: mapping.read(),
+                write: mapping.write() && want.dirty,
+                execute: false,
+                privileged: false,
+            },
+            global: false,
+            untranslated_only: false,
+        })
     }
 
-    fn walk(&self, stages: &Stages, iova: u64, want: Want) -> Result<Leaf, FaultReason> {
-        // One view for all the entries of a walk: cheaper, and no change of the memory map falls between them.
-        let memory = &self.memory.view();
-        match *stages {
-            Stages::First(first) => first.walk(&InMemory(memory), self.limits, iova, want),
-            Stages::Second(second) => second.walk(&SecondStageTables(memory), self.limits, iova, want),
+    /// The translation of a request with a PASID, if the caches have all of it: the PASID entry, which says what its context entry allows,
+    /// and the page. Touches nothing else, and copies nothing larger than a word.
+    #[inline]
+    fn hit(&mut self, request: &Request) -> Option<Translation> {
+        let Request { requester, pasid: Some(pasid), iova, access, kind } = *request else {
+            return None;
+        };
+        if self.config.caching == Caching::None
+            || access.privileged
+            || access.execute
+            || self.root.translation_table_mode() != translation_table_mode::SCALABLE
+        {
+            return None;
+        }
+        let entry = self.entries.pasid(requester.0, pasid.get())?;
+        let ats = kind == RequestKind::Translation;
+        if !entry.serves_pasids || (ats && !entry.serves_ats) || matches!(entry.stages, Stages::PassThrough) {
+            return None;
+        }
+        let found = self.in_iotlb(entry.space, iova.0, want(request, false))?;
+        self.counters.iotlb_hits += 1;
+        Some(found)
+    }
+
+    fn walk(&mut self, space: &AddressSpace, iova: u64, want: Want) -> Result<Leaf, FaultReason> {
+        let limits = self.limits;
+        let memory = self.view.get_or_init(|| self.memory.view());
+        let caches = RefCell::new(PagingCaches { iotlb: &mut *self.iotlb, clock: &mut *self.clock });
+        let caches = (self.config.caching != Caching::None).then_some(&caches);
+        let nested = matches!(space.stages, Stages::Nested(..));
+        let doubted = self.config.caching != Caching::Adversarial;
+        let shortcuts = Shortcuts::new(caches, space.space, nested, doubted);
+        // Second-stage entries are those of the domain, whatever PASID uses them (§6.2.5).
+        let of_domain = Shortcuts::new(caches, Space::of_domain(space.space.domain_id()), false, doubted);
+        let second_tables = SecondStageTables { memory, shortcuts: of_domain };
+        match space.stages {
+            Stages::First(first) => first.walk(&InMemory { memory, shortcuts }, limits, iova, want),
+            Stages::Second(second) => second.walk(&second_tables, limits, iova, want),
             Stages::Nested(first, second) => {
-                let tables = Nested { memory, second, limits: self.limits };
-                let outer = first.walk(&tables, self.limits, iova, want)?;
+                let tables = Nested { memory, second, second_tables: &second_tables, limits, shortcuts };
+                let outer = first.walk(&tables, limits, iova, want)?;
                 let offset = iova & ((1 << outer.size_log2) - 1);
                 // First-stage write permission decides whether this may become a write at all.
                 let want = Want { dirty: want.dirty && outer.write, ..want };
                 let address = outer.address | offset;
-                let inner = second.walk(&SecondStageTables(memory), self.limits, address, want)?;
+                let inner = second.walk(&second_tables, limits, address, want)?;
                 // The page is as large as the smaller of the two.
                 let size_log2 = outer.size_log2.min(inner.size_log2);
                 let gpa = inner.address | address & ((1 << inner.size_log2) - 1);
@@ -181,6 +229,7 @@ impl<M: GuestMemory> Unit<M> {
     }
 }
 
+#[inline]
 fn want(request: &Request, privileged: bool) -> Want {
     let access = request.access;
     // Without a PASID prefix there is no way to ask for execution.

@@ -5,7 +5,7 @@ use svadev_spec::vtd::invalidation::InvalidateAddress;
 use svadev_spec::vtd::registers::{ContextCommand, Global, IotlbInvalidate, RootTableAddress};
 
 use crate::cache::{Clock, Iotlb};
-use crate::config::UnitConfig;
+use crate::config::{Caching, UnitConfig};
 use crate::context::EntryCaches;
 use crate::counters::Counters;
 use crate::fault::FaultLog;
@@ -78,7 +78,7 @@ impl<M: GuestMemory> Unit<M> {
             page_request_event: Event::new(),
             clock: Clock::default(),
             entries: EntryCaches::new(&config),
-            iotlb: Iotlb::new(config.iotlb_entries),
+            iotlb: Iotlb::new(config.iotlb_entries, config.caching == Caching::Adversarial),
             config,
         }
     }

@@ -26,9 +26,10 @@ impl Floors {
         Self { slots: Box::new([0; SLOTS]) }
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "12 bits fit any usize")]
     fn slot(tag: u64) -> usize {
         // Fibonacci hashing: neighbouring tags, which are the usual ones, get different slots.
-        usize::try_from(tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52).expect("12 bits fit any usize")
+        (tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as usize
     }
 
     /// Entries under `tag` that were born before `now` are dead.
@@ -36,8 +37,9 @@ impl Floors {
         self.slots[Self::slot(tag)] = now;
     }
 
-    /// Whether an entry under `tag`, born at `born`, is alive.
-    pub(crate) fn allows(&self, tag: u64, born: u64) -> bool {
-        born > self.slots[Self::slot(tag)]
+    /// Entries under `tag` are alive if they were born after this.
+    #[inline]
+    pub(crate) fn of(&self, tag: u64) -> u64 {
+        self.slots[Self::slot(tag)]
     }
 }

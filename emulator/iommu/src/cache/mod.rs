@@ -2,11 +2,16 @@
 //!
 //! Wide invalidations scan nothing. Every entry carries the time it was born; an invalidation of a domain, a PASID, a function
 //! or everything raises a *floor*, and an entry counts only if it was born after every floor it lies under. Floors are kept in
-//! small hashed tables: two tags that share a slot are invalidated together, which §6.5 always allows.
+//! small hashed tables: two tags that share a slot are invalidated together, which §6.5 always allows. Where nothing may go
+//! earlier than it must ([`Store::Exact`](store::Store::Exact)), entries are searched instead.
+mod exact;
 mod floors;
 mod iotlb;
+mod key;
+mod store;
 mod table;
 
 pub(crate) use floors::{Clock, Floors};
-pub(crate) use iotlb::{Iotlb, Lookup, Mapping, Space};
+pub(crate) use iotlb::{Iotlb, Mapping, Shortcut};
+pub(crate) use key::Space;
 pub(crate) use table::Table;

@@ -6,59 +6,78 @@ const WAYS: usize = 4;
 #[derive(Clone, Copy, Debug)]
 struct Entry<K, V> {
     key: K,
-    value: V,
+    /// 0 in an empty place: no floor lies below it, so nothing there is ever alive.
     born: u64,
+    value: V,
 }
 
-/// A fixed number of entries in sets of four; a full set loses its entries in turn.
+/// Aligned to cache lines: a set of 32-byte entries is two neighbouring ones, which processors fetch together.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(128))]
+struct Set<K, V>([Entry<K, V>; WAYS]);
+
+/// A fixed number of entries in sets of four; a full set loses its entries in turn, dead ones first.
 #[derive(Debug)]
 pub(crate) struct Table<K, V> {
-    entries: Box<[Option<Entry<K, V>>]>,
-    /// Bits of a set's number.
-    set_bits: u32,
+    sets: Box<[Set<K, V>]>,
+    /// How far a hash is shifted to leave a set's number.
+    shift: u32,
     victim: usize,
 }
 
 impl<K: Copy + Eq, V: Copy> Table<K, V> {
-    /// `entries` is a power of two, at least 4.
-    pub(crate) fn new(entries: usize) -> Self {
-        assert!(entries.is_power_of_two() && entries >= WAYS, "table of {entries} entries");
-        Self { entries: vec![None; entries].into(), set_bits: (entries / WAYS).trailing_zeros(), victim: 0 }
+    /// `entries` is a power of two, at least 8. `key` and `value` fill empty places and are never found.
+    pub(crate) fn new(entries: usize, key: K, value: V) -> Self {
+        assert!(entries.is_power_of_two() && entries >= 2 * WAYS, "table of {entries} entries");
+        let sets = entries / WAYS;
+        Self {
+            sets: vec![Set([Entry { key, born: 0, value }; WAYS]); sets].into(),
+            shift: 64 - sets.trailing_zeros(),
+            victim: 0,
+        }
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "after the shift the number is below the number of sets")]
     fn set(&self, hash: u64) -> usize {
         // Fibonacci hashing: the highest bits of the product are those that depend on every bit of the hash.
-        let set = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15).checked_shr(64 - self.set_bits).unwrap_or(0);
-        usize::try_from(set).expect("fewer bits than the table's size") * WAYS
+        (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize
+    }
+
+    /// The value under `key` that was born after `floor`.
+    #[inline]
+    pub(crate) fn get(&self, key: K, hash: u64, floor: u64) -> Option<&V> {
+        let set = &self.sets[self.set(hash)];
+        set.0.iter().find(|e| e.key == key && e.born > floor).map(|e| &e.value)
     }
 
     /// The value under `key`, and when it was born.
-    pub(crate) fn get(&self, key: K, hash: u64) -> Option<(V, u64)> {
-        let set = self.set(hash);
-        self.entries[set..set + WAYS].iter().flatten().find(|e| e.key == key).map(|e| (e.value, e.born))
+    #[inline]
+    pub(crate) fn get_with_birth(&self, key: K, hash: u64) -> Option<(&V, u64)> {
+        let set = &self.sets[self.set(hash)];
+        set.0.iter().find(|e| e.key == key && e.born > 0).map(|e| (&e.value, e.born))
     }
 
-    /// Puts a value in, in place of one with the same key, else in a free place, else in place of another.
-    pub(crate) fn insert(&mut self, key: K, hash: u64, value: V, born: u64) {
+    /// Puts a value in, in place of one with the same key, else of one that is not `alive`, else of another.
+    pub(crate) fn insert(&mut self, key: K, hash: u64, value: V, born: u64, alive: impl Fn(K, u64) -> bool) {
         let set = self.set(hash);
-        let ways = &mut self.entries[set..set + WAYS];
+        let ways = &mut self.sets[set].0;
         let way = ways
             .iter()
-            .position(|e| e.as_ref().is_some_and(|e| e.key == key))
-            .or_else(|| ways.iter().position(Option::is_none))
+            .position(|e| e.key == key)
+            .or_else(|| ways.iter().position(|e| e.born == 0 || !alive(e.key, e.born)))
             .unwrap_or_else(|| {
                 self.victim = (self.victim + 1) % WAYS;
                 self.victim
             });
-        ways[way] = Some(Entry { key, value, born });
+        ways[way] = Entry { key, born, value };
     }
 
     /// Takes the value under `key` out.
     pub(crate) fn remove(&mut self, key: K, hash: u64) {
         let set = self.set(hash);
-        for entry in &mut self.entries[set..set + WAYS] {
-            if entry.as_ref().is_some_and(|e| e.key == key) {
-                *entry = None;
+        for entry in &mut self.sets[set].0 {
+            if entry.key == key {
+                entry.born = 0;
             }
         }
     }

@@ -2,6 +2,7 @@
 mod faults;
 mod invalidation;
 mod page_request;
+mod paging_caches;
 mod races;
 mod registers;
 mod scalable;

@@ -2,6 +2,8 @@
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::tables::FirstStageEntry;
 
+use crate::cache::Shortcut;
+
 use super::{Leaf, Limits, Lost, MAX_WALKS, Tables, Want, entry_offset, size_log2};
 
 /// Where first-stage tables are and how they are used: the fields of a PASID table entry (§9.6).
@@ -47,8 +49,16 @@ impl FirstStage {
         if !self.is_canonical(address) {
             return Err(FaultReason::NotCanonical);
         }
+        if let Some((level, shortcut)) = tables.shortcut(address, self.levels) {
+            match self.walk_once(tables, limits, address, want, level, shortcut) {
+                Ok(Ok(leaf)) => return Ok(leaf),
+                Err(fault) if !tables.doubts_shortcuts() => return Err(fault),
+                Ok(Err(Lost)) | Err(_) => {}
+            }
+        }
+        let top = Shortcut::new(self.root, true, true, true);
         for _ in 0..MAX_WALKS {
-            match self.walk_once(tables, limits, address, want)? {
+            match self.walk_once(tables, limits, address, want, self.levels, top)? {
                 Ok(leaf) => return Ok(leaf),
                 // From the top: the entry that changed may have been the way to a table that is no longer there.
                 Err(Lost) => continue,
@@ -63,10 +73,11 @@ impl FirstStage {
         limits: Limits,
         address: u64,
         want: Want,
+        mut level: u8,
+        start: Shortcut,
     ) -> Result<Result<Leaf, Lost>, FaultReason> {
-        let mut table = self.root;
-        let mut level = self.levels;
-        let (mut user, mut writable, mut executable) = (true, true, true);
+        let mut table = start.table();
+        let (mut user, mut writable, mut executable) = (start.read(), start.write(), start.execute());
         loop {
             let at = table + entry_offset(address, level);
             let raw = tables.load(at, level == self.levels)?;
@@ -86,6 +97,7 @@ impl FirstStage {
                     return Ok(Err(Lost));
                 }
                 table = entry.frame() << 12;
+                tables.keep_shortcut(address, level, Shortcut::new(table, writable, user, executable));
                 level -= 1;
                 continue;
             }

@@ -9,8 +9,12 @@ mod second_stage;
 pub(crate) use first_stage::FirstStage;
 pub(crate) use second_stage::{SecondStage, in_legacy_mode};
 
+use std::cell::RefCell;
+
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::FaultReason;
+
+use crate::cache::{Clock, Iotlb, Shortcut, Space};
 
 /// Walks that lose every race for an accessed or dirty bit are given up after this many (SFS.10, SSS.6): a guest that
 /// changes an entry for ever must not hold the unit for ever.
@@ -72,72 +76,165 @@ pub(crate) trait Tables {
 
     /// Replaces the entry at `address`, if it is still `old`.
     fn exchange(&self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason>;
+
+    /// The lowest table on the way to `address` that is known without a load, and its level (§6.2.5).
+    fn shortcut(&self, _address: u64, _levels: u8) -> Option<(u8, Shortcut)> {
+        None
+    }
+
+    /// The entry at `level` on the way to `address` was found whole, and led here.
+    fn keep_shortcut(&self, _address: u64, _level: u8, _shortcut: Shortcut) {}
+
+    /// A fault that a shortcut led to is looked for again from the top: what it skipped may have been changed to allow more.
+    fn doubts_shortcuts(&self) -> bool {
+        true
+    }
+}
+
+/// The caches as walks of one request share them.
+pub(crate) struct PagingCaches<'a> {
+    pub(crate) iotlb: &'a mut Iotlb,
+    pub(crate) clock: &'a mut Clock,
+}
+
+/// The paging-structure cache entries of one address space, or none.
+#[derive(Clone, Copy)]
+pub(crate) struct Shortcuts<'a, 'b> {
+    caches: Option<&'a RefCell<PagingCaches<'b>>>,
+    space: Space,
+    /// Entries depend on second-stage mappings, too.
+    nested: bool,
+    doubted: bool,
+}
+
+impl<'a, 'b> Shortcuts<'a, 'b> {
+    /// `doubted`: a fault that one led to is not believed.
+    pub(crate) fn new(
+        caches: Option<&'a RefCell<PagingCaches<'b>>>,
+        space: Space,
+        nested: bool,
+        doubted: bool,
+    ) -> Self {
+        Self { caches, space, nested, doubted }
+    }
+
+    fn get(&self, address: u64, levels: u8) -> Option<(u8, Shortcut)> {
+        self.caches?.borrow().iotlb.shortcut(self.space, address, levels)
+    }
+
+    fn keep(&self, address: u64, level: u8, shortcut: Shortcut) {
+        if let Some(caches) = self.caches {
+            let PagingCaches { iotlb, clock } = &mut *caches.borrow_mut();
+            iotlb.keep_shortcut(self.space, address, level, shortcut, self.nested, clock);
+        }
+    }
+}
+
+/// Passes what a walker asks of its shortcuts on to a field.
+macro_rules! by_shortcuts {
+    () => {
+        fn shortcut(&self, address: u64, levels: u8) -> Option<(u8, Shortcut)> {
+            self.shortcuts.get(address, levels)
+        }
+
+        fn keep_shortcut(&self, address: u64, level: u8, shortcut: Shortcut) {
+            self.shortcuts.keep(address, level, shortcut);
+        }
+
+        fn doubts_shortcuts(&self) -> bool {
+            self.shortcuts.doubted
+        }
+    };
 }
 
 /// First-stage tables at guest-physical addresses.
-pub(crate) struct InMemory<'a, M>(pub(crate) &'a M);
+pub(crate) struct InMemory<'a, 'b, M> {
+    pub(crate) memory: &'a M,
+    pub(crate) shortcuts: Shortcuts<'a, 'b>,
+}
 
-impl<M: GuestMemory> Tables for InMemory<'_, M> {
+fn load<M: GuestMemory>(memory: &M, address: u64, fault: FaultReason) -> Result<u64, FaultReason> {
+    memory.load_u64(GuestAddress(address)).map_err(|_| fault)
+}
+
+fn exchange<M: GuestMemory>(
+    memory: &M,
+    address: u64,
+    old: u64,
+    new: u64,
+    fault: FaultReason,
+) -> Result<Result<(), Lost>, FaultReason> {
+    match memory.compare_exchange_u64(GuestAddress(address), old, new) {
+        Ok(result) => Ok(result.map(|_| ()).map_err(|_| Lost)),
+        Err(_) => Err(fault),
+    }
+}
+
+impl<M: GuestMemory> Tables for InMemory<'_, '_, M> {
     fn load(&self, address: u64, top: bool) -> Result<u64, FaultReason> {
-        let fault = if top { FaultReason::FirstStagePointer } else { FaultReason::FirstStageAccess };
-        self.0.load_u64(GuestAddress(address)).map_err(|_| fault)
+        load(self.memory, address, if top { FaultReason::FirstStagePointer } else { FaultReason::FirstStageAccess })
     }
 
     fn exchange(&self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason> {
-        match self.0.compare_exchange_u64(GuestAddress(address), old, new) {
-            Ok(result) => Ok(result.map(|_| ()).map_err(|_| Lost)),
-            Err(_) => Err(FaultReason::FirstStageUpdateFailed),
-        }
+        exchange(self.memory, address, old, new, FaultReason::FirstStageUpdateFailed)
     }
+
+    by_shortcuts!();
 }
 
 /// Second-stage tables. They always lie at guest-physical addresses (what the guest's own stage calls host-physical).
-pub(crate) struct SecondStageTables<'a, M>(pub(crate) &'a M);
+pub(crate) struct SecondStageTables<'a, 'b, M> {
+    pub(crate) memory: &'a M,
+    pub(crate) shortcuts: Shortcuts<'a, 'b>,
+}
 
-impl<M: GuestMemory> Tables for SecondStageTables<'_, M> {
+impl<M: GuestMemory> Tables for SecondStageTables<'_, '_, M> {
     fn load(&self, address: u64, top: bool) -> Result<u64, FaultReason> {
-        let fault = if top { FaultReason::SecondStagePointer } else { FaultReason::SecondStageAccess };
-        self.0.load_u64(GuestAddress(address)).map_err(|_| fault)
+        load(self.memory, address, if top { FaultReason::SecondStagePointer } else { FaultReason::SecondStageAccess })
     }
 
     fn exchange(&self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason> {
-        match self.0.compare_exchange_u64(GuestAddress(address), old, new) {
-            Ok(result) => Ok(result.map(|_| ()).map_err(|_| Lost)),
-            Err(_) => Err(FaultReason::SecondStageUpdateFailed),
-        }
+        exchange(self.memory, address, old, new, FaultReason::SecondStageUpdateFailed)
     }
+
+    by_shortcuts!();
 }
 
 /// First-stage tables whose addresses go through the second stage (nested translation, §3.8).
-pub(crate) struct Nested<'a, M> {
+pub(crate) struct Nested<'a, 'b, M> {
     pub(crate) memory: &'a M,
     pub(crate) second: SecondStage,
+    /// How `second` finds its tables.
+    pub(crate) second_tables: &'a SecondStageTables<'a, 'b, M>,
     pub(crate) limits: Limits,
+    pub(crate) shortcuts: Shortcuts<'a, 'b>,
 }
 
-impl<M: GuestMemory> Nested<'_, M> {
+impl<M: GuestMemory> Nested<'_, '_, M> {
     fn translate(&self, address: u64, write: bool, top: bool) -> Result<u64, FaultReason> {
         let want = Want { read: true, write, execute: false, execute_demanded: false, privileged: false, dirty: write };
-        let leaf =
-            self.second.walk(&SecondStageTables(self.memory), self.limits, address, want).map_err(|e| match e {
-                FaultReason::AddressTooWide => FaultReason::NestedEntryAddressTooWide,
-                FaultReason::NoRead if top => FaultReason::NestedTopEntryNoRead,
-                FaultReason::NoRead => FaultReason::NestedEntryNoRead,
-                FaultReason::NoWrite => FaultReason::NestedEntryNoWrite,
-                other => other,
-            })?;
+        let leaf = self.second.walk(self.second_tables, self.limits, address, want).map_err(|e| match e {
+            FaultReason::AddressTooWide => FaultReason::NestedEntryAddressTooWide,
+            FaultReason::NoRead if top => FaultReason::NestedTopEntryNoRead,
+            FaultReason::NoRead => FaultReason::NestedEntryNoRead,
+            FaultReason::NoWrite => FaultReason::NestedEntryNoWrite,
+            other => other,
+        })?;
         Ok(leaf.address | address & ((1 << leaf.size_log2) - 1))
     }
 }
 
-impl<M: GuestMemory> Tables for Nested<'_, M> {
+impl<M: GuestMemory> Tables for Nested<'_, '_, M> {
     fn load(&self, address: u64, top: bool) -> Result<u64, FaultReason> {
-        InMemory(self.memory).load(self.translate(address, false, top)?, top)
+        let fault = if top { FaultReason::FirstStagePointer } else { FaultReason::FirstStageAccess };
+        load(self.memory, self.translate(address, false, top)?, fault)
     }
 
     fn exchange(&self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason> {
-        InMemory(self.memory).exchange(self.translate(address, true, false)?, old, new)
+        exchange(self.memory, self.translate(address, true, false)?, old, new, FaultReason::FirstStageUpdateFailed)
     }
+
+    by_shortcuts!();
 }
 
 /// Nine bits of `address` choose an entry at `level` (1 is the lowest): the entry's offset in its table.

@@ -2,6 +2,8 @@
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::tables::SecondStageEntry;
 
+use crate::cache::Shortcut;
+
 use super::{Leaf, Limits, Lost, MAX_WALKS, Tables, Want, entry_offset, size_log2};
 
 /// Where second-stage tables are and how they are used: the fields of a PASID table entry or a legacy context entry.
@@ -30,8 +32,16 @@ impl SecondStage {
         if address >> width != 0 {
             return Err(FaultReason::AddressTooWide);
         }
+        if let Some((level, shortcut)) = tables.shortcut(address, self.levels) {
+            match self.walk_once(tables, limits, address, want, level, shortcut) {
+                Ok(Ok(leaf)) => return Ok(leaf),
+                Err(fault) if !tables.doubts_shortcuts() => return Err(fault),
+                Ok(Err(Lost)) | Err(_) => {}
+            }
+        }
+        let top = Shortcut::new(self.root, true, true, true);
         for _ in 0..MAX_WALKS {
-            match self.walk_once(tables, limits, address, want)? {
+            match self.walk_once(tables, limits, address, want, self.levels, top)? {
                 Ok(leaf) => return Ok(leaf),
                 Err(Lost) => continue,
             }
@@ -45,10 +55,10 @@ impl SecondStage {
         limits: Limits,
         address: u64,
         want: Want,
+        mut level: u8,
+        start: Shortcut,
     ) -> Result<Result<Leaf, Lost>, FaultReason> {
-        let mut table = self.root;
-        let mut level = self.levels;
-        let (mut read, mut write) = (true, true);
+        let (mut table, mut read, mut write) = (start.table(), start.read(), start.write());
         loop {
             let at = table + entry_offset(address, level);
             let raw = tables.load(at, level == self.levels)?;
@@ -67,6 +77,7 @@ impl SecondStage {
                     return Ok(Err(Lost));
                 }
                 table = entry.frame() << 12;
+                tables.keep_shortcut(address, level, Shortcut::new(table, write, read, true));
                 level -= 1;
                 continue;
             }

@@ -1,0 +1,50 @@
+//! A store that forgets nothing that it need not forget ([`Caching::Adversarial`](crate::Caching::Adversarial)).
+use std::collections::BTreeMap;
+
+use super::key::{Key, Space};
+
+/// Entries by key. An invalidation takes exactly what it names, and an entry makes room only when the store is full.
+#[derive(Debug)]
+pub(crate) struct Exact<V> {
+    entries: BTreeMap<Key, V>,
+    capacity: usize,
+    /// The last entry that had to make room: the next one after it is the next to go.
+    victim: Key,
+}
+
+impl<V: Copy> Exact<V> {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { entries: BTreeMap::new(), capacity, victim: Key::FIRST }
+    }
+
+    pub(crate) fn get(&self, key: Key) -> Option<V> {
+        self.entries.get(&key).copied()
+    }
+
+    pub(crate) fn insert(&mut self, key: Key, value: V) {
+        if self.entries.insert(key, value).is_none() && self.entries.len() > self.capacity {
+            let mut others = self.entries.range(self.victim..).chain(&self.entries).map(|(&k, _)| k);
+            let victim = others.find(|&k| k != key).expect("a full store has more than one entry");
+            self.entries.remove(&victim);
+            self.victim = victim;
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.entries.clear();
+    }
+
+    /// Drops the entries that `doomed` names.
+    pub(crate) fn drop_if(&mut self, doomed: impl Fn(Key, V) -> bool) {
+        self.entries.retain(|&key, &mut value| !doomed(key, value));
+    }
+
+    /// Drops the entries of `space` and `class` from number `first` to `last`.
+    pub(crate) fn drop_range(&mut self, space: Space, class: u8, first: u64, last: u64) {
+        let range = Key::new(space, class, first)..=Key::new(space, class, last);
+        let doomed: Vec<Key> = self.entries.range(range).map(|(&key, _)| key).collect();
+        for key in doomed {
+            self.entries.remove(&key);
+        }
+    }
+}

@@ -37,6 +37,9 @@ use crate::{
 /// Time for sockets to run empty after QEMU is gone. Nothing fills them any more, so it is never needed.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
+/// How often a shell hears that its input has ended.
+const END_OF_INPUT_PERIOD: Duration = Duration::from_secs(1);
+
 /// What to run.
 #[derive(Debug)]
 pub struct Plan<'a> {
@@ -474,8 +477,12 @@ async fn forward_typed(
     while let Some(input) = typed.recv().await {
         match input {
             Input::Bytes(bytes) => _ = senders.program.send(bytes).await,
-            // A terminal that edits lines knows Ctrl-D; for a raw one PID 1 has to see to it.
-            Input::End if shell => _ = senders.program.send(vec![console::END_OF_INPUT]).await,
+            // A terminal that edits lines knows Ctrl-D; for a raw one PID 1 has to see to it. The end of a pipe is read by
+            // whoever reads it, as often as they read; a Ctrl-D once, and never if it comes between two readers.
+            Input::End if shell => loop {
+                _ = senders.program.send(vec![console::END_OF_INPUT]).await;
+                tokio::time::sleep(END_OF_INPUT_PERIOD).await;
+            },
             Input::End => _ = senders.control.send(b"svadev:eof\n".to_vec()).await,
             Input::Quit => _ = events.send(Event::Quit).await,
             Input::Help => say!("{}", console::HELP.trim_end()),

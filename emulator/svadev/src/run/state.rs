@@ -268,7 +268,8 @@ fn how(status: ExitStatus) -> String {
 fn last_words(folder: &Path) -> String {
     let text = std::fs::read(folder.join("qemu.log")).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<&str> =
+        text.lines().filter(|line| !line.trim().is_empty() && !line.contains(": warning: ")).collect();
     match &lines[lines.len().saturating_sub(3)..] {
         [] => String::new(),
         last => format!(": {}", last.join("; ")),

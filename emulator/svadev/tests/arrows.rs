@@ -1,0 +1,59 @@
+//! Which crate may depend on which (`docs/architecture.md`): the arrows that keep the models free of I/O and apart from each
+//! other.
+use std::collections::{BTreeMap, BTreeSet};
+
+use cargo_metadata::{DependencyKind, MetadataCommand};
+
+/// Every crate of the workspace and what of ours it may depend on. `svadev` and `svadev-sim` see all, so they name all.
+const ARROWS: [(&str, &[&str]); 11] = [
+    ("svadev-spec", &[]),
+    ("svadev-fabric", &["svadev-spec"]),
+    ("svadev-memory", &["svadev-spec"]),
+    ("svadev-iommu", &["svadev-spec", "svadev-fabric", "svadev-memory"]),
+    ("svadev-device", &["svadev-spec", "svadev-fabric", "svadev-memory"]),
+    ("svadev-vfio-user", &["svadev-spec"]),
+    ("svadev", &MODELS),
+    ("svadev-sim", &MODELS),
+    ("svadev-guest", &["svadev-spec"]),
+    ("svadev-suites", &["svadev-spec", "svadev-guest"]),
+    ("svadev-init", &["svadev-spec"]),
+];
+
+const MODELS: [&str; 6] =
+    ["svadev-spec", "svadev-fabric", "svadev-memory", "svadev-iommu", "svadev-device", "svadev-vfio-user"];
+
+/// Crates that would bring I/O, threads or clocks into a sans-I/O crate.
+const IMPURE: [&str; 4] = ["tokio", "mio", "rand", "crossbeam-channel"];
+
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml");
+    let metadata = MetadataCommand::new().manifest_path(manifest).no_deps().exec().unwrap();
+    let of = |package: &cargo_metadata::Package| {
+        let real = package.dependencies.iter().filter(|dependency| dependency.kind != DependencyKind::Development);
+        (package.name.to_string(), real.map(|dependency| dependency.name.clone()).collect())
+    };
+    metadata.packages.iter().map(of).collect()
+}
+
+#[test]
+fn crates_depend_only_along_the_arrows() {
+    let dependencies = dependencies();
+    let known: BTreeSet<&str> = ARROWS.iter().map(|(name, _)| *name).collect();
+    let found: BTreeSet<&str> = dependencies.keys().map(String::as_str).collect();
+    assert_eq!(found, known, "a new crate needs its arrows here and in docs/architecture.md");
+    for (name, allowed) in ARROWS {
+        for dependency in dependencies[name].iter().filter(|dependency| known.contains(dependency.as_str())) {
+            assert!(allowed.contains(&dependency.as_str()), "{name} may not depend on {dependency}");
+        }
+    }
+}
+
+#[test]
+fn the_models_bring_no_io() {
+    let dependencies = dependencies();
+    for name in ["svadev-spec", "svadev-fabric", "svadev-iommu", "svadev-device"] {
+        for impure in IMPURE {
+            assert!(!dependencies[name].contains(impure), "{name} may not depend on {impure}");
+        }
+    }
+}

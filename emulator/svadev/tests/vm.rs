@@ -1,0 +1,225 @@
+//! The built `svadev` with real QEMUs and real guests: what it prints, what it returns, and that nothing stays behind.
+//!
+//! These tests need the kit; the first run sets it up. They run one at a time: each guest wants the whole machine.
+mod harness;
+
+use harness::{Svadev, stderr_of, stdout_of};
+use nix::sys::signal::Signal;
+
+#[test]
+fn the_smoke_suite_passes_with_five_levels_on_two_cpus() {
+    suite_passes(&["--cpus", "2", "--levels", "5"]);
+}
+
+#[test]
+fn the_smoke_suite_passes_with_four_levels_on_one_cpu() {
+    suite_passes(&["--cpus", "1", "--levels", "4"]);
+}
+
+#[test]
+fn the_smoke_suite_passes_with_two_engines_a_function() {
+    suite_passes(&["--topology", concat!(env!("CARGO_MANIFEST_DIR"), "/../../qemu-configs/two-engines.toml")]);
+}
+
+fn suite_passes(machine: &[&str]) {
+    let results = tempfile::NamedTempFile::new().unwrap();
+    let svadev = Svadev::new(&["test", "--json", results.path().to_str().unwrap()]).args(machine);
+    let output = svadev.run();
+    assert_eq!(output.status.code(), Some(0), "{}", stdout_of(&output) + &stderr_of(&output));
+    let results: serde_json::Value = serde_json::from_reader(results).unwrap();
+    let results = results.as_array().unwrap();
+    assert!(results.len() > 100, "the suite has hundreds of tests, {} ran", results.len());
+    for result in results {
+        assert_eq!(result["verdict"], "pass", "{result}");
+        assert!(result["seconds"].as_f64().unwrap() >= 0.0);
+    }
+}
+
+#[test]
+fn a_filter_runs_only_what_it_names_and_an_unknown_one_fails() {
+    let output = Svadev::new(&["test", "opcode"]).run();
+    assert_eq!(output.status.code(), Some(0), "{}", stdout_of(&output) + &stderr_of(&output));
+    let lines = stdout_of(&output);
+    let tests = lines.lines().filter(|line| line.starts_with("ok "));
+    assert!(tests.clone().count() > 0 && tests.clone().all(|line| line.contains("opcode")), "{lines}");
+    let output = Svadev::new(&["test", "no-such-test"]).run();
+    assert_eq!(output.status.code(), Some(1), "{}", stdout_of(&output));
+}
+
+#[test]
+fn the_demo_tells_its_story_and_its_figures() {
+    let figures = tempfile::NamedTempFile::new().unwrap();
+    let output = Svadev::new(&["demo", "--json", figures.path().to_str().unwrap()]).run();
+    assert_eq!(output.status.code(), Some(0), "{}", stdout_of(&output) + &stderr_of(&output));
+    let figures: serde_json::Value = serde_json::from_reader(figures).unwrap();
+    let names: Vec<_> = figures.as_array().unwrap().iter().filter_map(|figure| figure["name"].as_str()).collect();
+    assert!(names.iter().any(|name| name.starts_with("unit.")), "the unit's counters: {names:?}");
+    assert!(names.iter().any(|name| name.starts_with("00:06.0.")), "a function's counters: {names:?}");
+}
+
+#[test]
+fn a_hosts_program_runs_in_the_guest_and_returns_its_status_and_output() {
+    // A dynamic program of the host, so that its libraries have to go along.
+    let output = Svadev::new(&["vm", "-q"]).args(&["--", "/bin/bash", "-c", "printf 'a\\nb\\0c'; exit 42"]).run();
+    assert_eq!(output.status.code(), Some(42), "{}", stderr_of(&output));
+    assert_eq!(output.stdout, b"a\nb\0c", "bytes pass as they are");
+    let output = Svadev::new(&["vm", "-q", "--", "/bin/false"]).run();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr_of(&output));
+}
+
+#[test]
+fn a_shell_reads_what_is_piped_into_it() {
+    let output = Svadev::new(&["vm", "-q"]).input("echo answer=$((40+2)); uname -n\n").run();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr_of(&output));
+    let text = stdout_of(&output);
+    assert!(text.contains("answer=42") && text.contains("svadev"), "{text}");
+}
+
+#[test]
+fn a_shared_folder_is_read_and_written() {
+    let shared = tempfile::tempdir().unwrap();
+    std::fs::write(shared.path().join("question"), "6 * 7").unwrap();
+    let share = shared.path().to_str().unwrap();
+    let output = Svadev::new(&["vm", "-q", "--share", share]).args(&["--", "sh", "-c", "cp question answer"]).run();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr_of(&output));
+    assert_eq!(std::fs::read_to_string(shared.path().join("answer")).unwrap(), "6 * 7");
+}
+
+#[test]
+fn the_dmar_table_is_put_right_when_the_first_guess_is_wrong() {
+    let output =
+        Svadev::new(&["vm", "-q", "-v"]).with_fresh_cache().args(&["--", "sh", "-c", "dmesg | grep dmar0"]).run();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr_of(&output));
+    assert!(stderr_of(&output).contains("writing the DMAR table anew"), "{}", stderr_of(&output));
+    assert!(stdout_of(&output).contains("Using Queued invalidation"), "{}", stdout_of(&output));
+}
+
+#[test]
+fn dmar_learns_the_address_that_a_run_then_finds() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("dmar.bin");
+    let output = Svadev::new(&["dmar", "--address", "auto", "-o", file.to_str().unwrap()]).with_fresh_cache().run();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr_of(&output));
+    let table = std::fs::read(&file).unwrap();
+    let address = u64::from_le_bytes(table[20..28].try_into().unwrap());
+    assert!(address != 0 && address & 0xfff == 0, "{address:#x}");
+    assert!(stderr_of(&output).contains(&format!("{address:#x}")), "{}", stderr_of(&output));
+}
+
+#[test]
+fn a_killed_qemu_ends_everything() {
+    let mut run = Svadev::new(&["vm", "-q", "--", "sleep", "1000"]).start();
+    let qemu = run.wait_for_qemu();
+    nix::sys::signal::kill(qemu, Signal::SIGKILL).unwrap();
+    let output = run.finish();
+    assert_eq!(output.status.code(), Some(121), "{}", stderr_of(&output));
+    assert!(stderr_of(&output).contains("SIGKILL"), "{}", stderr_of(&output));
+}
+
+#[test]
+fn a_qemu_that_does_not_start_is_shown() {
+    let output = Svadev::new(&["vm", "-q", "--qemu-arg", "-no-such-option", "--", "true"]).run();
+    assert_eq!(output.status.code(), Some(121), "{}", stderr_of(&output));
+    assert!(stderr_of(&output).contains("no-such-option"), "{}", stderr_of(&output));
+}
+
+#[test]
+fn a_guest_panic_is_told_from_other_ends() {
+    let output = Svadev::new(&["vm", "-q"]).args(&["--", "sh", "-c", "echo c > /proc/sysrq-trigger"]).run();
+    assert_eq!(output.status.code(), Some(122), "{}", stderr_of(&output));
+    assert!(stderr_of(&output).contains("sysrq triggered crash"), "{}", stderr_of(&output));
+}
+
+#[test]
+fn a_guest_that_stops_is_a_hang() {
+    let mut run = Svadev::new(&["vm", "--", "sh", "-c", "echo started; sleep 1000"]).unscaled().start();
+    run.wait_for_output("started");
+    let qemu = run.wait_for_qemu();
+    nix::sys::signal::kill(qemu, Signal::SIGSTOP).unwrap();
+    let output = run.finish();
+    assert_eq!(output.status.code(), Some(123), "{}", stderr_of(&output));
+    assert!(stderr_of(&output).contains("silent for 30 s"), "{}", stderr_of(&output));
+}
+
+#[test]
+fn the_users_time_limit_ends_a_run() {
+    let output = Svadev::new(&["vm", "-q", "--timeout", "2", "--", "sleep", "1000"]).run();
+    assert_eq!(output.status.code(), Some(123), "{}", stderr_of(&output));
+    assert!(stderr_of(&output).contains("--timeout"), "{}", stderr_of(&output));
+}
+
+#[test]
+fn a_guest_whose_set_up_fails_says_why() {
+    let output = Svadev::new(&["test", "--append", "module_blacklist=svadev"]).run();
+    assert_eq!(output.status.code(), Some(125), "{}", stdout_of(&output) + &stderr_of(&output));
+    assert!(stderr_of(&output).contains("svadev.ko"), "{}", stderr_of(&output));
+}
+
+#[test]
+fn a_signal_ends_everything() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut run = Svadev::new(&["vm", "-q", "--", "sleep", "1000"]).start();
+        run.wait_for_qemu();
+        run.signal(signal);
+        let output = run.finish();
+        assert_eq!(output.status.code(), Some(130), "{}", stderr_of(&output));
+        assert!(stderr_of(&output).contains(signal.as_str()), "{}", stderr_of(&output));
+    }
+}
+
+#[test]
+fn qemu_does_not_outlive_a_svadev_that_was_killed_and_its_folder_not_the_next_run() {
+    let mut run = Svadev::new(&["vm", "-q", "--", "sleep", "1000"]).start();
+    let qemu = run.wait_for_qemu();
+    run.signal(Signal::SIGKILL);
+    let (output, runtime) = run.finish_dirty();
+    assert_eq!(output.status.code(), None);
+    harness::wait_until_gone(qemu);
+    // The next run sweeps the folder, and the usual check finds nothing.
+    let output = Svadev::new(&["vm", "-q", "--", "true"]).with_runtime(runtime).run();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr_of(&output));
+}
+
+#[test]
+fn serve_keeps_the_table_right_over_several_qemus() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sockets, dmar) = (folder.path().join("s"), folder.path().join("dmar.bin"));
+    let common = ["--socket-dir", sockets.to_str().unwrap(), "--dmar", dmar.to_str().unwrap()];
+    let args = Svadev::new(&["qemu-args", "--format", "json"]).args(&common).run();
+    assert_eq!(args.status.code(), Some(0), "{}", stderr_of(&args));
+    let args: Vec<String> = serde_json::from_slice(&args.stdout).unwrap();
+    let mut serve = Svadev::new(&["serve"]).args(&common).start();
+    serve.wait_for_error("00:05.0 on ");
+    for expected in ["restart QEMU", "says"] {
+        let mut qemu = harness::bare_qemu(&args);
+        serve.wait_for_error(expected);
+        qemu.kill().unwrap();
+        qemu.wait().unwrap();
+        serve.wait_for_error("00:05.0: disconnected");
+    }
+    serve.signal(Signal::SIGTERM);
+    let output = serve.finish();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr_of(&output));
+    assert_eq!(std::fs::read_dir(&sockets).unwrap().count(), 0, "no socket stays");
+}
+
+#[test]
+fn bad_input_names_itself_and_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let topology = folder.path().join("bad.toml");
+    std::fs::write(&topology, "[iommu]\naddress = \"00:05.0\"\n[[accelerators]]\naddress = \"00:05.0\"\n").unwrap();
+    let topology = topology.to_str().unwrap();
+    for (args, status, words) in [
+        (&["test", "--topology", topology][..], 2, "bad.toml:4:11: 00:05.0 is taken"),
+        (&["test", "--topology", "/no/such/file"], 2, "--topology /no/such/file"),
+        (&["vm", "--levels", "6"], 2, "4 or 5"),
+        (&["vm", "--kernel", "/etc/passwd"], 120, "no bzImage"),
+        (&["vm", "--qemu", "/bin/true"], 120, "no QEMU"),
+        (&["vm", "--share", "/no/such/folder"], 2, "--share"),
+        (&["vm", "-q", "--", "/no/such/program"], 120, "no such program"),
+    ] {
+        let output = Svadev::new(args).run();
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {}", stderr_of(&output));
+        assert!(stderr_of(&output).contains(words), "{args:?}: {}", stderr_of(&output));
+    }
+}

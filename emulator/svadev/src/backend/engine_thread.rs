@@ -11,6 +11,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use svadev_device::{Engine, Progress};
 use svadev_memory::MemoryMap;
 
+use super::PanicWatch;
 use super::bus::Bus;
 
 /// How long an engine without work looks for more before it sleeps. A wake through an eventfd costs about 70 µs on two
@@ -84,10 +85,14 @@ pub(super) fn spawn(
     mut engine: Engine<MemoryMap, Bus>,
     waker: Arc<Waker>,
     clock: Clock,
+    watch: PanicWatch,
 ) -> anyhow::Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name(name)
-        .spawn(move || run(&mut engine, &waker, clock))
+        .spawn(move || {
+            let _watch = watch;
+            run(&mut engine, &waker, clock);
+        })
         .context("no thread for an engine")
 }
 

@@ -73,6 +73,21 @@ impl Events {
     }
 }
 
+/// Tells the launcher when a thread of the backend panics: the guest would wait for it for ever.
+struct PanicWatch {
+    events: Events,
+    thread: String,
+}
+
+impl Drop for PanicWatch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.events
+                .send(BackendEvent::Fatal(format!("the thread {:?} panicked; its message is above", self.thread)));
+        }
+    }
+}
+
 /// A running backend. Dropping it stops it.
 #[derive(Debug)]
 pub(crate) struct Backend {
@@ -136,7 +151,8 @@ impl Backend {
             for (engine, waker) in engines.into_iter().zip(wakers) {
                 let name = format!("{name}/e{}", engine.index());
                 backend.wakers.push(Arc::clone(&waker));
-                backend.engine_threads.push(engine_thread::spawn(name, engine, waker, clock)?);
+                let watch = PanicWatch { events: events.clone(), thread: name.clone() };
+                backend.engine_threads.push(engine_thread::spawn(name, engine, waker, clock, watch)?);
             }
             let bdf = shared.bdf();
             backend.functions.push(shared);
@@ -160,8 +176,10 @@ impl Backend {
         let listener =
             UnixListener::bind(&path).with_context(|| format!("cannot make the socket {}", path.display()))?;
         self.sockets.push((bdf, path));
-        let (stop, events) = (self.stop.clone(), events.clone());
-        let thread = std::thread::Builder::new().name(format!("socket {bdf}")).spawn(move || {
+        let (stop, events, name) = (self.stop.clone(), events.clone(), format!("socket {bdf}"));
+        let watch = PanicWatch { events: events.clone(), thread: name.clone() };
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let _watch = watch;
             if let Err(error) = serve(&listener, &mut server, &mut device, &Options::default(), &stop) {
                 events.send(BackendEvent::Fatal(format!("function {bdf} can no longer be served: {error}")));
             }
@@ -246,5 +264,40 @@ impl Parts {
         let (function, engines) = Function::new(settings, config, Arc::clone(&memory), upstream, function_ports, pages);
         let accelerator = Accelerator::new(function, ports, memory, file, events.clone());
         Ok(Self { name: name.clone(), accelerator, server, link, engines, wakers })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_is_heard_of_and_one_that_ends_is_not() {
+        let (sender, mut events) = mpsc::unbounded_channel();
+        let watch = |thread: &str| PanicWatch { events: Events(sender.clone()), thread: thread.into() };
+        let (good, bad) = (watch("good"), watch("bad"));
+        std::thread::spawn(move || drop(good)).join().unwrap();
+        let panicked = std::thread::spawn(move || {
+            let _watch = bad;
+            panic!("on purpose");
+        });
+        assert!(panicked.join().is_err());
+        let Some(BackendEvent::Fatal(text)) = events.try_recv().ok() else { panic!("no word of the panic") };
+        assert!(text.contains("bad"), "{text}");
+        assert!(events.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_backend_makes_its_sockets_and_takes_them_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let topology = Topology::parse("default.toml", crate::topology::DEFAULT).unwrap();
+        let options = BackendOptions { socket_dir: folder.path().to_owned() };
+        let backend = Backend::start(&topology, &options).unwrap();
+        assert_eq!(backend.sockets().len(), 3);
+        assert!(backend.sockets().iter().all(|(_, path)| path.exists()));
+        let counters = serde_json::to_value(backend.snapshot()).unwrap();
+        assert_eq!(counters["functions"][1]["bdf"], "00:07.0");
+        backend.stop();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

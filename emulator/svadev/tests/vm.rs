@@ -1,6 +1,7 @@
 //! The built `svadev` with real QEMUs and real guests: what it prints, what it returns, and that nothing stays behind.
 //!
 //! These tests need the kit; the first run sets it up. They run one at a time: each guest wants the whole machine.
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 mod harness;
 
 use harness::{Svadev, stderr_of, stdout_of};

@@ -1,6 +1,8 @@
 //! Tests of the unit through its public face: registers, requests and tables in memory.
+mod against_model;
 mod faults;
 mod invalidation;
+mod model;
 mod page_request;
 mod paging_caches;
 mod races;

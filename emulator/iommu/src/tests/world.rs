@@ -33,12 +33,12 @@ pub(super) const SS_R: u64 = 1;
 pub(super) const SS_W: u64 = 2;
 
 /// Where the tables of the world lie.
-const ROOT: u64 = 0x1000;
+pub(super) const ROOT: u64 = 0x1000;
 const QUEUE: u64 = 0x10_0000;
 const PRQ: u64 = 0x11_0000;
 pub(super) const STATUS: u64 = 0x12_0000;
 /// Fresh pages are handed out from here.
-const FIRST_FREE: u64 = 0x20_0000;
+pub(super) const FIRST_FREE: u64 = 0x20_0000;
 /// Bytes of memory.
 pub(super) const RAM: u64 = 0x100_0000;
 
@@ -159,6 +159,11 @@ impl World {
         self.free += 0x1000;
         assert!(self.free <= RAM, "the world's memory is used up");
         self.free - 0x1000
+    }
+
+    /// Every page below this and from [`FIRST_FREE`] was handed out.
+    pub(super) fn first_free(&self) -> u64 {
+        self.free
     }
 
     /// The page that the entry at `at` points to; made, with `bits`, if there is none.

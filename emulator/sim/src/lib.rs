@@ -1,1 +1,33 @@
-//! Placeholder, being written.
+//! A whole system in one thread on virtual time, made from one seed: mock kernel and driver, the VT-d unit, two accelerators,
+//! processes with memory whose contents are known, and the faults that the seed chose. Checkers watch; `docs/simulation.md` says
+//! what for.
+//!
+//! ```text
+//!   world ── turns ──▶ kernel (unit_driver, task) ──▶ svadev_iommu::Unit ◀──┐
+//!     │                driver (functions, work)  ──▶ svadev_device::Function │ bus: carries and watches
+//!     └─────────────────────────────────────────────▶ svadev_device::Engine ─┘
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod bus;
+pub mod faults;
+pub mod flight;
+pub mod frames;
+pub mod functions;
+pub mod log;
+pub mod mutant;
+pub mod process;
+pub mod rng;
+pub mod tables;
+pub mod unit_driver;
+
+mod task;
+mod work;
+mod world;
+
+#[cfg(test)]
+mod tests;
+
+pub use log::Failure;
+pub use mutant::Mutant;
+pub use world::{Options, Report, World, run};

@@ -1,0 +1,288 @@
+//! The driver's half of an accelerator: bring-up, queues and their rings.
+use std::sync::Arc;
+
+use svadev_device::config::{ConfigSpace, FunctionKind};
+use svadev_device::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, Progress};
+use svadev_fabric::{Bdf, Pasid};
+use svadev_memory::Ram;
+use svadev_spec::device::{
+    BAR_DOORBELLS, BAR_REGISTERS, Command, CommandStatus, DOORBELL_STRIDE, QueuePasid, QueueSize, QueueStatus,
+    QueueVector, Status, bar_doorbells_size, command, doorbell, regs,
+};
+use svadev_spec::pcie::{self, DeviceControl, PageRequestControl, capability, extended_capability, header};
+
+use crate::bus::{Bus, Ports};
+use crate::log::Log;
+use crate::mutant::Mutant;
+
+/// Queues of a function: the first are the kernel's, each of the others is one process's.
+pub const QUEUES: usize = 4;
+/// How many are the kernel's.
+pub const KERNEL_QUEUES: usize = 2;
+/// Log2 of the entries of each ring.
+pub const RING_LOG2: u8 = 5;
+/// Entries of each ring.
+pub const RING: u32 = 1 << RING_LOG2;
+
+/// One engine, and whether its thread sleeps.
+struct Thread {
+    engine: Engine<Ram, Bus>,
+    asleep: bool,
+    until_ns: Option<u64>,
+}
+
+/// The driver's half of a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Queue {
+    /// The process it belongs to; `None` for a kernel queue.
+    pub user: Option<Pasid>,
+    /// Addresses of the rings, in the process or for the driver's own DMA.
+    pub rings: (u64, u64),
+    /// Enabled, as far as the driver knows.
+    pub on: bool,
+    /// One past the last descriptor written.
+    pub tail: u32,
+    /// The next completion to read.
+    pub head: u32,
+}
+
+/// A function and the threads of its engines.
+pub struct Accelerator {
+    /// Its requester ID.
+    pub bdf: Bdf,
+    /// What it tells the world.
+    pub ports: Arc<Ports>,
+    /// Its queues.
+    pub queues: [Queue; QUEUES],
+    /// Most page requests outstanding, as the kernel will set it.
+    pub allocation: u32,
+    /// A reset is under way: nothing is submitted.
+    pub resetting: bool,
+    /// Somebody waits for COMMAND.
+    pub command_taken: bool,
+    function: Function,
+    threads: Vec<Thread>,
+}
+
+impl std::fmt::Debug for Accelerator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Accelerator").field("bdf", &self.bdf).finish_non_exhaustive()
+    }
+}
+
+impl Accelerator {
+    /// A function at reset.
+    pub fn new(
+        settings: FunctionSettings,
+        allocation: u32,
+        ram: &Arc<Ram>,
+        bus: &Arc<Bus>,
+        log: &Arc<Log>,
+        mutant: Option<Mutant>,
+    ) -> Self {
+        let ports = Arc::new(Ports::new(settings.engines.into(), Arc::clone(log), mutant));
+        let kind = FunctionKind::Accelerator { vectors: settings.vectors.into(), queues: settings.queues };
+        let (function, engines) = Function::new(
+            settings,
+            ConfigSpace::new(kind),
+            Arc::clone(ram),
+            Arc::clone(bus),
+            Arc::clone(&ports) as Arc<dyn FunctionPorts>,
+            DoorbellPages::anonymous(settings.queues.into()),
+        );
+        let threads = engines.into_iter().map(|engine| Thread { engine, asleep: false, until_ns: None }).collect();
+        let queues = [Queue::default(); QUEUES];
+        let bdf = settings.bdf;
+        Self { bdf, ports, queues, allocation, resetting: false, command_taken: false, function, threads }
+    }
+
+    /// What the IOMMU's side calls.
+    pub fn shared(&self) -> &Arc<svadev_device::FunctionShared> {
+        self.function.shared()
+    }
+
+    /// Engines.
+    pub fn engines(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// One turn of an engine's thread; `sleepy` lets it go to sleep where it finds nothing to do. Whether it did anything.
+    pub fn turn(&mut self, engine: usize, now_ns: u64, sleepy: bool) -> bool {
+        let woken = self.ports.take_wake(engine);
+        let thread = &mut self.threads[engine];
+        let due = thread.until_ns.is_some_and(|until| now_ns >= until);
+        if thread.asleep && !woken && !due {
+            return false;
+        }
+        thread.asleep = false;
+        match thread.engine.run(now_ns) {
+            Progress::Worked => true,
+            Progress::Idle { until_ns } => {
+                thread.until_ns = until_ns;
+                thread.asleep = sleepy && thread.engine.park();
+                false
+            }
+        }
+    }
+
+    fn capability(&mut self, id: u8) -> u64 {
+        let mut byte = [0; 1];
+        self.function.config_read(header::CAPABILITIES_POINTER.into(), &mut byte);
+        while byte[0] != 0 {
+            let at = u64::from(byte[0]);
+            let mut head = [0; 2];
+            self.function.config_read(at, &mut head);
+            if head[0] == id {
+                return at;
+            }
+            byte[0] = head[1];
+        }
+        panic!("the function has no capability {id:#x}");
+    }
+
+    fn extended_capability(&mut self, id: u16) -> u64 {
+        let mut at = 0x100;
+        while at != 0 {
+            let mut dword = [0; 4];
+            self.function.config_read(at, &mut dword);
+            let dword = u32::from_le_bytes(dword);
+            if dword & 0xffff == u32::from(id) {
+                return at;
+            }
+            at = u64::from(dword >> 20);
+        }
+        panic!("the function has no extended capability {id:#x}");
+    }
+
+    fn config_write16(&mut self, at: u64, value: u16) {
+        let _effects = self.function.config_write(at, &value.to_le_bytes());
+    }
+
+    /// What the kernel and the driver write before anything works: PASID before ATS, the allocation before page requests.
+    pub fn bring_up(&mut self) {
+        let pasid = self.extended_capability(extended_capability::PASID) + u64::from(pcie::pasid::CONTROL);
+        let ats = self.extended_capability(extended_capability::ATS) + u64::from(pcie::ats::CONTROL);
+        let command = pcie::Command::new().with_memory_space(true).with_bus_master(true);
+        self.config_write16(header::COMMAND.into(), command.into_bits());
+        self.config_write16(pasid, pcie::PasidControl::new().with_enable(true).into_bits());
+        self.start_page_requests();
+        self.config_write16(ats, pcie::AtsControl::new().with_enable(true).into_bits());
+        self.write32(regs::CONTROL, 1);
+    }
+
+    fn start_page_requests(&mut self) {
+        let pri = self.extended_capability(extended_capability::PRI);
+        let allocation = self.allocation.to_le_bytes();
+        let _effects = self.function.config_write(pri + u64::from(pcie::pri::OUTSTANDING_ALLOCATION), &allocation);
+        let on = PageRequestControl::new().with_enable(true);
+        self.config_write16(pri + u64::from(pcie::pri::CONTROL), on.into_bits());
+    }
+
+    /// Page requests: off, on; with `reset`, what is outstanding is forgotten between.
+    pub fn restart_page_requests(&mut self, reset: bool) {
+        let control = self.extended_capability(extended_capability::PRI) + u64::from(pcie::pri::CONTROL);
+        self.config_write16(control, 0);
+        if reset {
+            self.config_write16(control, PageRequestControl::new().with_reset(true).into_bits());
+        }
+        self.start_page_requests();
+    }
+
+    /// Initiates a function level reset (PCIe 6.0 §6.6.2).
+    pub fn reset(&mut self) {
+        let at = self.capability(capability::PCI_EXPRESS) + u64::from(pcie::pci_express::DEVICE_CONTROL);
+        self.config_write16(at, DeviceControl::new().with_initiate_flr(true).into_bits());
+    }
+
+    fn read32(&mut self, at: u64) -> u32 {
+        let mut data = [0; 4];
+        self.function.bar_read(BAR_REGISTERS, at, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write32(&mut self, at: u64, value: u32) {
+        self.function.bar_write(BAR_REGISTERS, at, &value.to_le_bytes());
+    }
+
+    fn write64(&mut self, at: u64, value: u64) {
+        self.function.bar_write(BAR_REGISTERS, at, &value.to_le_bytes());
+    }
+
+    /// STATUS.busy.
+    pub fn is_busy(&mut self) -> bool {
+        Status::from_bits(self.read32(regs::STATUS)).busy()
+    }
+
+    /// Starts `ABORT_PASID`; no command may be under way.
+    pub fn abort(&mut self, pasid: Pasid) {
+        assert!(!self.is_command_busy(), "one command at a time");
+        let command = Command::new().with_opcode(command::ABORT_PASID).with_pasid(pasid.get());
+        self.write64(regs::COMMAND, command.into_bits());
+    }
+
+    /// COMMAND_STATUS.busy.
+    pub fn is_command_busy(&mut self) -> bool {
+        CommandStatus::from_bits(self.read32(regs::COMMAND_STATUS)).busy()
+    }
+
+    fn register(queue: usize, register: u64) -> u64 {
+        regs::QUEUES + queue as u64 * regs::QUEUE_STRIDE + register
+    }
+
+    /// Enables a queue with empty rings.
+    pub fn enable(&mut self, queue: usize, user: Option<Pasid>, rings: (u64, u64)) {
+        let size = QueueSize::new().with_sq_log2(RING_LOG2).with_cq_log2(RING_LOG2);
+        let owner = user.map_or(QueuePasid::new(), |p| QueuePasid::new().with_pasid(p.get()).with_user(true));
+        let vector = QueueVector::new().with_vector(u8::try_from(queue).expect("few queues")).with_enable(true);
+        self.write64(Self::register(queue, regs::QUEUE_SQ_BASE), rings.0);
+        self.write64(Self::register(queue, regs::QUEUE_CQ_BASE), rings.1);
+        self.write32(Self::register(queue, regs::QUEUE_SIZE), size.into_bits());
+        self.write32(Self::register(queue, regs::QUEUE_PASID), owner.into_bits());
+        self.write32(Self::register(queue, regs::QUEUE_VECTOR), vector.into_bits());
+        self.store(queue, doorbell::SQ_TAIL, 0);
+        self.store(queue, doorbell::CQ_HEAD, 0);
+        self.queues[queue] = Queue { user, rings, on: true, tail: 0, head: 0 };
+        self.write32(Self::register(queue, regs::QUEUE_CONTROL), 1);
+    }
+
+    /// Begins to disable a queue.
+    pub fn disable(&mut self, queue: usize) {
+        self.queues[queue].on = false;
+        self.write32(Self::register(queue, regs::QUEUE_CONTROL), 0);
+    }
+
+    /// QUEUE_STATUS.
+    pub fn queue_status(&mut self, queue: usize) -> QueueStatus {
+        QueueStatus::from_bits(self.read32(Self::register(queue, regs::QUEUE_STATUS)))
+    }
+
+    /// A word of a queue's doorbell page.
+    pub fn load(&mut self, queue: usize, word: u64) -> u32 {
+        let mut data = [0; 4];
+        self.function.bar_read(BAR_DOORBELLS, queue as u64 * DOORBELL_STRIDE + word, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn store(&mut self, queue: usize, word: u64, value: u32) {
+        self.function.bar_write(BAR_DOORBELLS, queue as u64 * DOORBELL_STRIDE + word, &value.to_le_bytes());
+    }
+
+    /// Rings: `SQ_TAIL`, and the wake page where the engine may sleep.
+    pub fn ring(&mut self, queue: usize) {
+        self.store(queue, doorbell::SQ_TAIL, self.queues[queue].tail);
+        self.wake_if_armed(queue);
+    }
+
+    /// Says how far completions were read.
+    pub fn consume(&mut self, queue: usize) {
+        self.store(queue, doorbell::CQ_HEAD, self.queues[queue].head);
+        self.wake_if_armed(queue);
+    }
+
+    fn wake_if_armed(&mut self, queue: usize) {
+        if self.load(queue, doorbell::ARMED) != 0 {
+            let pages = bar_doorbells_size(QUEUES as u32) / 2;
+            self.function.bar_write(BAR_DOORBELLS, pages + queue as u64 * DOORBELL_STRIDE, &[1; 4]);
+        }
+    }
+}

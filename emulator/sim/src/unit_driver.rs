@@ -1,0 +1,300 @@
+//! The kernel's half of the unit: registers, invalidation queue, page request queue, used the way Linux uses them.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use svadev_fabric::{Bdf, Pasid, PrgIndex, ResponseCode};
+use svadev_iommu::FAULT_RECORD_OFFSET;
+use svadev_memory::{GuestAddress, GuestMemory, Ram};
+use svadev_spec::vtd::fault::FaultRecordHigh;
+use svadev_spec::vtd::invalidation::{
+    InvalidateAddress, PageGroupResponse, PageGroupResponseIndex, PasidCache, PasidDeviceTlb, PasidDeviceTlbAddress,
+    PasidIotlb, Wait, descriptor_type, pasid_cache_granularity, pasid_iotlb_granularity, response_code,
+};
+use svadev_spec::vtd::page_request::{DESCRIPTOR_SIZE, PageRequestHigh, PageRequestLow};
+use svadev_spec::vtd::registers::{
+    FaultStatus, Global, InvalidationQueueAddress, PageRequestQueueAddress, PageRequestStatus, RootTableAddress,
+    offset, translation_table_mode,
+};
+
+use crate::bus::{Bus, msi};
+use crate::frames::{FRAME, Frames};
+use crate::log::Log;
+
+/// A descriptor's first two quadwords; the others are zero.
+pub type Descriptor = [u64; 2];
+
+/// Log2 of the invalidation queue's pages.
+const QUEUE_ORDER: u8 = 1;
+const QUEUE_BYTES: u64 = FRAME << QUEUE_ORDER;
+/// 256-bit descriptors, as scalable mode demands.
+const DESCRIPTOR_BYTES: u64 = 32;
+/// What a wait writes; not 0, with which a slot starts.
+const DONE: u32 = 2;
+
+/// A submission that is waited for: give it to [`UnitDriver::is_done`] until that says so.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Waiting(u64);
+
+/// A page request as the kernel reads it.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// Address of the page.
+    pub iova: u64,
+    /// It is to be written.
+    pub write: bool,
+}
+
+/// A complete group.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Who asked.
+    pub bdf: Bdf,
+    /// For whom.
+    pub pasid: Option<Pasid>,
+    /// Which group.
+    pub index: PrgIndex,
+    /// What for.
+    pub requests: Vec<Request>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct UnitDriver {
+    bus: Arc<Bus>,
+    ram: Arc<Ram>,
+    log: Arc<Log>,
+    queue: u64,
+    tail: u64,
+    /// Free status words.
+    slots: Vec<u64>,
+    page_requests: u64,
+    page_request_bytes: u64,
+    page_request_head: u64,
+    /// Groups whose last request has not come.
+    partial: BTreeMap<(u16, u16), Vec<Request>>,
+    /// DMA faults read from the unit.
+    pub faults: u64,
+}
+
+impl UnitDriver {
+    /// Brings the unit up, in Linux's order: queued invalidation, root table, translation, page requests.
+    pub fn new(
+        bus: Arc<Bus>,
+        ram: Arc<Ram>,
+        log: Arc<Log>,
+        frames: &mut Frames,
+        root: u64,
+        page_request_order: u8,
+    ) -> Self {
+        let status = frames.allocate();
+        let queue = frames.fresh(1 << QUEUE_ORDER);
+        let page_requests = frames.fresh(1 << page_request_order);
+        bus.write64(offset::IQT, 0);
+        let address = InvalidationQueueAddress::new()
+            .with_queue_size(QUEUE_ORDER)
+            .with_descriptor_width(true)
+            .with_frame(queue >> 12);
+        bus.write64(offset::IQA, address.into());
+        let mut command = Global::new().with_queued_invalidation_enable(true);
+        bus.write32(offset::GCMD, command.into());
+        let root = RootTableAddress::new()
+            .with_translation_table_mode(translation_table_mode::SCALABLE)
+            .with_frame(root >> 12);
+        bus.write64(offset::RTADDR, root.into());
+        bus.write32(offset::GCMD, command.with_root_table_pointer(true).into());
+        bus.write64(offset::PQH, 0);
+        bus.write64(offset::PQT, 0);
+        let address =
+            PageRequestQueueAddress::new().with_queue_size(page_request_order).with_frame(page_requests >> 12);
+        bus.write64(offset::PQA, address.into());
+        for (control, data) in
+            [(offset::FECTL, msi::FAULT), (offset::IECTL, msi::INVALIDATION), (offset::PECTL, msi::PAGE_REQUEST)]
+        {
+            bus.write32(control + 4, data);
+            bus.write32(control + 8, 0xfee0_0000);
+            bus.write32(control + 12, 0);
+            bus.write32(control, 0);
+        }
+        command.set_translation_enable(true);
+        bus.write32(offset::GCMD, command.into());
+        let state = Global::from(bus.read32(offset::GSTS));
+        assert!(state.translation_enable() && state.queued_invalidation_enable(), "the unit is up: {state:?}");
+        Self {
+            bus,
+            ram,
+            log,
+            queue,
+            tail: 0,
+            slots: (0..FRAME / 8).map(|n| status + 8 * n).collect(),
+            page_requests,
+            page_request_bytes: FRAME << page_request_order,
+            page_request_head: 0,
+            partial: BTreeMap::new(),
+            faults: 0,
+        }
+    }
+
+    /// Puts descriptors and a wait into the invalidation queue; `None`, and nothing done, where there is no room now.
+    pub fn submit(&mut self, descriptors: &[Descriptor], drain: bool) -> Option<Waiting> {
+        let head = self.bus.read64(offset::IQH);
+        let room = head.wrapping_sub(self.tail + DESCRIPTOR_BYTES) % QUEUE_BYTES;
+        if room < (descriptors.len() as u64 + 1) * DESCRIPTOR_BYTES {
+            return None;
+        }
+        let slot = self.slots.pop()?;
+        self.ram.store_u32(GuestAddress(slot), 0).expect("status words are in memory");
+        let wait = Wait::new().with_status_write(true).with_fence(drain).with_page_request_drain(drain);
+        let low = u64::from(wait.with_status_data(DONE)) | u64::from(descriptor_type::WAIT);
+        for [low, high] in descriptors.iter().copied().chain([[low, slot]]) {
+            for (n, word) in [low, high, 0, 0].into_iter().enumerate() {
+                let at = GuestAddress(self.queue + self.tail + 8 * n as u64);
+                self.ram.write(at, &word.to_le_bytes()).expect("the queue is in memory");
+            }
+            self.tail = (self.tail + DESCRIPTOR_BYTES) % QUEUE_BYTES;
+        }
+        self.bus.write64(offset::IQT, self.tail);
+        Some(Waiting(slot))
+    }
+
+    /// Whether the submission is over; then its status word is free again.
+    pub fn is_done(&mut self, waiting: &Waiting) -> bool {
+        let word = self.ram.load_u64(GuestAddress(waiting.0)).expect("status words are in memory");
+        let done = word == u64::from(DONE);
+        if done {
+            self.slots.push(waiting.0);
+        }
+        done
+    }
+
+    /// Whether nothing is left in the invalidation queue.
+    pub fn is_idle(&self) -> bool {
+        self.bus.read64(offset::IQH) == self.tail
+    }
+
+    /// Reads fault status and records, and clears the records. Queue errors are the mock kernel's fault, or the unit's.
+    pub fn check_faults(&mut self) {
+        let status = FaultStatus::from(self.bus.read32(offset::FSTS));
+        let broken = status.invalidation_queue_error()
+            || status.invalidation_completion_error()
+            || status.invalidation_timeout_error();
+        self.log.check(!broken, || format!("the invalidation queue reports an error: {status:?}"));
+        if !status.primary_pending_fault() {
+            return;
+        }
+        let at = FAULT_RECORD_OFFSET + 16 * u64::from(status.fault_record_index());
+        let record = FaultRecordHigh::from(self.bus.read64(at + 8));
+        self.log.event(format_args!("DMA fault, reason {:#x}", record.fault_reason()));
+        self.faults += 1;
+        self.bus.write32(at + 12, 1 << 31);
+        self.bus.write32(offset::FSTS, FaultStatus::new().with_primary_fault_overflow(true).into());
+    }
+
+    /// Takes what is in the page request queue; the groups that are complete now.
+    pub fn take_page_requests(&mut self) -> Vec<Group> {
+        let pending = PageRequestStatus::new().with_pending(true);
+        self.bus.write32(offset::PRS, pending.into());
+        let tail = self.bus.read64(offset::PQT);
+        let mut groups = Vec::new();
+        while self.page_request_head != tail {
+            groups.extend(self.take_page_request());
+            self.page_request_head = (self.page_request_head + DESCRIPTOR_SIZE) % self.page_request_bytes;
+        }
+        self.bus.write64(offset::PQH, self.page_request_head);
+        if PageRequestStatus::from(self.bus.read32(offset::PRS)).overflow()
+            && self.bus.read64(offset::PQT) == self.page_request_head
+        {
+            // Whatever is incomplete was answered by the unit (VT-d 4.1 §7.4.1).
+            self.partial.clear();
+            self.log.event(format_args!("page request queue overflow"));
+            self.bus.write32(offset::PRS, PageRequestStatus::new().with_overflow(true).into());
+        }
+        groups
+    }
+
+    fn take_page_request(&mut self) -> Option<Group> {
+        let at = self.page_requests + self.page_request_head;
+        let load = |at| self.ram.load_u64(GuestAddress(at)).expect("the queue is in memory");
+        let (low, high) = (PageRequestLow::from(load(at)), PageRequestHigh::from(load(at + 8)));
+        let request = Request { iova: high.frame() << 12, write: high.write() };
+        let key = (low.requester_id(), high.prg_index());
+        if !high.last() {
+            self.partial.entry(key).or_default().push(request);
+            return None;
+        }
+        let mut requests = self.partial.remove(&key).unwrap_or_default();
+        requests.push(request);
+        Some(Group {
+            bdf: Bdf(low.requester_id()),
+            pasid: low.pasid_present().then(|| Pasid::from_low_bits(low.pasid().into())),
+            index: PrgIndex::from_low_bits(high.prg_index().into()),
+            requests,
+        })
+    }
+
+    /// Whether the page request queue is empty.
+    pub fn no_page_requests(&self) -> bool {
+        self.bus.read64(offset::PQT) == self.page_request_head
+    }
+}
+
+/// PASID-selective invalidations after a PASID table entry was cleared (VT-d 4.1 §6.5.3.1).
+pub fn pasid_gone(bdf: Bdf, domain_id: u16, pasid: Pasid) -> [Descriptor; 3] {
+    let cache = PasidCache::new()
+        .with_granularity(pasid_cache_granularity::PASID)
+        .with_domain_id(domain_id)
+        .with_pasid(pasid.get());
+    let iotlb = PasidIotlb::new()
+        .with_granularity(pasid_iotlb_granularity::PASID)
+        .with_domain_id(domain_id)
+        .with_pasid(pasid.get());
+    [
+        [u64::from(cache) | u64::from(descriptor_type::PASID_CACHE), 0],
+        [u64::from(iotlb) | u64::from(descriptor_type::PASID_IOTLB), 0],
+        device_tlb_all(bdf, pasid),
+    ]
+}
+
+fn device_tlb_all(bdf: Bdf, pasid: Pasid) -> Descriptor {
+    // Every address bit below bit 63 set, and S: everything (PCIe 6.0 §10.3.2).
+    let range = PasidDeviceTlbAddress::new().with_size(true).with_frame((1 << 51) - 1);
+    [device_tlb_low(bdf, pasid), range.into()]
+}
+
+fn device_tlb_low(bdf: Bdf, pasid: Pasid) -> u64 {
+    let low = PasidDeviceTlb::new().with_source_id(bdf.0).with_pasid(pasid.get()).with_max_invalidations_pending(31);
+    u64::from(low) | u64::from(descriptor_type::PASID_DEVICE_TLB)
+}
+
+/// Drops the unit's translations of `1 << order` pages at `iova`, which is aligned to that.
+pub fn iotlb_pages(domain_id: u16, pasid: Pasid, iova: u64, order: u8) -> Descriptor {
+    let low = PasidIotlb::new()
+        .with_granularity(pasid_iotlb_granularity::PAGE)
+        .with_domain_id(domain_id)
+        .with_pasid(pasid.get());
+    let high = InvalidateAddress::new().with_address_mask(order).with_frame(iova >> 12);
+    [u64::from(low) | u64::from(descriptor_type::PASID_IOTLB), high.into()]
+}
+
+/// Drops a function's translations of `1 << order` pages at `iova`, which is aligned to that.
+pub fn device_tlb_pages(bdf: Bdf, pasid: Pasid, iova: u64, order: u8) -> Descriptor {
+    // The lowest `order - 1` frame bits set, the next clear, and S (PCIe 6.0 §10.3.2).
+    let ones = if order == 0 { 0 } else { (1u64 << (order - 1)) - 1 };
+    let high = PasidDeviceTlbAddress::new().with_size(order > 0).with_frame(iova >> 12 | ones);
+    [device_tlb_low(bdf, pasid), high.into()]
+}
+
+/// The answer to a group (VT-d 4.1 §7.5.1).
+pub fn response(group: &Group, code: ResponseCode) -> Descriptor {
+    let code = match code {
+        ResponseCode::Success => response_code::SUCCESS,
+        ResponseCode::InvalidRequest => response_code::INVALID,
+        ResponseCode::Failure => response_code::FAILURE,
+    };
+    let low = PageGroupResponse::new()
+        .with_pasid_present(group.pasid.is_some())
+        .with_pasid(group.pasid.map_or(0, Pasid::get))
+        .with_requester_id(group.bdf.0)
+        .with_response_code(code);
+    let high = PageGroupResponseIndex::new().with_prg_index(group.index.get());
+    [u64::from(low) | u64::from(descriptor_type::PAGE_GROUP_RESPONSE), high.into()]
+}

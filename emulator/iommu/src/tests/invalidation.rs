@@ -264,7 +264,21 @@ fn a_timeout_aborts_the_wait_and_stops_the_queue() {
 #[test]
 fn bad_descriptors_stop_the_queue_until_iqe_is_cleared() {
     let did = u64::from(DOMAIN) << 16;
-    let cases: [(&str, [u64; 2], QueueError); 12] = [
+    let cases: [(&str, [u64; 2], QueueError); 26] = [
+        ("reserved bits of a context-cache invalidation", [1 | 1 << 4 | 1 << 6, 0], QueueError::Reserved),
+        ("the same, high", [1 | 1 << 4, 1], QueueError::Reserved),
+        ("the same, above FM", [1 | 1 << 4 | 1 << 50, 0], QueueError::Reserved),
+        ("reserved bits of an IOTLB invalidation", [2 | 1 << 4 | 1 << 8, 0], QueueError::Reserved),
+        ("the same, upper half", [2 | 1 << 4 | 1 << 32, 0], QueueError::Reserved),
+        ("the same, address", [2 | 3 << 4, 1 << 7], QueueError::Reserved),
+        ("reserved bits of a PASID-based one", [6 | 2 << 4 | 1 << 6, 0], QueueError::Reserved),
+        ("the same, above the PASID", [6 | 2 << 4 | 1 << 52, 0], QueueError::Reserved),
+        ("PASID-based granularity 1", [6 | 1 << 4, 0], QueueError::Reserved),
+        ("reserved bits of a PASID-cache invalidation", [7 | 3 << 4, 1], QueueError::Reserved),
+        ("reserved bits of a device-TLB invalidation", [3, 1 << 5], QueueError::Reserved),
+        ("the same, PASID-based", [8, 1 << 5], QueueError::Reserved),
+        ("a status address that is not aligned", [5 | 1 << 5, STATUS + 2], QueueError::Reserved),
+        ("an unknown type", [0xb, 0], QueueError::InvalidType),
         ("type 0", [0, 0], QueueError::InvalidType),
         ("page stream response", [0xa, 0], QueueError::InvalidType),
         ("upper type bits", [5 | 1 << 9, 0], QueueError::InvalidType),

@@ -1,4 +1,5 @@
 //! Tests of the unit through its public face: registers, requests and tables in memory.
+mod adversarial;
 mod against_model;
 mod faults;
 mod invalidation;

@@ -207,3 +207,22 @@ fn nested_ways_go_with_pages_of_the_domain() {
         }
     }
 }
+
+#[test]
+fn the_invalidation_address_register_has_the_hint_too() {
+    for (hint, to) in [(IH, OLD), (0, NEW)] {
+        let mut world = caching(Caching::Strict);
+        let (root, bits) = (world.page(), SS_R | SS_W);
+        world.bind(DEVICE, 5, 2, Mode::Second { root, levels: 3 });
+        world.map(root, 3, 0x7000, 0x4000 | bits, 12);
+        world.map(root, 3, 0x9000, OLD | bits, 12);
+        world.translate_ok(0x7000, Access::READ);
+        let level2 = world.load(root) & !0xfff;
+        redirect(&mut world, level2, bits, NEW);
+        world.write32(offset::GCMD, 1 << 31);
+        world.write64(crate::IOTLB_REGISTER_OFFSET, 0x9000 | hint);
+        world.write64(crate::IOTLB_REGISTER_OFFSET + 8, 1 << 63 | 3 << 60 | 2 << 32);
+        assert_eq!(world.read64(crate::IOTLB_REGISTER_OFFSET + 8) >> 57 & 3, 3, "carried out as pages");
+        assert_eq!(leads_to(&mut world), to);
+    }
+}

@@ -133,6 +133,38 @@ fn translation_requests_need_dte() {
 }
 
 #[test]
+fn what_one_kind_of_request_left_in_the_caches_does_not_serve_another() {
+    // DTE clear: an untranslated access fills the caches, and a translation request is blocked all the same.
+    let mut world = world();
+    let at = world.context_entry(DEVICE);
+    world.store(at, world.load(at) & !(1 << 2));
+    assert!(world.access(Some(PASID), 0x7000, Access::READ_WRITE).is_ok());
+    assert_eq!(world.translate(Some(PASID), 0x7000, Access::READ), Err(AtsError::UnsupportedRequest));
+    // PASIDE clear: a request without PASID fills the entry of RID_PASID, which a request with that PASID must not use.
+    let mut world = World::new();
+    let root = world.page();
+    world.bind(DEVICE, 0, DOMAIN, Mode::First { root, levels: 4 });
+    world.map(root, 4, 0x7000, 0x5000 | USER_PAGE, 12);
+    let at = world.context_entry(DEVICE);
+    world.store(at, world.load(at) & !(1 << 3));
+    for _ in 0..2 {
+        assert!(world.access(None, 0x7000, Access::READ_WRITE).is_ok());
+        let pasid0 = Some(Pasid::from_low_bits(0));
+        assert_eq!(world.access(pasid0, 0x7000, Access::READ).unwrap_err().0, FaultReason::PasidDisabled);
+    }
+}
+
+#[test]
+fn privileged_and_execute_requests_do_not_use_what_user_requests_left() {
+    let mut world = world();
+    assert!(world.access(Some(PASID), 0x7000, Access::READ_WRITE).is_ok());
+    let privileged = Access { privileged: true, ..Access::READ };
+    assert_eq!(world.blocked(0x7000, privileged), FaultReason::SupervisorDisabled);
+    let execute = Access { execute: true, ..Access::READ };
+    assert_eq!(world.blocked(0x7000, execute), FaultReason::ExecuteDisabled);
+}
+
+#[test]
 fn pasids_beyond_the_directory_or_the_unit_are_refused() {
     let mut world = World::with(UnitConfig { max_pasid_bits: 14, ..UnitConfig::default() });
     world.bind_first_stage(4);

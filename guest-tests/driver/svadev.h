@@ -7,6 +7,7 @@
  *  svadev_hw.c       registers: start, stop, commands
  *  svadev_queue.c    the rings: submission, completion, watchdog
  *  svadev_context.c  bind, drain, unbind
+ *  svadev_user_queue.c  queues that programs drive themselves
  *  svadev_chardev.c  /dev/svadevN
  *
  * Locks, outermost first. Each is taken only after those above it, and none is held across a return
@@ -18,6 +19,9 @@
  *  svadev_device.bonds_lock  who shares a PASID; held across a PASID's abort, which is bounded
  *  svadev_device.gate        read: may touch the hardware if @state allows; write: changes @state
  *  svadev_device.command_lock   one command at a time
+ *  svadev_device.map_lock    which user queues there are and may be mapped. Page faults and mmap()
+ *                            take it inside mmap_lock, and bind takes mmap_lock inside the gate: so
+ *                            nothing above is ever taken inside it
  *  svadev_device.lock        spinlock, interrupts off: rings, slots and the lists of all contexts
  *
  * The SVA core's own locks (iommu_sva_lock, the group's mutex) are taken inside the gate.
@@ -27,6 +31,7 @@
 
 #include <linux/cdev.h>
 #include <linux/device.h>
+#include <linux/kref.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/pci.h>
@@ -48,6 +53,9 @@
 
 /* A slot's number in the cookie that the device sees; the bits above make each cookie unique. */
 #define SVADEV_TAG_SLOT_BITS 16
+
+/* Most interrupt vectors to use. */
+#define SVADEV_MAX_VECTORS 8
 
 /**
  * enum svadev_state - what may be done with a device
@@ -73,6 +81,8 @@ enum svadev_state {
  * @restarts: times that the driver stopped and started the function because work did not end
  * @resets: resets by the PCI core
  * @stuck: descriptors reported as in flight for too long
+ * @user_queues: user queues that exist now
+ * @user_interrupts: interrupts of the vectors that user queues share
  */
 struct svadev_stats {
 	u64 submitted;
@@ -83,6 +93,8 @@ struct svadev_stats {
 	u64 restarts;
 	u64 resets;
 	u64 stuck;
+	u64 user_queues;
+	u64 user_interrupts;
 };
 
 /**
@@ -110,13 +122,17 @@ struct svadev_bond {
  * @minor: N
  * @pdev: the function; referenced, but usable only while @state is not SVADEV_GONE or within remove
  * @regs: BAR_REGISTERS, mapped until remove returns
- * @doorbell: the kernel queue's doorbell page, likewise
- * @irq: Linux interrupt number of vector 0
+ * @doorbells: BAR_DOORBELLS, likewise; the kernel queue's page comes first
+ * @irqs: Linux interrupt numbers of the vectors in use. Vector 0 is the kernel queue's, the others
+ *	are shared by user queues, as is vector 0 if there is no other
+ * @vectors: how many
+ * @queues: queues that registers and doorbells have room for
  * @version: VERSION
  * @limits: LIMITS
  * @opcodes: OPCODES
  * @max_length: MAX_LENGTH
  * @max_scatter: MAX_SCATTER
+ * @max_ring_log2: MAX_RING_LOG2
  * @gate: see the top of this file
  * @state: written with @gate held for writing and @lock held; either is enough to read it
  * @starts: how often the function was started; changed with @gate held for writing
@@ -128,7 +144,11 @@ struct svadev_bond {
  * @bonds: PASIDs in use
  * @reset_work: asks the PCI core for a reset after a restart failed
  * @watchdog: looks for work that does not end, while there is any
+ * @map_lock: protects @user_queues, and in them what is marked
+ * @user_queues: user queues by number; never the kernel queue's 0
+ * @queue_generation: makes their names unique
  * @lock: protects everything below, and in contexts what is marked
+ * @signalled: user queues with an eventfd
  * @sq: submission ring
  * @cq: completion ring
  * @sq_dma: its DMA address
@@ -150,14 +170,17 @@ struct svadev_device {
 	int minor;
 	struct pci_dev *pdev;
 	void __iomem *regs;
-	void __iomem *doorbell;
-	int irq;
+	void __iomem *doorbells;
+	int irqs[SVADEV_MAX_VECTORS];
+	unsigned int vectors;
+	unsigned int queues;
 
 	u32 version;
 	u32 limits;
 	u64 opcodes;
 	u64 max_length;
 	u32 max_scatter;
+	u32 max_ring_log2;
 
 	struct rw_semaphore gate;
 	enum svadev_state state;
@@ -171,7 +194,12 @@ struct svadev_device {
 	struct work_struct reset_work;
 	struct delayed_work watchdog;
 
+	struct mutex map_lock; /* user_queues */
+	struct svadev_user_queue *user_queues[SVADEV_MAX_QUEUES];
+	u32 queue_generation;
+
 	spinlock_t lock; /* all below */
+	struct list_head signalled;
 	struct svadev_desc *sq;
 	struct svadev_completion *cq;
 	dma_addr_t sq_dma;
@@ -227,6 +255,9 @@ struct svadev_request {
  * @in_flight_count: length of @in_flight
  * @uncollected: length of @done
  * @wait: woken when something completes or @accepting changes
+ * @mapping: the file's, to find mappings of user queues. It lives as long as the file
+ * @user_queues: user queues of this context, only while bound; @mutex protects it and the count
+ * @user_queue_count: how many
  */
 struct svadev_context {
 	struct svadev_device *sdev;
@@ -242,6 +273,44 @@ struct svadev_context {
 	unsigned int in_flight_count;
 	unsigned int uncollected;
 	wait_queue_head_t wait;
+	struct address_space *mapping;
+	struct list_head user_queues;
+	unsigned int user_queue_count;
+};
+
+/**
+ * struct svadev_user_queue - a queue whose rings are a program's
+ * @ref: held by the context while the queue exists, and by each mapping of its pages
+ * @context: whose it is; lives while the queue exists, and while a page is mapped (the mapping holds
+ *	the file)
+ * @number: in the function
+ * @id: the program's name for it: the number, and a generation above, so that a stale one never hits
+ *	the number's next owner
+ * @mm: the address space that its rings are in, for comparison only: while the queue exists the
+ *	context is bound, and so has it mmgrab()bed
+ * @doorbell_pfn: page frame of the doorbell page
+ * @wake_pfn: page frame of the wake page
+ * @live: the device has it, and its pages may be mapped; svadev_device.map_lock protects it. Set
+ *	once, with @gate held for reading; cleared with @gate held for writing (lost) or
+ *	svadev_context.mutex held (destroyed)
+ * @eventfd: to signal, or NULL
+ * @irq: Linux interrupt number of its vector
+ * @node: in svadev_context.user_queues
+ * @signal_node: in svadev_device.signalled, if it has an eventfd; svadev_device.lock protects it
+ */
+struct svadev_user_queue {
+	struct kref ref;
+	struct svadev_context *context;
+	unsigned int number;
+	u32 id;
+	struct mm_struct *mm;
+	unsigned long doorbell_pfn;
+	unsigned long wake_pfn;
+	bool live;
+	struct eventfd_ctx *eventfd;
+	int irq;
+	struct list_head node;
+	struct list_head signal_node;
 };
 
 /* svadev_main.c */
@@ -258,8 +327,11 @@ int svadev_hw_identify(struct svadev_device *sdev);
 int svadev_hw_start(struct svadev_device *sdev);
 int svadev_hw_stop(struct svadev_device *sdev);
 int svadev_hw_abort_pasid(struct svadev_device *sdev, u32 pasid);
-u32 svadev_hw_queue_status(struct svadev_device *sdev);
-u64 svadev_hw_queue_fault_address(struct svadev_device *sdev);
+int svadev_hw_user_queue_start(struct svadev_device *sdev, unsigned int number,
+			       const struct svadev_create_queue *args, u32 pasid, u32 vector);
+int svadev_hw_user_queue_stop(struct svadev_device *sdev, unsigned int number);
+u32 svadev_hw_queue_status(struct svadev_device *sdev, unsigned int number);
+u64 svadev_hw_queue_fault_address(struct svadev_device *sdev, unsigned int number);
 
 /* svadev_queue.c */
 int svadev_queue_alloc(struct svadev_device *sdev);
@@ -277,7 +349,8 @@ void svadev_queue_restart(struct svadev_device *sdev, unsigned int starts, const
 void svadev_queue_watchdog(struct work_struct *work);
 
 /* svadev_context.c */
-struct svadev_context *svadev_context_create(struct svadev_device *sdev);
+struct svadev_context *svadev_context_create(struct svadev_device *sdev,
+					     struct address_space *mapping);
 void svadev_context_destroy(struct svadev_context *context);
 int svadev_context_bind(struct svadev_context *context, bool nonblock);
 int svadev_context_unbind(struct svadev_context *context);
@@ -286,6 +359,17 @@ int svadev_context_may_submit(struct svadev_context *context);
 bool svadev_context_mm_dead(struct svadev_context *context);
 int svadev_enter(struct svadev_device *sdev, bool nonblock);
 void svadev_leave(struct svadev_device *sdev);
+
+/* svadev_user_queue.c */
+int svadev_user_queue_create(struct svadev_context *context, struct svadev_create_queue *args,
+			     bool nonblock);
+int svadev_user_queue_destroy(struct svadev_context *context, u32 id);
+void svadev_user_queue_destroy_all(struct svadev_context *context);
+int svadev_user_queue_query(struct svadev_context *context, struct svadev_query_queue *args);
+int svadev_user_queue_mmap(struct svadev_context *context, struct vm_area_struct *vma);
+void svadev_user_queue_lose_all(struct svadev_device *sdev);
+void svadev_user_queue_signal(struct svadev_device *sdev, int irq);
+irqreturn_t svadev_user_queue_irq(int irq, void *data);
 
 /* svadev_chardev.c */
 extern const struct file_operations svadev_fops;

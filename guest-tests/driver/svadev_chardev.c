@@ -19,7 +19,7 @@ static int svadev_open(struct inode *inode, struct file *file)
 {
 	/* The inode's reference to the cdev holds the device until release has returned. */
 	struct svadev_device *sdev = container_of(inode->i_cdev, struct svadev_device, cdev);
-	struct svadev_context *context = svadev_context_create(sdev);
+	struct svadev_context *context = svadev_context_create(sdev, file->f_mapping);
 
 	if (IS_ERR(context))
 		return PTR_ERR(context);
@@ -82,6 +82,7 @@ static long query(struct svadev_context *context, void __user *user)
 		.max_uncollected = SVADEV_MAX_UNCOLLECTED,
 		.queues = FIELD_GET(SVADEV_LIMITS_QUEUES, sdev->limits),
 		.engines = FIELD_GET(SVADEV_LIMITS_ENGINES, sdev->limits),
+		.max_user_queues = SVADEV_MAX_USER_QUEUES,
 		.pci_address = pci_domain_nr(pdev->bus) << 16 | pci_dev_id(pdev),
 	};
 	scoped_guard(spinlock_irq, &sdev->lock) {
@@ -89,6 +90,7 @@ static long query(struct svadev_context *context, void __user *user)
 		args.in_flight = context->in_flight_count;
 		args.uncollected = context->uncollected;
 		args.resets = sdev->stats.resets;
+		args.user_queues = sdev->stats.user_queues;
 	}
 	return copy_struct_to_user(user, argsz, &args, sizeof(args), NULL);
 }
@@ -361,6 +363,68 @@ static long wait(struct svadev_context *context, void __user *user)
 	return nothing_to_collect(context);
 }
 
+static long create_queue(struct svadev_context *context, bool nonblock, void __user *user)
+{
+	struct svadev_create_queue args;
+	u32 argsz;
+	int err;
+
+	err = get_args(&args, sizeof(args), offsetofend(struct svadev_create_queue, wake_offset),
+		       user);
+	if (err)
+		return err;
+	if (args.flags || args.queue || args.doorbell_offset || args.wake_offset)
+		return -EINVAL;
+	argsz = args.argsz;
+	err = svadev_user_queue_create(context, &args, nonblock);
+	if (err)
+		return err;
+	args.argsz = sizeof(args);
+	err = copy_struct_to_user(user, argsz, &args, sizeof(args), NULL);
+	/*
+	 * Without its name the program could do nothing with it. The context's mutex is not held
+	 * here, for the copy may wait for ever on the program's own userfaultfd. Another thread may
+	 * have guessed the name and been faster: then there is none to destroy.
+	 */
+	if (err)
+		svadev_user_queue_destroy(context, args.queue);
+	return err;
+}
+
+static long destroy_queue(struct svadev_context *context, void __user *user)
+{
+	struct svadev_destroy_queue args;
+	int err;
+
+	err = get_args(&args, sizeof(args), offsetofend(struct svadev_destroy_queue, reserved),
+		       user);
+	if (err)
+		return err;
+	if (args.flags || args.reserved)
+		return -EINVAL;
+	return svadev_user_queue_destroy(context, args.queue);
+}
+
+static long query_queue(struct svadev_context *context, void __user *user)
+{
+	struct svadev_query_queue args;
+	u32 argsz;
+	int err;
+
+	err = get_args(&args, sizeof(args), offsetofend(struct svadev_query_queue, fault_address),
+		       user);
+	if (err)
+		return err;
+	if (args.flags || args.reserved)
+		return -EINVAL;
+	argsz = args.argsz;
+	err = svadev_user_queue_query(context, &args);
+	if (err)
+		return err;
+	args.argsz = sizeof(args);
+	return copy_struct_to_user(user, argsz, &args, sizeof(args), NULL);
+}
+
 static long svadev_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
 	struct svadev_context *context = file->private_data;
@@ -378,6 +442,12 @@ static long svadev_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 		return submit(context, nonblock, user);
 	case SVADEV_IOC_WAIT:
 		return wait(context, user);
+	case SVADEV_IOC_CREATE_QUEUE:
+		return create_queue(context, nonblock, user);
+	case SVADEV_IOC_DESTROY_QUEUE:
+		return destroy_queue(context, user);
+	case SVADEV_IOC_QUERY_QUEUE:
+		return query_queue(context, user);
 	default:
 		return -ENOTTY;
 	}
@@ -403,6 +473,11 @@ static __poll_t svadev_poll(struct file *file, poll_table *table)
 	return ready;
 }
 
+static int svadev_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	return svadev_user_queue_mmap(file->private_data, vma);
+}
+
 const struct file_operations svadev_fops = {
 	.owner = THIS_MODULE,
 	.open = svadev_open,
@@ -410,4 +485,5 @@ const struct file_operations svadev_fops = {
 	.unlocked_ioctl = svadev_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,
 	.poll = svadev_poll,
+	.mmap = svadev_mmap,
 };

@@ -6,8 +6,8 @@
  *
  *  1. Bind: the SVA core writes the PASID entry before any descriptor can name the PASID.
  *  2. Run: only the address space that bound may submit.
- *  3. Stop: clear @accepting under the device's lock. From then on nothing new comes, so what
- *     follows ends.
+ *  3. Stop: clear @accepting under the device's lock, and destroy the user queues, whose submissions
+ *     nobody can refuse. From then on nothing new comes, so what follows ends.
  *  4. Drain: abort the PASID on the device if nobody else uses it, and wait until each descriptor
  *     has its completion. Only then does iommu_sva_unbind_device()'s condition hold: the device
  *     issues no more transactions for the PASID, and its page requests have been pushed to the
@@ -73,12 +73,14 @@ void svadev_leave(struct svadev_device *sdev)
 /**
  * svadev_context_create() - a context for a new open file
  * @sdev: device
+ * @mapping: the file's
  *
  * Context: open; may sleep.
  * Return: the context, which holds a reference to the device; -ENOMEM; -ENODEV if the device is
  * gone.
  */
-struct svadev_context *svadev_context_create(struct svadev_device *sdev)
+struct svadev_context *svadev_context_create(struct svadev_device *sdev,
+					     struct address_space *mapping)
 {
 	struct svadev_context *context = kzalloc(sizeof(*context), GFP_KERNEL_ACCOUNT);
 
@@ -87,6 +89,8 @@ struct svadev_context *svadev_context_create(struct svadev_device *sdev)
 	mutex_init(&context->mutex);
 	INIT_LIST_HEAD(&context->in_flight);
 	INIT_LIST_HEAD(&context->done);
+	INIT_LIST_HEAD(&context->user_queues);
+	context->mapping = mapping;
 	init_waitqueue_head(&context->wait);
 
 	guard(mutex)(&sdev->contexts_lock);
@@ -246,6 +250,8 @@ static void stop_and_drain(struct svadev_context *context)
 	/* Submitters that wait for room must see that none will come for them. */
 	wake_up_all(&context->wait);
 	wake_up_all(&sdev->room_wait);
+	/* New ones need the context's mutex, which is ours, and @accepting. */
+	svadev_user_queue_destroy_all(context);
 
 	if (context->bond) {
 		guard(mutex)(&sdev->bonds_lock);

@@ -13,10 +13,23 @@
  */
 #define POLL_INTERVAL_US 100
 
-/* The kernel queue is queue 0. */
-static void __iomem *queue_reg(struct svadev_device *sdev, u32 offset)
+/* The kernel queue's number. */
+#define KERNEL_QUEUE 0
+
+static void __iomem *queue_reg(struct svadev_device *sdev, unsigned int number, u32 offset)
 {
-	return sdev->regs + SVADEV_REG_QUEUES + offset;
+	return sdev->regs + SVADEV_REG_QUEUES + number * SVADEV_REG_QUEUE_STRIDE + offset;
+}
+
+/* Takes effect when the queue is enabled. */
+static void program_queue(struct svadev_device *sdev, unsigned int number, u64 sq, u64 cq, u32 size,
+			  u32 pasid, u32 vector)
+{
+	writeq(sq, queue_reg(sdev, number, SVADEV_REG_QUEUE_SQ_BASE));
+	writeq(cq, queue_reg(sdev, number, SVADEV_REG_QUEUE_CQ_BASE));
+	writel(size, queue_reg(sdev, number, SVADEV_REG_QUEUE_SIZE));
+	writel(pasid, queue_reg(sdev, number, SVADEV_REG_QUEUE_PASID));
+	writel(vector, queue_reg(sdev, number, SVADEV_REG_QUEUE_VECTOR));
 }
 
 /*
@@ -78,6 +91,10 @@ int svadev_hw_identify(struct svadev_device *sdev)
 		return -ENODEV;
 	}
 	sdev->ring_log2 = min_t(u32, max_ring_log2, SVADEV_RING_LOG2);
+	sdev->max_ring_log2 = max_ring_log2;
+	sdev->queues = min3(FIELD_GET(SVADEV_LIMITS_QUEUES, sdev->limits), (u32)SVADEV_MAX_QUEUES,
+			    (u32)(pci_resource_len(sdev->pdev, SVADEV_BAR_DOORBELLS) /
+				  (2 * SVADEV_DOORBELL_STRIDE)));
 	return 0;
 }
 
@@ -101,25 +118,21 @@ int svadev_hw_start(struct svadev_device *sdev)
 
 	sdev->starts++;
 	svadev_queue_reset(sdev);
-	writel(0, sdev->doorbell + SVADEV_DOORBELL_SQ_TAIL);
-	writel(0, sdev->doorbell + SVADEV_DOORBELL_CQ_HEAD);
-
-	writeq(sdev->sq_dma, queue_reg(sdev, SVADEV_REG_QUEUE_SQ_BASE));
-	writeq(sdev->cq_dma, queue_reg(sdev, SVADEV_REG_QUEUE_CQ_BASE));
-	writel(FIELD_PREP(SVADEV_QUEUE_SIZE_SQ_LOG2, sdev->ring_log2) |
-	       FIELD_PREP(SVADEV_QUEUE_SIZE_CQ_LOG2, sdev->ring_log2),
-	       queue_reg(sdev, SVADEV_REG_QUEUE_SIZE));
-	writel(0, queue_reg(sdev, SVADEV_REG_QUEUE_PASID));
-	writel(SVADEV_QUEUE_VECTOR_ENABLE | FIELD_PREP(SVADEV_QUEUE_VECTOR_VECTOR, 0),
-	       queue_reg(sdev, SVADEV_REG_QUEUE_VECTOR));
+	writel(0, sdev->doorbells + SVADEV_DOORBELL_SQ_TAIL);
+	writel(0, sdev->doorbells + SVADEV_DOORBELL_CQ_HEAD);
+	program_queue(sdev, KERNEL_QUEUE, sdev->sq_dma, sdev->cq_dma,
+		      FIELD_PREP(SVADEV_QUEUE_SIZE_SQ_LOG2, sdev->ring_log2) |
+		      FIELD_PREP(SVADEV_QUEUE_SIZE_CQ_LOG2, sdev->ring_log2),
+		      0, SVADEV_QUEUE_VECTOR_ENABLE | FIELD_PREP(SVADEV_QUEUE_VECTOR_VECTOR, 0));
 
 	writel(SVADEV_CONTROL_ENABLE, sdev->regs + SVADEV_REG_CONTROL);
 	err = poll_status(sdev, SVADEV_STATUS_REG_ENABLED | SVADEV_STATUS_REG_BUSY,
 			  SVADEV_STATUS_REG_ENABLED);
 	if (err)
 		goto fail;
-	writel(SVADEV_QUEUE_CONTROL_ENABLE, queue_reg(sdev, SVADEV_REG_QUEUE_CONTROL));
-	status = svadev_hw_queue_status(sdev);
+	writel(SVADEV_QUEUE_CONTROL_ENABLE,
+	       queue_reg(sdev, KERNEL_QUEUE, SVADEV_REG_QUEUE_CONTROL));
+	status = svadev_hw_queue_status(sdev, KERNEL_QUEUE);
 	if (status == U32_MAX || !(status & SVADEV_QUEUE_STATUS_ENABLED)) {
 		dev_err(&sdev->pdev->dev, "the kernel queue does not start: status %#x\n", status);
 		err = -EIO;
@@ -200,25 +213,91 @@ int svadev_hw_abort_pasid(struct svadev_device *sdev, u32 pasid)
 }
 
 /**
- * svadev_hw_queue_status() - the kernel queue's QUEUE_STATUS
+ * svadev_hw_user_queue_start() - program a user queue and enable it
+ * @sdev: device, running
+ * @number: a queue that is off
+ * @args: rings, checked
+ * @pasid: whose they are
+ * @vector: vector to raise for descriptors that want it
+ *
+ * The doorbell page is zeroed: nothing of an earlier owner is left, and the indexes start at 0.
+ * ARMED, too, may be zeroed under an engine that sleeps: enabling wakes it, and it looks at the tail
+ * before it sleeps again.
+ *
+ * Context: @gate held for reading; nobody else uses the number. Does not sleep.
+ * Return: 0; -EIO if the queue does not start.
+ */
+int svadev_hw_user_queue_start(struct svadev_device *sdev, unsigned int number,
+			       const struct svadev_create_queue *args, u32 pasid, u32 vector)
+{
+	u32 status;
+
+	lockdep_assert_held_read(&sdev->gate);
+
+	memset_io(sdev->doorbells + number * SVADEV_DOORBELL_STRIDE, 0, SVADEV_DOORBELL_STRIDE);
+	program_queue(sdev, number, args->sq, args->cq,
+		      FIELD_PREP(SVADEV_QUEUE_SIZE_SQ_LOG2, args->sq_log2) |
+		      FIELD_PREP(SVADEV_QUEUE_SIZE_CQ_LOG2, args->cq_log2),
+		      SVADEV_QUEUE_PASID_USER | FIELD_PREP(SVADEV_QUEUE_PASID_PASID, pasid),
+		      SVADEV_QUEUE_VECTOR_ENABLE | FIELD_PREP(SVADEV_QUEUE_VECTOR_VECTOR, vector));
+	writel(SVADEV_QUEUE_CONTROL_ENABLE, queue_reg(sdev, number, SVADEV_REG_QUEUE_CONTROL));
+	status = svadev_hw_queue_status(sdev, number);
+	/* Nobody has rung yet, so it cannot have halted. */
+	if (status == U32_MAX || !(status & SVADEV_QUEUE_STATUS_ENABLED)) {
+		dev_err(&sdev->pdev->dev, "user queue %u does not start: status %#x\n", number,
+			status);
+		writel(0, queue_reg(sdev, number, SVADEV_REG_QUEUE_CONTROL));
+		return -EIO;
+	}
+	return 0;
+}
+
+/**
+ * svadev_hw_user_queue_stop() - disable a user queue
+ * @sdev: device, running
+ * @number: the queue, running or halted
+ *
+ * On success the device does nothing for the queue any more.
+ *
+ * Context: @gate held for reading. Sleeps, at most the command timeout.
+ * Return: 0; -ETIMEDOUT or -ENODEV.
+ */
+int svadev_hw_user_queue_stop(struct svadev_device *sdev, unsigned int number)
+{
+	int err;
+
+	lockdep_assert_held_read(&sdev->gate);
+
+	writel(0, queue_reg(sdev, number, SVADEV_REG_QUEUE_CONTROL));
+	err = poll_reg(queue_reg(sdev, number, SVADEV_REG_QUEUE_STATUS),
+		       SVADEV_QUEUE_STATUS_ENABLED | SVADEV_QUEUE_STATUS_HALTED, 0);
+	if (err)
+		dev_err(&sdev->pdev->dev, "user queue %u does not stop: %d\n", number, err);
+	return err;
+}
+
+/**
+ * svadev_hw_queue_status() - a queue's QUEUE_STATUS
  * @sdev: device
+ * @number: queue
  *
  * Context: as whoever may touch registers: @gate held, or probe.
  * Return: the register; all ones if the function does not answer.
  */
-u32 svadev_hw_queue_status(struct svadev_device *sdev)
+u32 svadev_hw_queue_status(struct svadev_device *sdev, unsigned int number)
 {
-	return readl(queue_reg(sdev, SVADEV_REG_QUEUE_STATUS));
+	return readl(queue_reg(sdev, number, SVADEV_REG_QUEUE_STATUS));
 }
 
 /**
- * svadev_hw_queue_fault_address() - the address whose fault halted the kernel queue
+ * svadev_hw_queue_fault_address() - the address whose fault halted a queue
  * @sdev: device
+ * @number: queue
  *
  * Context: as svadev_hw_queue_status().
  * Return: the register.
  */
-u64 svadev_hw_queue_fault_address(struct svadev_device *sdev)
+u64 svadev_hw_queue_fault_address(struct svadev_device *sdev, unsigned int number)
 {
-	return readq(queue_reg(sdev, SVADEV_REG_QUEUE_FAULT_ADDRESS));
+	return readq(queue_reg(sdev, number, SVADEV_REG_QUEUE_FAULT_ADDRESS));
 }

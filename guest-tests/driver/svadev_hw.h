@@ -2,8 +2,8 @@
 /*
  * The accelerator's hardware interface, as emulator/spec/src/device.rs has it;
  * docs/device-reference.md says it in prose. A test of guest-tests/lib compares every constant here
- * with the original. Descriptors, completions and their values are part of the user interface too,
- * and stand in uapi/svadev.h.
+ * with the original. Descriptors, completions, doorbell words and their values are part of the user
+ * interface too, and stand in uapi/svadev.h.
  */
 #ifndef _SVADEV_HW_H
 #define _SVADEV_HW_H
@@ -55,13 +55,6 @@
 #define SVADEV_REG_QUEUE_STATUS 0x20		/* 32 RO */
 #define SVADEV_REG_QUEUE_FAULT_ADDRESS 0x28	/* 64 RO */
 
-/* Offsets in a queue's doorbell page, all 32 bits. */
-#define SVADEV_DOORBELL_SQ_TAIL 0x00
-#define SVADEV_DOORBELL_CQ_HEAD 0x04
-#define SVADEV_DOORBELL_SQ_HEAD 0x40
-#define SVADEV_DOORBELL_CQ_TAIL 0x44
-#define SVADEV_DOORBELL_ARMED 0x48
-
 /* LIMITS */
 #define SVADEV_LIMITS_QUEUES 0x0000ffffU
 #define SVADEV_LIMITS_VECTORS 0x00ff0000U
@@ -93,11 +86,5 @@
 #define SVADEV_QUEUE_STATUS_ENABLED (1U << 0)
 #define SVADEV_QUEUE_STATUS_HALTED (1U << 1)
 #define SVADEV_QUEUE_STATUS_ERROR 0x0000ff00U
-#define SVADEV_QUEUE_ERROR_NONE 0
-#define SVADEV_QUEUE_ERROR_BAD_CONFIG 1
-#define SVADEV_QUEUE_ERROR_BAD_TAIL 2
-#define SVADEV_QUEUE_ERROR_BAD_CQ_HEAD 3
-#define SVADEV_QUEUE_ERROR_SQ_FAULT 4
-#define SVADEV_QUEUE_ERROR_CQ_FAULT 5
 
 #endif /* _SVADEV_HW_H */

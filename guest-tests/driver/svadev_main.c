@@ -53,6 +53,8 @@ SVADEV_STAT(interrupts);
 SVADEV_STAT(restarts);
 SVADEV_STAT(resets);
 SVADEV_STAT(stuck);
+SVADEV_STAT(user_queues);
+SVADEV_STAT(user_interrupts);
 
 static struct attribute *svadev_stats_attrs[] = {
 	&dev_attr_submitted.attr,
@@ -63,6 +65,8 @@ static struct attribute *svadev_stats_attrs[] = {
 	&dev_attr_restarts.attr,
 	&dev_attr_resets.attr,
 	&dev_attr_stuck.attr,
+	&dev_attr_user_queues.attr,
+	&dev_attr_user_interrupts.attr,
 	NULL
 };
 
@@ -136,7 +140,9 @@ struct svadev_device *svadev_device_alloc(struct pci_dev *pdev)
 	mutex_init(&sdev->command_lock);
 	mutex_init(&sdev->contexts_lock);
 	mutex_init(&sdev->bonds_lock);
+	mutex_init(&sdev->map_lock);
 	spin_lock_init(&sdev->lock);
+	INIT_LIST_HEAD(&sdev->signalled);
 	INIT_LIST_HEAD(&sdev->contexts);
 	INIT_LIST_HEAD(&sdev->bonds);
 	INIT_WORK(&sdev->reset_work, svadev_reset_work);

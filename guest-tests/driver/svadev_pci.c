@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* svadev: the PCI side: probe, remove, shutdown, reset. */
+#include <linux/bitfield.h>
 #include <linux/dma-mapping.h>
 #include <linux/interrupt.h>
 #include <linux/pci.h>
@@ -20,23 +21,39 @@ static int map_bars(struct svadev_device *sdev)
 	doorbells = pcim_iomap_region(pdev, SVADEV_BAR_DOORBELLS, "svadev");
 	if (IS_ERR(doorbells))
 		return dev_err_probe(&pdev->dev, PTR_ERR(doorbells), "cannot map the doorbells\n");
-	/* The kernel queue is queue 0. */
-	sdev->doorbell = doorbells;
+	sdev->doorbells = doorbells;
 	return 0;
 }
 
-static int set_up_irq(struct svadev_device *sdev)
+static void free_irqs(struct svadev_device *sdev)
 {
-	int err;
+	while (sdev->vectors)
+		free_irq(sdev->irqs[--sdev->vectors], sdev);
+}
 
-	err = pci_alloc_irq_vectors(sdev->pdev, 1, 1, PCI_IRQ_MSIX);
-	if (err < 0)
-		return dev_err_probe(&sdev->pdev->dev, err, "no MSI-X vector\n");
-	sdev->irq = pci_irq_vector(sdev->pdev, 0);
-	err = request_irq(sdev->irq, svadev_queue_irq, 0, pci_name(sdev->pdev), sdev);
-	if (err)
-		return dev_err_probe(&sdev->pdev->dev, err, "cannot request interrupt %d\n",
-				     sdev->irq);
+/* One vector for the kernel queue, and what more there is for user queues to share. */
+static int set_up_irqs(struct svadev_device *sdev)
+{
+	unsigned int max = min_t(u32, FIELD_GET(SVADEV_LIMITS_VECTORS, sdev->limits),
+				 SVADEV_MAX_VECTORS);
+	struct pci_dev *pdev = sdev->pdev;
+	int count, err;
+
+	count = pci_alloc_irq_vectors(pdev, 1, max, PCI_IRQ_MSIX);
+	if (count < 0)
+		return dev_err_probe(&pdev->dev, count, "no MSI-X vector\n");
+	for (int vector = 0; vector < count; vector++) {
+		int irq = pci_irq_vector(pdev, vector);
+
+		err = request_irq(irq, vector ? svadev_user_queue_irq : svadev_queue_irq, 0,
+				  pci_name(pdev), sdev);
+		if (err) {
+			free_irqs(sdev);
+			return dev_err_probe(&pdev->dev, err, "cannot request interrupt %d\n",
+					     irq);
+		}
+		sdev->irqs[sdev->vectors++] = irq;
+	}
 	return 0;
 }
 
@@ -62,7 +79,7 @@ static int svadev_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 		err = svadev_queue_alloc(sdev);
 	if (err)
 		goto free_queue;
-	err = set_up_irq(sdev);
+	err = set_up_irqs(sdev);
 	if (err)
 		goto free_queue;
 	pci_set_master(pdev);
@@ -81,7 +98,7 @@ stop:
 		svadev_queue_halt(sdev, SVADEV_GONE);
 free_irq:
 	pci_clear_master(pdev);
-	free_irq(sdev->irq, sdev);
+	free_irqs(sdev);
 free_queue:
 	svadev_queue_free(sdev);
 	put_device(&sdev->dev);
@@ -117,7 +134,7 @@ static void svadev_remove(struct pci_dev *pdev)
 	/* Only tries the device lock, which we hold, so this does not wait for itself. */
 	cancel_work_sync(&sdev->reset_work);
 	pci_clear_master(pdev);
-	free_irq(sdev->irq, sdev);
+	free_irqs(sdev);
 	svadev_queue_free(sdev);
 	put_device(&sdev->dev);
 }
@@ -147,7 +164,8 @@ static void svadev_reset_prepare(struct pci_dev *pdev)
 
 	scoped_guard(rwsem_write, &sdev->gate)
 		svadev_queue_halt(sdev, SVADEV_RESETTING);
-	synchronize_irq(sdev->irq);
+	for (unsigned int vector = 0; vector < sdev->vectors; vector++)
+		synchronize_irq(sdev->irqs[vector]);
 }
 
 static void svadev_reset_done(struct pci_dev *pdev)

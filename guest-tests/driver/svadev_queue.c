@@ -186,7 +186,7 @@ static void queue_reap(struct svadev_device *sdev)
 	 * and a descriptor that reuses one of the slots just freed gets into the ring only after we
 	 * drop the lock, so its SQ_TAIL is stored after this CQ_HEAD.
 	 */
-	writel(sdev->cq_head, sdev->doorbell + SVADEV_DOORBELL_CQ_HEAD);
+	writel(sdev->cq_head, sdev->doorbells + SVADEV_DOORBELL_CQ_HEAD);
 	wake_up_all(&sdev->room_wait);
 }
 
@@ -205,6 +205,8 @@ irqreturn_t svadev_queue_irq(int irq, void *data)
 	scoped_guard(spinlock_irqsave, &sdev->lock) {
 		sdev->stats.interrupts++;
 		queue_reap(sdev);
+		/* Its vector, too, if there is no other. */
+		svadev_user_queue_signal(sdev, irq);
 	}
 	return IRQ_HANDLED;
 }
@@ -296,7 +298,7 @@ void svadev_queue_publish(struct svadev_device *sdev)
 {
 	lockdep_assert_held(&sdev->lock);
 	/* writel() orders the descriptors before the tail. */
-	writel(sdev->sq_tail, sdev->doorbell + SVADEV_DOORBELL_SQ_TAIL);
+	writel(sdev->sq_tail, sdev->doorbells + SVADEV_DOORBELL_SQ_TAIL);
 }
 
 /**
@@ -315,7 +317,7 @@ void svadev_queue_wake(struct svadev_device *sdev)
 	 * tail. One of the two sees the other's store, so either it finds the work or we wake it.
 	 */
 	mb();
-	if (readl(sdev->doorbell + SVADEV_DOORBELL_ARMED))
+	if (readl(sdev->doorbells + SVADEV_DOORBELL_ARMED))
 		writel(0, sdev->regs + SVADEV_REG_WAKE);
 	/* Does nothing if it is pending; ends by itself when nothing is in flight. */
 	schedule_delayed_work(&sdev->watchdog, WATCHDOG_INTERVAL);
@@ -343,7 +345,7 @@ static void abort_in_flight(struct svadev_device *sdev)
  * @state: state to be in from now on, not SVADEV_RUNNING
  *
  * Afterwards nothing is in flight, and nothing can be submitted until the state is SVADEV_RUNNING
- * again. If the device does not answer, its work is called aborted all the same (the programs'
+ * again; user queues are lost. If the device does not answer, its work is called aborted all the same (the programs'
  * waits must end, rule L7): it can still reach their memory until the PASID is unbound or the
  * function reset, and this is in the log.
  *
@@ -361,6 +363,8 @@ void svadev_queue_halt(struct svadev_device *sdev, enum svadev_state state)
 	svadev_set_state(sdev, state);
 	abort_in_flight(sdev);
 	spin_unlock_irq(&sdev->lock);
+	/* CONTROL has disabled them, or the reset that comes does. */
+	svadev_user_queue_lose_all(sdev);
 	wake_up_all(&sdev->state_wait);
 }
 
@@ -459,12 +463,12 @@ void svadev_queue_watchdog(struct work_struct *work)
 		return;
 	}
 	starts = sdev->starts;
-	status = svadev_hw_queue_status(sdev);
+	status = svadev_hw_queue_status(sdev, 0);
 	halted = status != U32_MAX && (status & SVADEV_QUEUE_STATUS_HALTED);
 	if (halted)
 		dev_err(&sdev->pdev->dev, "the kernel queue halted: error %u, address %#llx\n",
 			(u32)FIELD_GET(SVADEV_QUEUE_STATUS_ERROR, status),
-			svadev_hw_queue_fault_address(sdev));
+			svadev_hw_queue_fault_address(sdev, 0));
 	scoped_guard(spinlock_irq, &sdev->lock) {
 		queue_reap(sdev);
 		report_stuck(sdev);

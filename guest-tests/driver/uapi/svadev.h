@@ -39,15 +39,18 @@
 
 /*
  * Version of this interface, in struct svadev_query. Grows when something is added; nothing is ever
- * taken away.
+ * taken away. 2: user queues.
  */
-#define SVADEV_UAPI_VERSION 1
+#define SVADEV_UAPI_VERSION 2
 
 /* Most of one context's descriptors that can be in flight, whatever the device can hold. */
 #define SVADEV_MAX_IN_FLIGHT 256
 
 /* Most descriptors of one context in flight or completed and not collected. */
 #define SVADEV_MAX_UNCOLLECTED 4096
+
+/* Most user queues of one context, if the function has as many. */
+#define SVADEV_MAX_USER_QUEUES 16
 
 /* Work: the device's own layouts, little-endian. */
 
@@ -179,6 +182,8 @@ struct svadev_completion {
  * @in_flight: out: descriptors of this context in flight
  * @uncollected: out: completions of this context that WAIT has not returned
  * @resets: out: times the function was reset since its driver was bound
+ * @max_user_queues: out: most user queues of one context; since version 2
+ * @user_queues: out: user queues of all contexts of the function; since version 2
  *
  * Never waits. Any holder of the file may ask. Errors: ENODEV.
  */
@@ -199,6 +204,8 @@ struct svadev_query {
 	__u32 in_flight;
 	__u32 uncollected;
 	__u32 resets;
+	__u32 max_user_queues;
+	__u32 user_queues;
 };
 
 /**
@@ -309,10 +316,140 @@ struct svadev_wait {
 #define SVADEV_IOC_WAIT _IO(SVADEV_IOC_MAGIC, 0x04)
 
 /*
- * Kept for queues that a program drives without system calls: numbers 0x10 to 0x17 (create,
- * destroy, query a queue), and mmap() of the queue's doorbell and wake pages at the offsets that
- * creation will return. ENOTTY and ENODEV until then.
+ * User queues: a program submits without a system call. Since version 2.
+ *
+ * CREATE_QUEUE makes one out of two rings in the caller's memory: @sq holds struct svadev_desc, @cq
+ * struct svadev_completion, at slot index & (entries - 1) of a free-running 32-bit index. All
+ * addresses, of the rings and in descriptors, are the caller's own pointers; svadev_desc.pasid is
+ * zero and cookies are the program's. Two pages are mapped with mmap(MAP_SHARED) of the file:
+ *  - the doorbell page, plain memory that the device shares: SVADEV_DOORBELL_*;
+ *  - the wake page: a store of any 4 bytes traps, and wakes the engine of this queue if it sleeps.
+ *
+ * To submit: write descriptors at SQ_TAIL; store the new SQ_TAIL (release); full fence; load ARMED;
+ * if that is not 0, store to the wake page. At most a ring's entries may lie between SQ_HEAD and
+ * SQ_TAIL. To collect: the entry at CQ_HEAD is whole once its @seq (acquire) is CQ_HEAD + 1; store
+ * the new CQ_HEAD (release). If the completion ring may have been full (more descriptors without a
+ * collected completion than it has entries), do as after storing SQ_TAIL. A full completion ring
+ * stops the queue until there is room; nothing is lost. The completion ring must be zeroed before
+ * the queue is made.
+ *
+ * A queue that finds its rings or indexes unusable halts, raises its interrupt, and does no more;
+ * QUERY_QUEUE says why. Destroy it and create another. Other queues do not notice.
+ *
+ * A reset of the function, and a restart by the driver when work does not end, take all user queues
+ * away: their state is SVADEV_QUEUE_LOST, work in them ends without completions, and an access to
+ * their pages raises SIGBUS. What is in memory of their rings is the program's and stays. Destroy
+ * them and create others. The same accesses raise SIGBUS after DESTROY_QUEUE and UNBIND, which ends
+ * all queues of the context. The pages are not inherited by fork().
+ *
+ * Closing the file ends the queues, too; a mapped page keeps the file open.
  */
+
+/* Words of a doorbell page, 32 bits each. */
+#define SVADEV_DOORBELL_SQ_TAIL 0x00	/* Written by software. */
+#define SVADEV_DOORBELL_CQ_HEAD 0x04	/* Written by software. */
+#define SVADEV_DOORBELL_SQ_HEAD 0x40	/* Written by the device. */
+#define SVADEV_DOORBELL_CQ_TAIL 0x44	/* Written by the device. */
+#define SVADEV_DOORBELL_ARMED 0x48	/* Written by the device: not 0 while its engine sleeps. */
+
+/**
+ * struct svadev_create_queue - SVADEV_IOC_CREATE_QUEUE
+ * @argsz: size of this structure
+ * @flags: zero
+ * @sq: address of the submission ring, a multiple of 64
+ * @cq: address of the completion ring, a multiple of 64
+ * @sq_log2: log2 of its entries, 1 to what the device allows (15 at most)
+ * @cq_log2: log2 of its entries, likewise
+ * @eventfd: an eventfd(2) that is signalled when a descriptor with SVADEV_DESC_INTERRUPT completes
+ *   and when the queue halts or is lost; -1 for none. Queues share interrupt vectors, so it may be
+ *   signalled for nothing: the ring tells. Interrupts are not moderated: one for each such
+ *   completion, unless several are written at once.
+ * @queue: in: zero; out: the queue's name; not used again for a long time
+ * @doorbell_offset: in: zero; out: offset for mmap() of the doorbell page, one page
+ * @wake_offset: in: zero; out: offset for mmap() of the wake page, one page
+ *
+ * The context must be bound and the caller in the address space that bound it. The rings are not
+ * pinned and need not be present: the device asks for their pages as for any other. A resized or
+ * unmapped ring is not noticed until the device uses it.
+ *
+ * Errors: EINVAL not bound, or a field is out of range; EPERM the caller's address space is not the
+ * one that bound; ESRCH that one is dead; EBUSY the context has SVADEV_MAX_USER_QUEUES; ENOSPC no
+ * queue of the function is free; EBADF, EINVAL @eventfd is none; EAGAIN reset under way and
+ * O_NONBLOCK.
+ */
+struct svadev_create_queue {
+	__u32 argsz;
+	__u32 flags;
+	__u64 sq;
+	__u64 cq;
+	__u32 sq_log2;
+	__u32 cq_log2;
+	__s32 eventfd;
+	__u32 queue;
+	__u64 doorbell_offset;
+	__u64 wake_offset;
+};
+
+/**
+ * struct svadev_destroy_queue - SVADEV_IOC_DESTROY_QUEUE
+ * @argsz: size of this structure
+ * @flags: zero
+ * @queue: name of a queue of this context
+ * @reserved: zero
+ *
+ * When this returns the device does nothing for the queue any more. Its work has completed, as
+ * SVADEV_STATUS_ABORTED if it was not done, as far as the completion ring has room and is present.
+ *
+ * Errors: ENOENT no such queue of this context; EPERM as for UNBIND.
+ */
+struct svadev_destroy_queue {
+	__u32 argsz;
+	__u32 flags;
+	__u32 queue;
+	__u32 reserved;
+};
+
+/* svadev_query_queue.state. */
+#define SVADEV_QUEUE_RUNNING 0
+#define SVADEV_QUEUE_HALTED 1	/* Stopped by itself, or by an abort of its PASID (error 0). */
+#define SVADEV_QUEUE_LOST 2	/* The function was reset, restarted or removed. */
+
+/* svadev_query_queue.error. */
+#define SVADEV_QUEUE_ERROR_NONE 0
+#define SVADEV_QUEUE_ERROR_BAD_CONFIG 1	/* Never seen: CREATE_QUEUE fails instead. */
+#define SVADEV_QUEUE_ERROR_BAD_TAIL 2	/* SQ_TAIL was more than a ring ahead of SQ_HEAD. */
+#define SVADEV_QUEUE_ERROR_BAD_CQ_HEAD 3	/* CQ_HEAD was outside what was written. */
+#define SVADEV_QUEUE_ERROR_SQ_FAULT 4	/* The submission ring could not be read. */
+#define SVADEV_QUEUE_ERROR_CQ_FAULT 5	/* The completion ring could not be written. */
+
+/**
+ * struct svadev_query_queue - SVADEV_IOC_QUERY_QUEUE
+ * @argsz: size of this structure
+ * @flags: zero
+ * @queue: name of a queue of this context
+ * @state: out: SVADEV_QUEUE_*
+ * @error: out: SVADEV_QUEUE_ERROR_*
+ * @reserved: zero
+ * @fault_address: out: address at fault, for the two errors that have one
+ *
+ * A trip to the device: not for the hot path. Any holder of the file may ask. Errors: ENOENT no
+ * such queue of this context.
+ */
+struct svadev_query_queue {
+	__u32 argsz;
+	__u32 flags;
+	__u32 queue;
+	__u32 state;
+	__u32 error;
+	__u32 reserved;
+	__u64 fault_address;
+};
+
+#define SVADEV_IOC_CREATE_QUEUE _IO(SVADEV_IOC_MAGIC, 0x10)
+#define SVADEV_IOC_DESTROY_QUEUE _IO(SVADEV_IOC_MAGIC, 0x11)
+#define SVADEV_IOC_QUERY_QUEUE _IO(SVADEV_IOC_MAGIC, 0x12)
+
+/* Kept for more operations on user queues. ENOTTY until then. */
 #define SVADEV_IOC_QUEUE_FIRST 0x10
 #define SVADEV_IOC_QUEUE_LAST 0x17
 

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "ioctl wrappers are made by nix's macros; callers prove the pointers")]
 
 /// Version of the interface that this crate was written for.
-pub const UAPI_VERSION: u32 = 1;
+pub const UAPI_VERSION: u32 = 2;
 /// Type of every request number.
 pub const IOC_MAGIC: u8 = 0xbb;
 /// `SVADEV_IOC_QUERY`.
@@ -15,6 +15,12 @@ pub const IOC_UNBIND: u8 = 0x02;
 pub const IOC_SUBMIT: u8 = 0x03;
 /// `SVADEV_IOC_WAIT`.
 pub const IOC_WAIT: u8 = 0x04;
+/// `SVADEV_IOC_CREATE_QUEUE`.
+pub const IOC_CREATE_QUEUE: u8 = 0x10;
+/// `SVADEV_IOC_DESTROY_QUEUE`.
+pub const IOC_DESTROY_QUEUE: u8 = 0x11;
+/// `SVADEV_IOC_QUERY_QUEUE`.
+pub const IOC_QUERY_QUEUE: u8 = 0x12;
 /// First number kept for queues that a program drives itself.
 pub const IOC_QUEUE_FIRST: u8 = 0x10;
 /// Last number kept for queues that a program drives itself.
@@ -25,6 +31,14 @@ pub const SUBMIT_RAW: u32 = 1 << 0;
 pub const MAX_IN_FLIGHT: u32 = 256;
 /// Most descriptors of one context in flight or completed and not collected.
 pub const MAX_UNCOLLECTED: u32 = 4096;
+/// Most user queues of one context.
+pub const MAX_USER_QUEUES: u32 = 16;
+/// `SVADEV_QUEUE_RUNNING`.
+pub const QUEUE_RUNNING: u32 = 0;
+/// `SVADEV_QUEUE_HALTED`.
+pub const QUEUE_HALTED: u32 = 1;
+/// `SVADEV_QUEUE_LOST`.
+pub const QUEUE_LOST: u32 = 2;
 
 /// `struct svadev_query`.
 #[repr(C)]
@@ -47,6 +61,8 @@ pub struct QueryArgs {
     pub in_flight: u32,
     pub uncollected: u32,
     pub resets: u32,
+    pub max_user_queues: u32,
+    pub user_queues: u32,
 }
 
 /// `struct svadev_bind`.
@@ -94,6 +110,48 @@ pub struct WaitArgs {
     pub min: u32,
 }
 
+/// `struct svadev_create_queue`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs, reason = "documented in uapi/svadev.h")]
+pub struct CreateQueueArgs {
+    pub argsz: u32,
+    pub flags: u32,
+    pub sq: u64,
+    pub cq: u64,
+    pub sq_log2: u32,
+    pub cq_log2: u32,
+    pub eventfd: i32,
+    pub queue: u32,
+    pub doorbell_offset: u64,
+    pub wake_offset: u64,
+}
+
+/// `struct svadev_destroy_queue`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs, reason = "documented in uapi/svadev.h")]
+pub struct DestroyQueueArgs {
+    pub argsz: u32,
+    pub flags: u32,
+    pub queue: u32,
+    pub reserved: u32,
+}
+
+/// `struct svadev_query_queue`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs, reason = "documented in uapi/svadev.h and, decoded, in QueueQuery")]
+pub struct QueryQueueArgs {
+    pub argsz: u32,
+    pub flags: u32,
+    pub queue: u32,
+    pub state: u32,
+    pub error: u32,
+    pub reserved: u32,
+    pub fault_address: u64,
+}
+
 // The requests carry no size (`_IO`): the structures do, in `argsz`. So a raw pointer goes in, whatever its type. These are
 // public for tests that hand over broken structures.
 nix::ioctl_readwrite_bad!(
@@ -125,4 +183,22 @@ nix::ioctl_readwrite_bad!(
     wait,
     nix::request_code_none!(IOC_MAGIC, IOC_WAIT),
     WaitArgs
+);
+nix::ioctl_readwrite_bad!(
+    /// `SVADEV_IOC_CREATE_QUEUE`.
+    create_queue,
+    nix::request_code_none!(IOC_MAGIC, IOC_CREATE_QUEUE),
+    CreateQueueArgs
+);
+nix::ioctl_readwrite_bad!(
+    /// `SVADEV_IOC_DESTROY_QUEUE`.
+    destroy_queue,
+    nix::request_code_none!(IOC_MAGIC, IOC_DESTROY_QUEUE),
+    DestroyQueueArgs
+);
+nix::ioctl_readwrite_bad!(
+    /// `SVADEV_IOC_QUERY_QUEUE`.
+    query_queue,
+    nix::request_code_none!(IOC_MAGIC, IOC_QUERY_QUEUE),
+    QueryQueueArgs
 );

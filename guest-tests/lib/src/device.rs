@@ -69,6 +69,10 @@ pub struct Query {
     pub uncollected: u32,
     /// Times the function was reset since its driver was bound.
     pub resets: u32,
+    /// Most user queues of one context; 0 if the driver has none.
+    pub max_user_queues: u32,
+    /// User queues of all contexts of the function.
+    pub user_queues: u32,
 }
 
 /// An open `/dev/svadevN`: one context of the driver. Dropping it closes the file; work in flight is aborted or drained then.
@@ -284,12 +288,14 @@ impl Query {
             in_flight: args.in_flight,
             uncollected: args.uncollected,
             resets: args.resets,
+            max_user_queues: args.max_user_queues,
+            user_queues: args.user_queues,
         }
     }
 }
 
 /// Size of an argument structure as its `argsz` says it.
-fn size_of_u32<T>() -> u32 {
+pub(crate) fn size_of_u32<T>() -> u32 {
     u32::try_from(size_of::<T>()).expect("argument structures are small")
 }
 

@@ -97,7 +97,7 @@ fn layout<'a>(body: impl Iterator<Item = &'a str>) -> Layout {
         let size = match kind {
             "__u8" => 1,
             "__u16" => 2,
-            "__u32" => 4,
+            "__u32" | "__s32" => 4,
             "__u64" | "__s64" => 8,
             _ => panic!("{kind} is not a fixed-width integer"),
         };
@@ -175,8 +175,31 @@ fn structures_have_one_layout() {
                     pasid,
                     in_flight,
                     uncollected,
-                    resets
+                    resets,
+                    max_user_queues,
+                    user_queues
                 ),
+            ),
+            (
+                "svadev_create_queue",
+                rust_layout!(
+                    abi::CreateQueueArgs,
+                    argsz,
+                    flags,
+                    sq,
+                    cq,
+                    sq_log2,
+                    cq_log2,
+                    eventfd,
+                    queue,
+                    doorbell_offset,
+                    wake_offset
+                ),
+            ),
+            ("svadev_destroy_queue", rust_layout!(abi::DestroyQueueArgs, argsz, flags, queue, reserved)),
+            (
+                "svadev_query_queue",
+                rust_layout!(abi::QueryQueueArgs, argsz, flags, queue, state, error, reserved, fault_address),
             ),
             ("svadev_bind", rust_layout!(abi::BindArgs, argsz, flags, pasid, reserved)),
             ("svadev_unbind", rust_layout!(abi::UnbindArgs, argsz, flags)),
@@ -197,6 +220,9 @@ fn requests_have_one_number() {
         ("SVADEV_IOC_UNBIND", abi::IOC_UNBIND),
         ("SVADEV_IOC_SUBMIT", abi::IOC_SUBMIT),
         ("SVADEV_IOC_WAIT", abi::IOC_WAIT),
+        ("SVADEV_IOC_CREATE_QUEUE", abi::IOC_CREATE_QUEUE),
+        ("SVADEV_IOC_DESTROY_QUEUE", abi::IOC_DESTROY_QUEUE),
+        ("SVADEV_IOC_QUERY_QUEUE", abi::IOC_QUERY_QUEUE),
     ];
     assert_eq!(header.requests, expected.map(|(name, number)| (name.to_owned(), u64::from(number))).into());
     // include/uapi/asm-generic/ioctl.h: no direction, no size, type in bits 15:8.
@@ -212,6 +238,21 @@ fn user_interface_constants_are_the_same() {
         ("SVADEV_UAPI_VERSION", abi::UAPI_VERSION.into()),
         ("SVADEV_MAX_IN_FLIGHT", abi::MAX_IN_FLIGHT.into()),
         ("SVADEV_MAX_UNCOLLECTED", abi::MAX_UNCOLLECTED.into()),
+        ("SVADEV_MAX_USER_QUEUES", abi::MAX_USER_QUEUES.into()),
+        ("SVADEV_QUEUE_RUNNING", abi::QUEUE_RUNNING.into()),
+        ("SVADEV_QUEUE_HALTED", abi::QUEUE_HALTED.into()),
+        ("SVADEV_QUEUE_LOST", abi::QUEUE_LOST.into()),
+        ("SVADEV_DOORBELL_SQ_TAIL", doorbell::SQ_TAIL),
+        ("SVADEV_DOORBELL_CQ_HEAD", doorbell::CQ_HEAD),
+        ("SVADEV_DOORBELL_SQ_HEAD", doorbell::SQ_HEAD),
+        ("SVADEV_DOORBELL_CQ_TAIL", doorbell::CQ_TAIL),
+        ("SVADEV_DOORBELL_ARMED", doorbell::ARMED),
+        ("SVADEV_QUEUE_ERROR_NONE", queue_error::NONE.into()),
+        ("SVADEV_QUEUE_ERROR_BAD_CONFIG", queue_error::BAD_CONFIG.into()),
+        ("SVADEV_QUEUE_ERROR_BAD_TAIL", queue_error::BAD_TAIL.into()),
+        ("SVADEV_QUEUE_ERROR_BAD_CQ_HEAD", queue_error::BAD_CQ_HEAD.into()),
+        ("SVADEV_QUEUE_ERROR_SQ_FAULT", queue_error::SQ_FAULT.into()),
+        ("SVADEV_QUEUE_ERROR_CQ_FAULT", queue_error::CQ_FAULT.into()),
         ("SVADEV_OP_NOP", opcode::NOP.into()),
         ("SVADEV_OP_DRAIN", opcode::DRAIN.into()),
         ("SVADEV_OP_COPY", opcode::COPY.into()),
@@ -302,11 +343,6 @@ fn hardware_constants_are_the_same() {
         ("SVADEV_REG_QUEUE_CONTROL", regs::QUEUE_CONTROL),
         ("SVADEV_REG_QUEUE_STATUS", regs::QUEUE_STATUS),
         ("SVADEV_REG_QUEUE_FAULT_ADDRESS", regs::QUEUE_FAULT_ADDRESS),
-        ("SVADEV_DOORBELL_SQ_TAIL", doorbell::SQ_TAIL),
-        ("SVADEV_DOORBELL_CQ_HEAD", doorbell::CQ_HEAD),
-        ("SVADEV_DOORBELL_SQ_HEAD", doorbell::SQ_HEAD),
-        ("SVADEV_DOORBELL_CQ_TAIL", doorbell::CQ_TAIL),
-        ("SVADEV_DOORBELL_ARMED", doorbell::ARMED),
         ("SVADEV_LIMITS_QUEUES", limits(u16::MAX, 0, 0)),
         ("SVADEV_LIMITS_VECTORS", limits(0, u8::MAX, 0)),
         ("SVADEV_LIMITS_ENGINES", limits(0, 0, u8::MAX)),
@@ -329,12 +365,6 @@ fn hardware_constants_are_the_same() {
         ("SVADEV_QUEUE_STATUS_ENABLED", u32::from(queue_status.with_enabled(true)).into()),
         ("SVADEV_QUEUE_STATUS_HALTED", u32::from(queue_status.with_halted(true)).into()),
         ("SVADEV_QUEUE_STATUS_ERROR", u32::from(queue_status.with_error(u8::MAX)).into()),
-        ("SVADEV_QUEUE_ERROR_NONE", queue_error::NONE.into()),
-        ("SVADEV_QUEUE_ERROR_BAD_CONFIG", queue_error::BAD_CONFIG.into()),
-        ("SVADEV_QUEUE_ERROR_BAD_TAIL", queue_error::BAD_TAIL.into()),
-        ("SVADEV_QUEUE_ERROR_BAD_CQ_HEAD", queue_error::BAD_CQ_HEAD.into()),
-        ("SVADEV_QUEUE_ERROR_SQ_FAULT", queue_error::SQ_FAULT.into()),
-        ("SVADEV_QUEUE_ERROR_CQ_FAULT", queue_error::CQ_FAULT.into()),
     ]);
 }
 

@@ -19,6 +19,8 @@
 //! # }
 //! ```
 //!
+//! A [`UserQueue`] submits without a system call: its rings are the program's own memory.
+//!
 //! # Soundness
 //! The device writes memory behind the compiler's back, at any address that a descriptor names. So [`Device::submit`] and
 //! [`Device::run`] are unsafe: the caller answers for what is written and when. [`Buffer`] makes that easy: it owns a mapping,
@@ -30,6 +32,7 @@ mod completion;
 mod descriptor;
 mod device;
 mod error;
+mod user_queue;
 
 #[cfg(test)]
 mod header_tests;
@@ -40,3 +43,4 @@ pub use descriptor::Descriptor;
 pub use device::{Device, Query, SubmitFlags};
 pub use error::{Error, Result};
 pub use svadev_spec::device::{Code, DescriptorFlags, FaultFlags, ScatterEntry, opcode};
+pub use user_queue::{QueueQuery, QueueState, UserQueue, UserQueueOptions};

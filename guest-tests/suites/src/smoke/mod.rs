@@ -10,6 +10,7 @@ mod queue;
 mod reset;
 mod scatter;
 mod sizes;
+mod user_queue;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ pub fn tests() -> Vec<Test> {
         queue::TESTS,
         changes::TESTS,
         lifetime::TESTS,
+        user_queue::TESTS,
         reset::TESTS,
     ]
     .concat()

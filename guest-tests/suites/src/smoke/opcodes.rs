@@ -59,7 +59,7 @@ pub(super) fn check_fault(done: &Completion, address: u64, bytes: u64, write: bo
 fn query(c: &Context) -> Verdict {
     let device = c.open()?;
     let q = device.query()?;
-    check_eq!(q.uapi_version, 1, "interface version");
+    check_eq!(q.uapi_version, 2, "interface version");
     check_eq!(q.device_version.0, svadev_spec::device::ABI_MAJOR, "major version of the device's ABI");
     check_eq!(q.opcodes, opcode::IMPLEMENTED, "opcodes");
     check_eq!(q.max_length, svadev_spec::device::MAX_LENGTH, "longest operand");

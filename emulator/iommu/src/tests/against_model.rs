@@ -303,8 +303,11 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     let near = || (0..2usize, prop_oneof![3 => Just(0u64), 1 => 0x1000..0x3000u64]);
     let order = prop_oneof![Just(0u8), Just(1), Just(6), Just(7), Just(9), Just(18)];
+    // Only these leave anything in the IOTLB.
+    let plain = access().prop_map(|access| Access { execute: false, privileged: false, ..access });
+    let access = prop_oneof![5 => plain, 1 => access()];
     prop_oneof![
-        10 => (near(), access(), any::<bool>()).prop_map(|((page, offset), access, ats)| Event::Access { page, offset, access, ats }),
+        10 => (near(), access, any::<bool>()).prop_map(|((page, offset), access, ats)| Event::Access { page, offset, access, ats }),
         5 => (any::<prop::sample::Index>(), change()).prop_map(|(index, change)| Event::Change(index, change)),
         4 => (near(), order, any::<bool>()).prop_map(|((page, offset), order, hint)| Event::Pages { page, offset, order, hint }),
         1 => Just(Event::Pasid),

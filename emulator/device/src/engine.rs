@@ -17,7 +17,7 @@ use crate::context::Context;
 use crate::copy::Slice;
 use crate::mailbox::{Command, Invalidation, Mailbox};
 use crate::obligation::{Answer, Obligation};
-use crate::queue::Queue;
+use crate::queue::{Horizon, Queue};
 use crate::requester::Requester;
 use crate::shared::FunctionShared;
 
@@ -54,7 +54,7 @@ pub struct Engine<M: GuestMemory + ?Sized, U: Upstream + ?Sized> {
     disables: Vec<Obligation>,
     command: Option<Pending>,
     /// Submission ring indexes when the command was taken, by queue.
-    horizons: Box<[u64]>,
+    horizons: Box<[Horizon]>,
     online: bool,
 }
 
@@ -72,7 +72,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         let parts = queues.len() * (settings.jobs_per_queue + 2);
         Self {
             cx: Context::new(index, requester, shared, parts),
-            horizons: vec![0; queues.len()].into(),
+            horizons: vec![Horizon::default(); queues.len()].into(),
             queues,
             next: 0,
             taken: Box::new(Mailbox::new(usize::from(settings.queues))),

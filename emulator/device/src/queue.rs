@@ -21,6 +21,8 @@ use crate::wait::{Patience, Resume, Wait, WaitFor};
 
 mod stop;
 
+pub(crate) use stop::Horizon;
+
 /// Bytes of work in one slice: what an invalidation waits for at most.
 pub(crate) const SLICE_BYTES: u64 = 64 << 10;
 /// What a descriptor costs of a slice besides its bytes, so that a slice of tiny ones ends too.
@@ -63,6 +65,8 @@ pub(crate) struct Queue {
     config: QueueConfig,
     /// Enable again when it has stopped.
     enable_next: Option<QueueConfig>,
+    /// Counts the times it was enabled.
+    run: u64,
     /// Free-running, wider than in the doorbells so that they order without wrapping.
     sq_head: u64,
     cq_tail: u64,
@@ -95,6 +99,7 @@ impl Queue {
             state: State::Off,
             config: QueueConfig { sq_base: 0, cq_base: 0, sq_log2: 1, cq_log2: 1, user: None, vector: None },
             enable_next: None,
+            run: 0,
             sq_head: 0,
             cq_tail: 0,
             seen: (0, 0),

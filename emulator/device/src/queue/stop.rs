@@ -11,6 +11,13 @@ use crate::queue_config::QueueConfig;
 /// Aborted PASIDs that a kernel queue remembers until it has fetched what was in its ring when they were aborted.
 pub(super) const ABORTS: usize = 64;
 
+/// A place in a submission ring, in one run of its queue: enabling starts another, whose indexes begin at 0 again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Horizon {
+    run: u64,
+    index: u64,
+}
+
 impl Queue {
     /// QUEUE_CONTROL 0 → 1. A queue that is still stopping starts when it has stopped.
     pub(crate) fn enable<M, U>(&mut self, cx: &mut Context<M, U>, config: QueueConfig)
@@ -25,6 +32,7 @@ impl Queue {
         debug_assert!(self.held.is_none() && !self.jobs_under_way());
         self.state = State::On;
         self.config = config;
+        self.run += 1;
         (self.sq_head, self.cq_tail) = (0, 0);
         (self.sq_patience, self.cq_patience) = Default::default();
         self.aborts.clear();
@@ -61,7 +69,7 @@ impl Queue {
         debug_assert!(self.is_live());
         let tail = match self.state {
             State::Stopping { .. } => self.sq_head,
-            _ if fetch => self.horizon(cx),
+            _ if fetch => self.horizon(cx).index,
             _ => self.sq_head,
         };
         for part in [Part::Submission, Part::Completion] {
@@ -163,15 +171,21 @@ impl Queue {
     }
 
     /// The index below which software has written descriptors by now; what a tail that cannot be true stands for is not work.
-    pub(crate) fn horizon<M, U>(&self, cx: &Context<M, U>) -> u64
+    pub(crate) fn horizon<M, U>(&self, cx: &Context<M, U>) -> Horizon
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
     {
-        match self.state {
+        let index = match self.state {
             State::On => self.tail(cx.shared.doorbells().load(self.number, doorbell::SQ_TAIL)).unwrap_or(self.sq_head),
             _ => self.sq_head,
-        }
+        };
+        Horizon { run: self.run, index }
+    }
+
+    /// The index of a horizon; nothing of this run is below one of an earlier run.
+    fn below(&self, horizon: Horizon) -> u64 {
+        if horizon.run == self.run { horizon.index } else { 0 }
     }
 
     /// The first descriptor that has not been started.
@@ -180,7 +194,8 @@ impl Queue {
     }
 
     /// Whether all work of a PASID below `horizon` has completed.
-    pub(crate) fn is_drained(&self, pasid: Pasid, horizon: u64) -> bool {
+    pub(crate) fn is_drained(&self, pasid: Pasid, horizon: Horizon) -> bool {
+        let horizon = self.below(horizon);
         if !self.is_live() || self.config.user.is_some_and(|user| user != pasid) {
             return true;
         }
@@ -190,11 +205,12 @@ impl Queue {
 
     /// ABORT_PASID: ends the PASID's jobs, and remembers what of it may still be in the ring below `horizon`. A user queue
     /// of the PASID halts: its very rings are accesses for it. `false` while that is not done.
-    pub(crate) fn abort<M, U>(&mut self, cx: &mut Context<M, U>, pasid: Pasid, horizon: u64) -> bool
+    pub(crate) fn abort<M, U>(&mut self, cx: &mut Context<M, U>, pasid: Pasid, horizon: Horizon) -> bool
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
     {
+        let horizon = self.below(horizon);
         match self.config.user {
             _ if !self.is_live() => true,
             Some(user) if user != pasid => true,

@@ -93,6 +93,49 @@ fn an_abort_waits_for_answers_no_longer_than_a_page_request_may() {
     assert!(!command_status(&mut w).busy());
 }
 
+/// An abort that still waits for an answer knows indexes of before the queue was enabled again: they mean nothing now.
+#[test]
+fn abort_does_not_reach_into_a_queue_s_next_run() {
+    let mut w = world();
+    w.enable(1, 5, None);
+    w.run(1, &[fill(1, 0, true), fill(1, 1, true), fill(1, 2, true)]);
+    w.submit(0, &[fill(1, 3, false)]);
+    w.settle();
+    let request = w.mmu.requests()[0];
+    command(&mut w, command::ABORT_PASID, 1);
+    w.settle();
+    w.write32(World::register(1, regs::QUEUE_CONTROL), 0);
+    w.settle();
+    w.enable(1, 5, None);
+    w.settle();
+    assert!(command_status(&mut w).busy());
+    assert_eq!(code(&w.run_one(1, fill(1, 4, true))), Code::Success, "new work, though the abort is not over");
+    w.mmu.send(request.prg_index, request.pasid, ResponseCode::Success);
+    w.settle();
+    assert!(!command_status(&mut w).busy());
+    assert_eq!(code(&w.run_one(1, fill(1, 5, true))), Code::Success, "the PASID's next owner is not aborted");
+}
+
+#[test]
+fn drain_does_not_wait_for_indexes_of_a_queue_s_last_run() {
+    let mut w = world();
+    w.enable(1, 5, None);
+    w.run(1, &[fill(1, 0, true), fill(1, 1, true), fill(1, 2, true)]);
+    w.submit(0, &[fill(1, 3, false)]);
+    w.settle();
+    let index = w.last_group();
+    command(&mut w, command::DRAIN_PASID, 1);
+    w.settle();
+    w.write32(World::register(1, regs::QUEUE_CONTROL), 0);
+    w.settle();
+    w.enable(1, 5, None);
+    w.settle();
+    assert!(command_status(&mut w).busy(), "queue 0 still has work");
+    w.mmu.respond(index, ResponseCode::InvalidRequest);
+    w.settle();
+    assert!(!command_status(&mut w).busy());
+}
+
 #[test]
 fn abort_drops_the_process_s_translations() {
     let mut w = world();

@@ -15,6 +15,8 @@ pub const BASE: u64 = 0x7f00_0000_0000;
 pub const LIST_PAGE: usize = 4;
 /// The first page that descriptors work on.
 pub const DATA: usize = 5;
+/// A page that is never writable.
+pub const READ_ONLY: usize = 33;
 /// Pages of a process.
 pub const PAGES: usize = 52;
 
@@ -117,7 +119,7 @@ impl Process {
         (ram, log): (Arc<Ram>, Arc<Log>),
     ) -> Self {
         let page = |n: usize| Page {
-            vma: Vma::Writable,
+            vma: if n == READ_ONLY { Vma::ReadOnly } else { Vma::Writable },
             place: Place::Out,
             swap: Some(Box::new(oracle[n * FRAME_BYTES..][..FRAME_BYTES].try_into().expect("a whole page"))),
             busy: false,

@@ -7,7 +7,7 @@ use crate::flight::excuse;
 use crate::frames::{FRAME, FRAME_BYTES};
 use crate::functions::{KERNEL_QUEUES, QUEUES};
 use crate::mutant::Mutant;
-use crate::process::{BASE, DATA, Life, PAGES, Place, Process, Served, Vma, read_frame};
+use crate::process::{BASE, DATA, Life, PAGES, Place, Process, READ_ONLY, Served, Vma, read_frame};
 use crate::unit_driver::{Descriptor, Group, Waiting, device_tlb_pages, iotlb_pages, pasid_gone, response};
 use crate::world::World;
 
@@ -69,7 +69,7 @@ impl World {
 
     fn change(&mut self, p: usize, change: Change, order: u8) {
         let page = self.any_page();
-        if change == Change::Unmap && page < DATA {
+        if change == Change::Unmap && (page < DATA || page == READ_ONLY) {
             return;
         }
         let first = page >> order << order;
@@ -205,7 +205,7 @@ impl World {
                     return true;
                 }
                 *taken = self.take(p, change, first..(first + (1 << order)).min(PAGES));
-                if taken.is_empty() && change != Change::Unmap {
+                if taken.is_empty() {
                     return true;
                 }
                 task.stage = 1;

@@ -84,7 +84,8 @@ fn the_unit_finds_what_the_builder_maps() {
         let on = Global::new().with_translation_enable(true);
         unit.write_register(offset::GCMD, &u32::from(on).to_le_bytes(), &Nobody);
         let mut translate = |iova| {
-            let request = TranslationRequest { requester: bdf, pasid: Some(pasid), iova: Iova(iova), access: Access::WRITE };
+            let request =
+                TranslationRequest { requester: bdf, pasid: Some(pasid), iova: Iova(iova), access: Access::WRITE };
             unit.translate(request, &Nobody)
         };
         for (iova, gpa, size_log2) in pages {

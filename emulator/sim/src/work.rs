@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::flight::{Flight, excuse, pages};
 use crate::frames::FRAME_BYTES;
 use crate::functions::{KERNEL_QUEUES, QUEUES, RING};
-use crate::process::{BASE, DATA, LIST_PAGE, LISTS, Life, PAGES, Process, Vma};
+use crate::process::{BASE, DATA, LIST_PAGE, LISTS, Life, PAGES, Page, Process, Vma};
 use crate::world::World;
 
 const DESCRIPTOR: u64 = size_of::<Descriptor>() as u64;
@@ -94,12 +94,14 @@ impl World {
         let process = &self.processes[p];
         let (new, answer) = outcome(process, opcode, src, dst, operand);
         let writes = dst.filter(|_| matches!(opcode, opcode::COPY | opcode::FILL));
-        let most = reach(process, src, |vma| vma == Vma::None)
-            .min(reach(process, writes, |vma| vma != Vma::Writable))
-            .min(reach(process, dst, |vma| vma == Vma::None));
+        // A page that is just being unmapped may be there for a while.
+        let most = reach(process, src, |page| page.vma == Vma::None && !page.busy)
+            .min(reach(process, writes, |page| page.vma != Vma::Writable && !page.busy))
+            .min(reach(process, dst, |page| page.vma == Vma::None && !page.busy));
         let length = src.or(dst).map_or(0, |(_, len)| len as u64);
         let mut excuses = self.excuses[f];
-        if stop || most < length {
+        let touched = || src.into_iter().chain(dst).flat_map(pages);
+        if stop || touched().any(|page| process.pages[page].vma != Vma::Writable) {
             excuses |= excuse::FAULT;
         }
         let mut flight = Flight {
@@ -347,9 +349,9 @@ fn outcome(
 }
 
 /// How many bytes of a range can be had before a page that is `bad`.
-fn reach(process: &Process, range: Option<(usize, usize)>, bad: impl Fn(Vma) -> bool) -> u64 {
+fn reach(process: &Process, range: Option<(usize, usize)>, bad: impl Fn(&Page) -> bool) -> u64 {
     let Some(range) = range else { return u64::MAX };
-    match pages(range).find(|&page| bad(process.pages[page].vma)) {
+    match pages(range).find(|&page| bad(&process.pages[page])) {
         Some(page) => (page * FRAME_BYTES).saturating_sub(range.0) as u64,
         None => u64::MAX,
     }

@@ -66,6 +66,9 @@ fn a_hosts_program_runs_in_the_guest_and_returns_its_status_and_output() {
     assert_eq!(output.stdout, b"a\nb\0c", "bytes pass as they are");
     let output = Svadev::new(&["vm", "-q", "--", "/bin/false"]).run();
     assert_eq!(output.status.code(), Some(1), "{}", stderr_of(&output));
+    // Not a terminal: a program that reads to the end of its input gets there.
+    let output = Svadev::new(&["vm", "-q", "--", "/bin/cat"]).run();
+    assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b""[..]), "{}", stderr_of(&output));
 }
 
 #[test]

@@ -37,6 +37,10 @@ pub(crate) struct Job {
     /// Environment variables to add.
     #[serde(default)]
     pub(crate) env: BTreeMap<String, String>,
+    /// Standard input of the program is empty, instead of the terminal: a serial port cannot say where input ends,
+    /// so a program that reads to the end would wait for ever for whoever has no keyboard.
+    #[serde(default)]
+    pub(crate) no_input: bool,
     /// Mount the host's shared folder.
     #[serde(default)]
     pub(crate) share: bool,

@@ -14,7 +14,7 @@ mod relay;
 mod serial;
 mod session;
 
-use std::process::exit;
+use std::process::{Stdio, exit};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,10 +35,12 @@ const EXIT_USAGE: i32 = 2;
 #[allow(clippy::print_stderr, reason = "not PID 1: a person typed the name, and stderr is all there is")]
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let Some((first, argv)) = arguments.split_first()
-        && first == session::SESSION
-    {
-        exit(session::lead(argv).into());
+    match arguments.split_first() {
+        Some((first, argv)) if first == session::SESSION => exit(session::lead(argv, Stdio::inherit()).into()),
+        Some((first, argv)) if first == session::SESSION_WITHOUT_INPUT => {
+            exit(session::lead(argv, Stdio::null()).into());
+        }
+        _ => {}
     }
     if getpid() != Pid::from_raw(1) {
         // On anything but a guest of its own, what follows would mount, kill and power off.

@@ -89,7 +89,7 @@ fn run_on_terminal(job: &Job, argv: &[String], discipline: Discipline) -> Result
     let port = serial::open(serial::PROGRAM, discipline)?;
     set_window_size(&port, job);
     let mut command = command(job, "/proc/self/exe");
-    command.arg(session::SESSION).args(argv);
+    command.arg(if job.no_input { session::SESSION_WITHOUT_INPUT } else { session::SESSION }).args(argv);
     command.stdin(port.try_clone()?).stdout(port.try_clone()?).stderr(port);
     let leader = command.spawn().context("start the program's session")?;
     // The port's only holders are the session's from here on.

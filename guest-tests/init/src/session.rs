@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Write, stdout};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,6 +16,8 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 /// First argument that makes `svadev-init` a session's leader.
 pub(crate) const SESSION: &str = "--session";
+/// The same, with empty standard input for the program.
+pub(crate) const SESSION_WITHOUT_INPUT: &str = "--session-without-input";
 /// Status of a program that was not found and of one that cannot be run, as shells have it (POSIX XCU 2.8.2).
 const EXIT_NOT_FOUND: u8 = 127;
 const EXIT_NOT_EXECUTABLE: u8 = 126;
@@ -25,15 +27,15 @@ const EXIT_SIGNAL: i32 = 128;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Lead a session on the terminal that is standard input, run the program in it, return its status.
-pub(crate) fn lead(argv: &[String]) -> u8 {
+pub(crate) fn lead(argv: &[String], input: Stdio) -> u8 {
     match argv {
-        [program, arguments @ ..] => run(program, arguments),
+        [program, arguments @ ..] => run(program, arguments, input),
         [] => EXIT_NOT_FOUND,
     }
 }
 
-fn run(program: &str, arguments: &[String]) -> u8 {
-    let status = match start_session().map(|()| Command::new(program).args(arguments).status()) {
+fn run(program: &str, arguments: &[String], input: Stdio) -> u8 {
+    let status = match start_session().map(|()| Command::new(program).args(arguments).stdin(input).status()) {
         Ok(Ok(status)) => exit_status(status),
         Ok(Err(e)) => {
             say(&format!("cannot run {program}: {}", why_not(program, &e)));

@@ -49,7 +49,10 @@ fn job(args: &VmArgs) -> Job {
     }
     let mode = if args.program.is_empty() { "shell" } else { "run" };
     let cwd = args.share.as_ref().map(|_| "/mnt/share".to_owned());
-    Job { mode, argv: args.program.clone(), cwd, env, ..Job::default() }
+    // Input that is piped in ends, which a serial port cannot say: the program gets none rather than one without an end.
+    // A shell can be told to leave (`run::streams`).
+    let no_input = mode == "run" && !std::io::stdin().is_terminal();
+    Job { mode, argv: args.program.clone(), cwd, env, no_input, ..Job::default() }
 }
 
 struct Kernel {

@@ -31,6 +31,8 @@ pub struct Job {
     pub cwd: Option<String>,
     /// Environment to add.
     pub env: BTreeMap<String, String>,
+    /// The program's standard input is empty.
+    pub no_input: bool,
     /// Mount the host's folder.
     pub share: bool,
     /// What to multiply time limits by.

@@ -404,7 +404,8 @@ impl World {
                 Some(pasid) if self.processes.iter().any(|p| p.pasid == pasid && p.life == Life::Alive) => {
                     self.enable_queue(f, q, Some(pasid), queue.rings);
                 }
-                _ => {}
+                // The ring keeps what the reset left in it: nobody reads it again.
+                _ => self.functions[f].queues[q].rings = (0, 0),
             }
         }
         true

@@ -281,7 +281,7 @@ impl Accelerator {
 
     fn wake_if_armed(&mut self, queue: usize) {
         if self.load(queue, doorbell::ARMED) != 0 {
-            let pages = bar_doorbells_size(QUEUES as u32) / 2;
+            let pages = bar_doorbells_size(u32::try_from(QUEUES).expect("few")) / 2;
             self.function.bar_write(BAR_DOORBELLS, pages + queue as u64 * DOORBELL_STRIDE, &[1; 4]);
         }
     }

@@ -179,7 +179,13 @@ impl Process {
                 let bytes = entry.swap.as_deref().unwrap_or(&zeros);
                 ram.write(GuestAddress(frame), bytes).expect("frames are in memory");
                 // Read faults map read-only now and then, as for a page that is shared.
-                tables.map(frames, address, frame, 12, entry.vma == Vma::Writable && (write || page % 3 != 0));
+                tables.map(
+                    frames,
+                    address,
+                    frame,
+                    12,
+                    entry.vma == Vma::Writable && (write || !page.is_multiple_of(3)),
+                );
                 entry.place = Place::Frame(frame);
             }
         }

@@ -129,7 +129,9 @@ impl World {
 
     pub(crate) fn restart_queue(&mut self, f: usize, q: usize) {
         let function = &mut self.functions[f];
-        if function.queues[q].on && !function.resetting {
+        // A queue that its engine has never seen enabled is disabled without a word for what is in its ring already.
+        let seen = q >= KERNEL_QUEUES || function.queues[q].head > 0;
+        if function.queues[q].on && seen && !function.resetting {
             self.log.event(format_args!("disable {f}.{q}"));
             // Of a user queue the rings may be away when it stops; a kernel queue completes all it has.
             let user = function.queues[q].user.is_some();

@@ -14,6 +14,8 @@ const DESCRIPTOR: u64 = size_of::<Descriptor>() as u64;
 const COMPLETION: u64 = size_of::<Completion>() as u64;
 /// Bytes of a piece of the list page.
 const LIST_BYTES: usize = FRAME_BYTES / LISTS;
+/// First byte, from the process's base on, and length.
+type Range = (usize, usize);
 /// Most entries of a list.
 const ENTRIES: u64 = (LIST_BYTES / size_of::<ScatterEntry>()) as u64;
 
@@ -83,7 +85,7 @@ impl World {
         q: usize,
         p: usize,
         opcode: u8,
-        (src, dst): (Option<(usize, usize)>, Option<(usize, usize)>),
+        (src, dst): (Option<Range>, Option<Range>),
         operand: u64,
     ) -> Option<(Flight, Descriptor)> {
         let stop = (src.is_some() || dst.is_some()) && self.rng.chance(100);

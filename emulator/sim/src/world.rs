@@ -129,9 +129,9 @@ impl World {
         let mut frames = Frames::new(Arc::clone(&ram), Arc::clone(&log), FRAME, RAM_BYTES);
         let faults = Faults::draw(&mut rng);
         let levels = rng.pick(&[4, 5]);
-        let mut config = UnitConfig::default();
-        config.caching = if rng.chance(250) { Caching::None } else { Caching::Strict };
-        (config.iotlb_entries, config.pasid_cache_entries) = (rng.pick(&[64, 1024]), 64);
+        let caching = if rng.chance(250) { Caching::None } else { Caching::Strict };
+        let iotlb_entries = rng.pick(&[64, 1024]);
+        let config = UnitConfig { caching, iotlb_entries, pasid_cache_entries: 64, ..UnitConfig::default() };
         log.event(format_args!("seed {seed}: levels {levels} {:?} {faults}", config.caching));
         let bus = Arc::new(Bus::new(config, Arc::clone(&ram), Arc::clone(&log), options.mutant));
         let mut device_tables = DeviceTables::new(Arc::clone(&ram), &mut frames);
@@ -193,9 +193,9 @@ impl World {
             self.kernel_frames.push(frame);
         }
         let to = FirstStage { root: own.root(), levels: own.levels(), domain_id: KERNEL_DOMAIN };
-        for f in 0..FUNCTIONS.len() {
+        for (f, bdf) in FUNCTIONS.into_iter().enumerate() {
             let none = Pasid::from_low_bits(0);
-            self.device_tables.set_pasid(&mut self.frames, FUNCTIONS[f], none, to);
+            self.device_tables.set_pasid(&mut self.frames, bdf, none, to);
             self.functions[f].bring_up();
             for q in 0..KERNEL_QUEUES {
                 self.enable_kernel_queue(f, q);

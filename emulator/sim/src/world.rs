@@ -263,7 +263,9 @@ impl World {
         self.log.event(format_args!("healing"));
         self.injecting = false;
         // Only what will never be answered may be forgotten: an answer that is still to come would be taken for another group's.
-        if !self.phase(BOUND, |world| world.bus.unanswered(None) == 0) {
+        let settled =
+            |world: &mut Self| world.bus.unanswered(None) == 0 && world.functions.iter().all(|f| !f.resetting);
+        if !self.phase(BOUND, settled) {
             self.stuck("answering");
         }
         self.forget_lost_groups();

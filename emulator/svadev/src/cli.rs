@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     exit::{Exit, OrExit as _, Outcome},
-    topology::{self, Accel, Levels, Topology},
+    topology::{self, Accel, Caching, Levels, Topology},
 };
 
 /// A shared-virtual-addressing accelerator and its IOMMU, beside stock QEMU and a stock guest kernel.
@@ -64,6 +64,9 @@ pub struct MachineArgs {
     /// How QEMU executes the guest.
     #[arg(long, value_enum)]
     pub accel: Option<Accel>,
+    /// How much the IOMMU remembers.
+    #[arg(long)]
+    pub caching: Option<Caching>,
     /// Kernel to boot: a bzImage, or a kernel build tree (whose modules are then built against it).
     #[arg(long, value_name = "PATH")]
     pub kernel: Option<PathBuf>,
@@ -86,6 +89,8 @@ impl MachineArgs {
         machine.levels = self.levels.unwrap_or(machine.levels);
         machine.accel = self.accel.unwrap_or(machine.accel);
         machine.kernel = self.kernel.clone().or(machine.kernel.take());
+        topology.iommu.caching = self.caching.unwrap_or(topology.iommu.caching);
+        let machine = &mut topology.machine;
         for more in &self.append {
             machine.append.push(' ');
             machine.append.push_str(more);

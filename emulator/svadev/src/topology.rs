@@ -54,6 +54,31 @@ pub struct Machine {
 pub struct IommuFunction {
     /// Where it sits.
     pub bdf: Bdf,
+    /// How much the unit remembers.
+    pub caching: Caching,
+}
+
+/// How much the unit remembers: [`svadev_iommu::Caching`] as people write it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Caching {
+    /// Nothing: every request walks every table.
+    None,
+    /// What one would expect: present entries, until they are invalidated or evicted.
+    #[default]
+    Strict,
+    /// Everything, for as long as the specification permits.
+    Adversarial,
+}
+
+impl From<Caching> for svadev_iommu::Caching {
+    fn from(caching: Caching) -> Self {
+        match caching {
+            Caching::None => Self::None,
+            Caching::Strict => Self::Strict,
+            Caching::Adversarial => Self::Adversarial,
+        }
+    }
 }
 
 /// An accelerator's PCI function.
@@ -191,6 +216,8 @@ struct RawMachine {
 #[serde(deny_unknown_fields)]
 struct RawIommu {
     address: Spanned<String>,
+    #[serde(default)]
+    caching: Caching,
 }
 
 #[derive(Deserialize)]
@@ -211,7 +238,7 @@ impl Topology {
         let at = Locator { file, text };
         let machine = parse_machine(&at, raw.machine)?;
         let mut taken = Vec::new();
-        let iommu = IommuFunction { bdf: parse_slot(&at, &raw.iommu.address, &mut taken)? };
+        let iommu = IommuFunction { bdf: parse_slot(&at, &raw.iommu.address, &mut taken)?, caching: raw.iommu.caching };
         let (span, raws) = (raw.accelerators.span(), raw.accelerators.into_inner());
         ensure!(!raws.is_empty(), "{}: no accelerator: add an [[accelerators]] section", at.line(span.start));
         let mut accelerators: Vec<AcceleratorFunction> = Vec::new();

@@ -126,7 +126,8 @@ impl Backend {
         let (sender, events) = mpsc::unbounded_channel();
         let mappings = Mappings::new();
         let memory = Arc::new(MemoryMap::new(mappings.clone()));
-        let bus = Arc::new(Bus::new(UnitConfig::default(), topology.iommu.bdf, Arc::clone(&memory)));
+        let unit = UnitConfig { caching: topology.iommu.caching.into(), ..UnitConfig::default() };
+        let bus = Arc::new(Bus::new(unit, topology.iommu.bdf, Arc::clone(&memory)));
         let mut backend = Self {
             sockets: Vec::new(),
             events,

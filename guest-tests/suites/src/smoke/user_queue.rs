@@ -320,6 +320,8 @@ fn no_system_call(c: &Context) -> Verdict {
         check_eq!(busy.post(&[work; 32]), 32, "taken");
         let copy = Descriptor::copy(memory.address(), memory.at(4096), PAGE);
         let mut out = [blank(); 4];
+        // The engine may have slept when the busy queue rang, and says so until it runs: this completion says that it does.
+        check_success(&queue.go(c, &copy)?, PAGE, "copy before")?;
         let wakes = queue.wakes();
         // SAFETY: prctl takes numbers only.
         Errno::result(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT) }).during("seccomp")?;

@@ -166,7 +166,7 @@ mod tests {
     fn the_job_is_what_pid_1_reads() {
         let job = Job { mode: "run", argv: vec!["/a".into()], timeout_scale: 1, ..Job::default() };
         let text = serde_json::to_string(&job).unwrap();
-        assert_eq!(text, r#"{"mode":"run","argv":["/a"],"env":{},"share":false,"timeout_scale":1}"#);
+        assert_eq!(text, r#"{"mode":"run","argv":["/a"],"env":{},"no_input":false,"share":false,"timeout_scale":1}"#);
     }
 
     #[test]

@@ -3,8 +3,12 @@ use svadev_spec::vtd::registers::{Capability, ExtendedCapability};
 
 use crate::registers::{FAULT_RECORD_OFFSET, IOTLB_REGISTER_OFFSET, MAX_FAULT_RECORDS};
 
-/// Largest address mask of a page-selective invalidation (CAP.MAMV): 2^18 pages are 1 GiB.
-pub const MAX_ADDRESS_MASK: u8 = 18;
+/// Largest address mask of a page-selective invalidation (CAP.MAMV): 2^51 pages are half of a 64-bit address space.
+///
+/// Linux looks at MAMV for IOTLB invalidations only. For the PASID-based ones (`cache_tag_flush_iotlb()`) it takes the
+/// smallest aligned block around the range, which is huge for two pages on both sides of a boundary, and spins until
+/// the queue, stopped at a mask above MAMV, was cleared by its fault handler.
+pub const MAX_ADDRESS_MASK: u8 = 51;
 
 /// How much the unit remembers (`--caching`). Results never depend on it when software invalidates as
 /// the specification demands.

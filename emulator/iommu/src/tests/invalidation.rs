@@ -44,6 +44,10 @@ fn translations_stay_until_they_are_invalidated() {
         ("two pages with it", pasid_iotlb_page(1, 5, 0x6000, 1), false),
         ("eight pages with it", pasid_iotlb_page(1, 5, 0x0, 3), false),
         ("512 pages with it", pasid_iotlb_page(1, 5, 0x0, 9), false),
+        // Linux takes the smallest aligned block around a range: huge for two pages on both sides of a boundary.
+        ("2 GiB with it", pasid_iotlb_page(1, 5, 0x0, 19), false),
+        ("2^45 pages with it", pasid_iotlb_page(1, 5, 0x0, 45), false),
+        ("2^51 pages with it", pasid_iotlb_page(1, 5, 0x0, 51), false),
         ("PASID cache only", pasid_cache(1, 5), true),
     ];
     for (name, descriptor, stale) in cases {
@@ -284,7 +288,7 @@ fn bad_descriptors_stop_the_queue_until_iqe_is_cleared() {
         ("upper type bits", [5 | 1 << 9, 0], QueueError::InvalidType),
         ("context granularity 0", [1, 0], QueueError::Reserved),
         ("IOTLB granularity 0", [2, 0], QueueError::Reserved),
-        ("address mask beyond MAMV", [2 | 3 << 4, 19], QueueError::Reserved),
+        ("address mask beyond MAMV", [2 | 3 << 4, 52], QueueError::Reserved),
         ("PASID-based address mask beyond MAMV", [6 | 3 << 4 | did, 63], QueueError::Reserved),
         ("PASID-based granularity 0", [6, 0], QueueError::Reserved),
         ("PASID cache granularity 2", [7 | 2 << 4, 0], QueueError::Reserved),

@@ -107,7 +107,7 @@ fn register_commands_work_while_the_queue_is_off() {
         assert_eq!(world.read64(iotlb) >> 57, granularity << 3 | granularity);
     }
     // An address mask beyond CAP.MAMV is refused.
-    world.write64(IOTLB_REGISTER_OFFSET, 19);
+    world.write64(IOTLB_REGISTER_OFFSET, 52);
     world.write64(iotlb, 1 << 63 | 3 << 60);
     assert_eq!(world.read64(iotlb) >> 57, 3 << 3);
     world.write32(offset::GCMD, 1 << 26);

@@ -81,7 +81,7 @@ impl FaultLog {
             .with_fault_record_index(u8::try_from(self.first).expect("there are at most 128 records"))
     }
 
-    fn any_status(&self) -> bool {
+    pub(crate) fn any_status(&self) -> bool {
         self.sticky != FaultStatus::new() || self.pending()
     }
 
@@ -155,7 +155,7 @@ impl<M: GuestMemory> Unit<M> {
         }
     }
 
-    fn raise_fault_event(&mut self, via: Option<Bdf>, ports: &dyn Downstream) {
+    pub(crate) fn raise_fault_event(&mut self, via: Option<Bdf>, ports: &dyn Downstream) {
         let msi = self.fault_event.raise();
         self.send(via, msi, ports);
     }

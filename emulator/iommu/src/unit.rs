@@ -2,7 +2,7 @@
 use svadev_fabric::{Bdf, Downstream, Msi};
 use svadev_memory::GuestMemory;
 use svadev_spec::vtd::invalidation::InvalidateAddress;
-use svadev_spec::vtd::registers::{ContextCommand, Global, IotlbInvalidate, RootTableAddress};
+use svadev_spec::vtd::registers::{ContextCommand, Global, IotlbInvalidate, PageRequestStatus, RootTableAddress};
 
 use crate::cache::{Clock, Iotlb};
 use crate::config::{Caching, UnitConfig};
@@ -138,6 +138,19 @@ impl<M: GuestMemory> Unit<M> {
     /// The memory it walks.
     pub fn memory(&self) -> &M {
         &self.memory
+    }
+
+    /// Sends the page request and fault events again whose cause is still pending: a message that was on its way through a
+    /// function may be lost when that function's bus mastering is turned off. One too many is harmless, for its handler finds
+    /// nothing to do.
+    pub fn repeat_interrupts(&mut self, ports: &dyn Downstream) {
+        if self.page_requests.status != PageRequestStatus::new() {
+            let msi = self.page_request_event.raise();
+            self.send(None, msi, ports);
+        }
+        if self.faults.any_status() {
+            self.raise_fault_event(None, ports);
+        }
     }
 
     pub(crate) fn send(&mut self, via: Option<Bdf>, msi: Option<Msi>, ports: &dyn Downstream) {

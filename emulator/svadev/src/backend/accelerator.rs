@@ -15,6 +15,7 @@ use svadev_vfio_user::{
     UnmapReply,
 };
 
+use super::bus::Bus;
 use super::dma_space::{self, Releases};
 use super::engine_thread::Waker;
 use super::link::Link;
@@ -67,6 +68,7 @@ pub(super) struct Accelerator {
     doorbells: OwnedFd,
     doorbell_area: [SparseArea; 1],
     events: Events,
+    bus: Arc<Bus>,
     connected: bool,
 }
 
@@ -78,6 +80,7 @@ impl Accelerator {
         memory: Arc<MemoryMap>,
         doorbells: OwnedFd,
         events: Events,
+        bus: Arc<Bus>,
     ) -> Self {
         let size = u64::from(function.shared().settings().queues) * DOORBELL_STRIDE;
         Self {
@@ -87,6 +90,7 @@ impl Accelerator {
             doorbells,
             doorbell_area: [SparseArea { offset: 0, size }],
             events,
+            bus,
             connected: false,
         }
     }
@@ -130,7 +134,9 @@ impl Accelerator {
 
     /// Bus mastering is the one thing in configuration space that the process around the function has to know.
     fn follow_config(&self) {
-        self.ports.link.set_bus_master(self.function.config().command().bus_master());
+        if self.ports.link.set_bus_master(self.function.config().command().bus_master()) {
+            self.bus.repeat_interrupts();
+        }
     }
 }
 

@@ -66,6 +66,12 @@ impl Bus {
         self.unit().write_register(offset, data, self.ports());
     }
 
+    /// A function's bus mastering was turned off. The VMM drops what interrupts were still on their way through it, and
+    /// whoever waits for one would wait for ever: those whose cause is still pending are sent again, another way.
+    pub(super) fn repeat_interrupts(&self) {
+        self.unit().repeat_interrupts(self.ports());
+    }
+
     /// The unit as after power-on: its own function was reset, or the VMM is gone.
     pub(super) fn reset_unit(&self) {
         self.unit().reset();

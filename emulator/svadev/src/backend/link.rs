@@ -29,9 +29,9 @@ impl Link {
         }
     }
 
-    /// Follows the command register.
-    pub(super) fn set_bus_master(&self, on: bool) {
-        self.bus_master.store(on, Ordering::Release);
+    /// Follows the command register. Returns whether bus mastering was on and is off now.
+    pub(super) fn set_bus_master(&self, on: bool) -> bool {
+        self.bus_master.swap(on, Ordering::AcqRel) && !on
     }
 
     /// Whether the guest lets the function send memory writes.

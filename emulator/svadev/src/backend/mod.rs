@@ -263,7 +263,7 @@ impl Parts {
         let config = ConfigSpace::new(FunctionKind::Accelerator { vectors: u16::from(*vectors), queues: *queues });
         let (upstream, function_ports) = (Arc::clone(bus), Arc::clone(&ports));
         let (function, engines) = Function::new(settings, config, Arc::clone(&memory), upstream, function_ports, pages);
-        let accelerator = Accelerator::new(function, ports, memory, file, events.clone());
+        let accelerator = Accelerator::new(function, ports, memory, file, events.clone(), Arc::clone(bus));
         Ok(Self { name: name.clone(), accelerator, server, link, engines, wakers })
     }
 }

@@ -110,3 +110,17 @@ fn records_are_read_only_but_for_f() {
     world.write32(offset::FSTS, 2);
     assert_eq!(world.read32(offset::FSTS) & 2, 2, "PPF follows the records");
 }
+
+#[test]
+fn a_pending_fault_event_is_repeated_until_software_has_seen_the_fault() {
+    let mut world = World::new();
+    world.bind_first_stage(4);
+    fault(&mut world, 0x1000, Access::READ);
+    world.ports.take_interrupts();
+    world.unit.repeat_interrupts(&world.ports);
+    assert_eq!(world.ports.interrupts.borrow()[0].0, None, "not through the function that stopped");
+    assert_eq!(world.ports.take_interrupts(), [1]);
+    assert!(world.take_fault_record().is_some());
+    world.unit.repeat_interrupts(&world.ports);
+    assert_eq!(world.ports.take_interrupts(), [0; 0]);
+}

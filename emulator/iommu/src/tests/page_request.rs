@@ -149,3 +149,26 @@ fn a_masked_page_request_event_is_held_back() {
     world.write32(offset::PECTL, 0);
     assert_eq!(world.ports.take_interrupts(), [3]);
 }
+
+#[test]
+fn an_event_that_a_function_lost_is_sent_again_another_way() {
+    let mut world = world();
+    world.unit.repeat_interrupts(&world.ports);
+    assert_eq!(world.ports.take_interrupts(), [0; 0], "nothing is pending");
+    world.page_request(0x1000, Access::READ, 1, true);
+    let msi = svadev_fabric::Msi { address: 0xfee0_1000, data: 3 };
+    assert_eq!(*world.ports.interrupts.borrow(), [(Some(DEVICE), msi)]);
+    world.unit.repeat_interrupts(&world.ports);
+    assert_eq!(world.ports.interrupts.borrow()[1..], [(None, msi)], "not through the function that stopped");
+    world.write32(offset::PRS, PPR);
+    world.ports.take_interrupts();
+    world.unit.repeat_interrupts(&world.ports);
+    assert_eq!(world.ports.take_interrupts(), [0; 0], "software has seen it");
+    // A masked event is held back, and sent on unmasking, once.
+    world.write32(offset::PECTL, 1 << 31);
+    world.page_request(0x1000, Access::READ, 1, true);
+    world.unit.repeat_interrupts(&world.ports);
+    assert_eq!(world.ports.take_interrupts(), [0; 0]);
+    world.write32(offset::PECTL, 0);
+    assert_eq!(world.ports.take_interrupts(), [3]);
+}

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use svadev_fabric::{Iova, PageRequest, PageRequestOutcome, PrgIndex, ResponseCode, Upstream};
 use svadev_memory::GuestMemory;
+use svadev_mutation::mutant;
 use svadev_spec::device::{Code, MAX_SCATTER_ENTRIES};
 
 use crate::copy::Slice;
@@ -117,7 +118,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Context<M, U> {
         }
         let since = *patience.faulting_since_ns.get_or_insert(self.now_ns);
         let fruitless = patience.successes >= PATIENCE && self.now_ns >= since.saturating_add(self.timeout_ns());
-        if fault.stop || fruitless {
+        if fault.stop || (fruitless && !mutant!(SuccessRetriedForever)) {
             return Err(Code::PageFault);
         }
         let target = fault.target;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use svadev_fabric::Upstream;
 use svadev_memory::GuestMemory;
+use svadev_mutation::mutant;
 
 use crate::context::Context;
 use crate::copy::Slice;
@@ -119,7 +120,8 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         }
         let posted = self.cx.shared.handshake(self.cx.engine).go_offline();
         self.online = false;
-        if posted || self.queues.iter().any(|queue| queue.is_rung(&self.cx)) {
+        let rung = self.queues.iter().any(|queue| queue.is_rung(&self.cx)) && !mutant!(SleepWithoutDoorbells);
+        if posted || rung {
             self.unpark();
             return false;
         }
@@ -170,7 +172,9 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
             self.reset();
         }
         while let Some(invalidation) = self.taken.invalidations.pop() {
-            self.cx.requester.invalidate(invalidation);
+            if !mutant!(EngineDropsNothing) {
+                self.cx.requester.invalidate(invalidation);
+            }
             self.cx.counters().invalidations.add(1);
         }
         while let Some(obligation) = self.taken.owed.pop() {
@@ -212,7 +216,9 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
     /// Function reset: nothing of before is left, but page requests that are outstanding stay so until they are answered.
     fn reset(&mut self) {
         for queue in &mut self.queues {
-            queue.reset(&mut self.cx);
+            if !mutant!(ResetKeepsQueues) {
+                queue.reset(&mut self.cx);
+            }
         }
         self.cx.requester.invalidate(Invalidation::ALL);
         if let Some(pending) = self.command.take() {
@@ -304,6 +310,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
     fn is_over(&mut self, pending: &Pending) -> bool {
         let mut queues = self.queues.iter_mut().zip(&self.horizons);
         match pending.command {
+            Command::Drain(_) if mutant!(DrainCommandIgnored) => true,
             Command::Drain(pasid) => queues.all(|(queue, &until)| queue.is_drained(pasid, until)),
             Command::Abort(pasid) => {
                 let mut over = true;
@@ -312,7 +319,8 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
                 }
                 self.cx.requester.invalidate(Invalidation::pasid(pasid));
                 over && (self.cx.now_ns >= pending.until_ns
-                    || !self.cx.shared.prg().is_outstanding(self.cx.engine, pasid))
+                    || !self.cx.shared.prg().is_outstanding(self.cx.engine, pasid)
+                    || mutant!(AbortWithoutResponses))
             }
         }
     }

@@ -9,6 +9,8 @@
 //! Generic over the atomics, so that a model checker can put its own in their place.
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
+use svadev_mutation::mutant;
+
 /// What the handshake needs of an atomic flag and of a fence.
 pub(crate) trait Flag: Send + Sync {
     /// A flag with this value.
@@ -63,7 +65,7 @@ impl<F: Flag> Handshake<F> {
     pub(crate) fn post(&self) -> bool {
         self.posted.store(true, Ordering::Release);
         F::full_fence();
-        self.online.load(Ordering::Acquire)
+        self.online.load(Ordering::Acquire) && !mutant!(SliceIsNotWaitedFor)
     }
 
     /// Engine: may use translations from now on, *after* emptying its mailbox if this returns `true`.
@@ -80,7 +82,7 @@ impl<F: Flag> Handshake<F> {
     pub(crate) fn go_offline(&self) -> bool {
         self.online.store(false, Ordering::Release);
         F::full_fence();
-        self.posted.load(Ordering::Acquire)
+        self.posted.load(Ordering::Acquire) && !mutant!(SleepWithoutLooking)
     }
 
     /// Engine, between two slices: whether its mailbox has something; the flag is clear afterwards. One load if not.

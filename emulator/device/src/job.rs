@@ -1,6 +1,7 @@
 //! A descriptor under way: its phases, and one bounded step of it.
 use svadev_fabric::{Pasid, Upstream};
 use svadev_memory::GuestMemory;
+use svadev_mutation::mutant;
 use svadev_spec::device::{Code, Completion, DescriptorFlags, FaultFlags};
 
 use crate::copy::{Slice, Span};
@@ -122,6 +123,7 @@ impl Job {
         self.complete(code, target.iova);
         if let Phase::Complete(completion) = &mut self.phase {
             completion.fault = fault.bits();
+            completion.bytes_done += u64::from(mutant!(BytesDoneOffByOne));
         }
     }
 
@@ -171,6 +173,10 @@ impl Job {
         }
         while matches!(self.phase, Phase::Run) {
             if *budget == 0 {
+                if mutant!(CompletionBeforeData) {
+                    self.complete(Code::Success, 0);
+                    break;
+                }
                 return Step::Yield;
             }
             let before = self.done;
@@ -215,7 +221,9 @@ impl Job {
             cursor.check()?;
         }
         match (&self.src, &self.dst) {
-            (Some(src), Some(dst)) if self.operation == Operation::Copy && overlap(src, dst, scratch) => {
+            (Some(src), Some(dst))
+                if self.operation == Operation::Copy && overlap(src, dst, scratch) && !mutant!(OverlapUnchecked) =>
+            {
                 Err(Code::Overlap)
             }
             _ => Ok(()),

@@ -6,6 +6,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use svadev_fabric::{PageGroupResponse, Pasid, PrgIndex, ResponseCode};
+use svadev_mutation::mutant;
 
 /// A group that was allocated, in the hands of whoever waits for it. A move-only value: it goes back to the table exactly
 /// once, through [`PrgTable::collect`], [`PrgTable::abandon`] or [`PrgTable::unsent`].
@@ -150,7 +151,8 @@ impl PrgTable {
         if !inner.enabled {
             return Err(NoGroup::Disabled);
         }
-        let room = inner.allocation.saturating_sub(inner.outstanding);
+        let allocation = if mutant!(AllocationIgnored) { u32::MAX } else { inner.allocation };
+        let room = allocation.saturating_sub(inner.outstanding);
         if room == 0 || inner.taken == PrgIndex::COUNT {
             inner.starved[engine] = true;
             return Err(NoGroup::Starved);
@@ -175,7 +177,7 @@ impl PrgTable {
         let entry = &mut inner.entries[index];
         let known = matches!(entry.state, State::Waiting | State::Abandoned)
             // A response for another process's group is not this group's (PCIe 6.0 §10.4.2).
-            && (response.pasid.is_none() || response.pasid == entry.pasid);
+            && (response.pasid.is_none() || response.pasid == entry.pasid || mutant!(ResponseOfAnyPasid));
         if !known {
             inner.events.unexpected_index = true;
             return None;
@@ -217,6 +219,7 @@ impl PrgTable {
         let mut inner = self.lock();
         let index = group.give_back();
         match inner.entries[index].state {
+            State::Waiting if mutant!(IndexReusedUnanswered) => inner.free(index),
             State::Waiting => inner.entries[index].state = State::Abandoned,
             State::Answered(_) => {
                 inner.free(index);

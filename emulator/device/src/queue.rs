@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use svadev_fabric::{Pasid, Upstream};
 use svadev_memory::GuestMemory;
+use svadev_mutation::mutant;
 use svadev_spec::device::{Code, Completion, Descriptor, DescriptorFlags, QueueStatus, doorbell, queue_error};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -228,7 +229,7 @@ impl Queue {
         if self.is_stopping() || self.is_aborted(space, index) {
             return Some(ended(Code::Aborted));
         }
-        if flags.contains(DescriptorFlags::FENCE) && self.jobs_under_way() {
+        if flags.contains(DescriptorFlags::FENCE) && self.jobs_under_way() && !mutant!(FenceIgnored) {
             return None;
         }
         let work = match Work::check(self.config.user, descriptor) {
@@ -363,7 +364,7 @@ impl Queue {
             self.halt(cx, queue_error::BAD_CQ_HEAD, 0);
             return false;
         }
-        unread < 1 << self.config.cq_log2
+        unread < 1 << self.config.cq_log2 || mutant!(CompletionRingOverrun)
     }
 
     fn write_completion<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice, slot: u16) -> bool
@@ -443,7 +444,11 @@ impl Queue {
             return;
         }
         let jobs = self.jobs.iter_mut().enumerate().filter_map(|(slot, job)| Some((slot, job.as_mut()?)));
-        if let Some((slot, job)) = jobs.min_by_key(|(_, job)| job.index)
+        let oldest = |(_, job): &(usize, &mut Job)| match job.phase {
+            Phase::Drain if mutant!(DrainIgnored) => 0,
+            _ => job.index,
+        };
+        if let Some((slot, job)) = jobs.min_by_key(oldest)
             && matches!(job.phase, Phase::Drain)
         {
             job.end(Code::Success);
@@ -503,6 +508,7 @@ impl Queue {
         U: Upstream + ?Sized,
     {
         match (part, resume) {
+            (Part::Submission, Resume::Retry) if mutant!(ParkCountsDescriptorTwice) => self.sq_head += 1,
             (Part::Submission | Part::Completion, Resume::Retry) => {}
             (Part::Submission, Resume::Fail(_)) => self.halt(cx, queue_error::SQ_FAULT, target.iova),
             (Part::Completion, Resume::Fail(_)) => self.halt(cx, queue_error::CQ_FAULT, target.iova),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use svadev_fabric::{Access, Bdf, Iova, Pasid, Translation, TranslationRequest, Upstream};
 use svadev_memory::{GuestAddress, GuestMemory};
+use svadev_mutation::mutant;
 
 use crate::copy::{Slice, Span};
 use crate::mailbox::Invalidation;
@@ -81,17 +82,17 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
     /// software may raise rights in a table without invalidating, so that only asking tells.
     pub(crate) fn access<'s>(&mut self, slice: &'s Slice, target: Target) -> Result<Span<'s>, Refusal> {
         let gate = slice.gate;
-        if !gate.bus_master || !gate.ats || (target.space.is_some() && !gate.pasid) {
+        if !(gate.bus_master || mutant!(BusMasterUnchecked)) || !gate.ats || (target.space.is_some() && !gate.pasid) {
             return Err(Refusal::Blocked);
         }
         let placed = match self.tlb.lookup(target.space, target.iova) {
-            Some(hit) if if target.write { hit.rights.write } else { hit.rights.read } => {
+            Some(hit) if hit.rights.allow(target) => {
                 self.shared.engine_counters(self.engine).tlb_hits.add(1);
                 Placed { host: hit.host, size_log2: hit.size_log2, rights: hit.rights }
             }
             _ => self.translate(target)?,
         };
-        debug_assert!(if target.write { placed.rights.write } else { placed.rights.read });
+        debug_assert!(placed.rights.allow(target));
         let offset = target.iova & ((1 << placed.size_log2) - 1);
         let len = usize::try_from((1u64 << placed.size_log2) - offset).expect("at most 1 GiB");
         let offset = usize::try_from(offset).expect("below 1 GiB");
@@ -119,7 +120,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
         }
         let placed = self.place(target, translation)?;
         // PCIe 6.0 §10.2.3: with U set, only untranslated requests are allowed; the answer serves this access and no other.
-        if !translation.untranslated_only {
+        if !translation.untranslated_only || mutant!(UntranslatedOnlyIsKept) {
             self.tlb.insert(target.space, target.iova, placed.size_log2, placed.host, placed.rights);
         }
         Ok(placed)

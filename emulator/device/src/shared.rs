@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use svadev_fabric::{Bdf, InvalidateAck, InvalidateRequest, PageGroupResponse};
+use svadev_mutation::mutant;
 use svadev_spec::device::{CommandStatus, QueueStatus, Status};
 
 use crate::counters::{Counters, EngineCounters};
@@ -217,6 +218,9 @@ impl FunctionShared {
     /// Call it *after* the map was changed and before the memory is unmapped. `Done`: no access through them is under way;
     /// `Pending`: [`FunctionPorts::memory_released`] will say so.
     pub fn memory_changed(&self, token: u64) -> InvalidateAck {
+        if mutant!(MemoryChangeDropsNothing) {
+            return InvalidateAck::Done;
+        }
         self.invalidate_engines(Invalidation::ALL, Answer::Memory(token))
     }
 

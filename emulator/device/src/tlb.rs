@@ -7,8 +7,10 @@
 use std::ptr::NonNull;
 
 use svadev_fabric::{InvalidateRange, Iova, Pasid};
+use svadev_mutation::mutant;
 
 use crate::mailbox::Invalidation;
+use crate::requester::Target;
 
 /// Page sizes the TLB knows, smallest first.
 pub(crate) const SIZES_LOG2: [u8; 3] = [12, 21, 30];
@@ -18,6 +20,9 @@ const WAYS: usize = 4;
 const NO_PASID: u32 = 1 << 20;
 
 fn space_key(space: Option<Pasid>) -> u32 {
+    if mutant!(TlbIgnoresPasid) {
+        return 0;
+    }
     space.map_or(NO_PASID, Pasid::get)
 }
 
@@ -26,6 +31,13 @@ fn space_key(space: Option<Pasid>) -> u32 {
 pub(crate) struct Rights {
     pub(crate) read: bool,
     pub(crate) write: bool,
+}
+
+impl Rights {
+    /// Whether they are enough for an access.
+    pub(crate) fn allow(self, target: Target) -> bool {
+        if target.write { self.write || mutant!(TlbHitIgnoresWrite) } else { self.read }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -168,7 +180,14 @@ impl DeviceTlb {
         }
         for (class, &class_log2) in SIZES_LOG2.iter().enumerate() {
             let first = start >> class_log2;
-            for page in first..first + (1u64 << size_log2.saturating_sub(class_log2)) {
+            if class > 0 && mutant!(TlbInvalidationForgetsLargePages) {
+                break;
+            }
+            let mut pages = 1u64 << size_log2.saturating_sub(class_log2);
+            if pages > 1 && mutant!(TlbInvalidationOffByOne) {
+                pages -= 1;
+            }
+            for page in first..first + pages {
                 self.remove(space, class, page);
             }
         }

@@ -1,5 +1,6 @@
 //! Waiting for a page: what a parked descriptor or a parked ring access keeps, and what it may still try.
 use svadev_fabric::ResponseCode;
+use svadev_mutation::mutant;
 use svadev_spec::device::Code;
 
 use crate::page_request::Group;
@@ -77,7 +78,7 @@ impl Patience {
                 self.successes = self.successes.saturating_add(1);
                 Resume::Retry
             }
-            ResponseCode::InvalidRequest if pages > 1 && !self.narrow => {
+            ResponseCode::InvalidRequest if pages > 1 && !self.narrow && !mutant!(InvalidIsNotNarrowed) => {
                 self.narrow = true;
                 Resume::Retry
             }

@@ -1,6 +1,7 @@
 //! From a requester and a PASID to an address space: root, context and PASID tables (§3.4).
 use svadev_fabric::Bdf;
 use svadev_memory::{GuestAddress, GuestMemory};
+use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::registers::translation_table_mode;
 use svadev_spec::vtd::tables::{
@@ -137,7 +138,9 @@ impl EntryCaches {
     /// Every context entry, and with them every PASID entry: they were reached through one.
     pub(crate) fn invalidate_contexts(&mut self, clock: &mut Clock) {
         self.contexts_floor = clock.tick();
-        self.invalidate_pasids(clock);
+        if !mutant!(ContextInvalidationKeepsPasids) {
+            self.invalidate_pasids(clock);
+        }
     }
 
     /// The context entries of `source_id` and, with `function_mask`, of its neighbours (§6.5.2.1), and the PASID entries
@@ -145,12 +148,15 @@ impl EntryCaches {
     pub(crate) fn invalidate_source(&mut self, source_id: u16, function_mask: u8, clock: &mut Clock) {
         let now = clock.tick();
         // FM ignores the function number's highest bit, its two highest, or all three.
-        let ignored: u16 = [0b000, 0b100, 0b110, 0b111][usize::from(function_mask & 3)];
+        let function_mask = if mutant!(FunctionMaskIgnored) { 0 } else { function_mask & 3 };
+        let ignored: u16 = [0b000, 0b100, 0b110, 0b111][usize::from(function_mask)];
         for function in 0..8 {
             if function & !ignored == source_id & 7 & !ignored {
                 let source_id = u64::from(source_id & !7 | function);
                 self.context_sources.raise(source_id, now);
-                self.pasid_sources.raise(source_id, now);
+                if !mutant!(ContextInvalidationKeepsPasids) {
+                    self.pasid_sources.raise(source_id, now);
+                }
             }
         }
     }

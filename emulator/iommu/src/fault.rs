@@ -1,6 +1,7 @@
 //! Fault recording and reporting (chapter 7, §11.4.7).
 use svadev_fabric::{Access, Bdf, Downstream, Iova, Pasid};
 use svadev_memory::GuestMemory;
+use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::fault::{FaultRecordHigh, FaultRecordLow};
 use svadev_spec::vtd::registers::FaultStatus;
@@ -111,11 +112,15 @@ impl FaultLog {
 impl<M: GuestMemory> Unit<M> {
     /// Records a fault, unless FPD was set or there is no room, and sends the fault event if it is the first (§7.2, §7.3).
     pub(crate) fn record_fault(&mut self, request: &Request, fault: Fault, ports: &dyn Downstream) {
-        if fault.fault_processing_disable && fault.reason.is_qualified() {
+        if fault.fault_processing_disable && fault.reason.is_qualified() && !mutant!(FaultProcessingDisableIgnored) {
             self.counters.faults_suppressed += 1;
             return;
         }
         tracing::debug!(requester = %request.requester, pasid = ?request.pasid, iova = request.iova.0, reason = ?fault.reason, "fault");
+        if mutant!(FaultNotRecorded) {
+            return;
+        }
+        let pasid = request.pasid.map_or(0, Pasid::get) ^ u32::from(mutant!(FaultWithWrongPasid));
         let record = FaultRecord {
             low: FaultRecordLow::new().with_fault_info(request.iova.0 >> 12),
             high: FaultRecordHigh::new()
@@ -125,7 +130,7 @@ impl<M: GuestMemory> Unit<M> {
                 .with_privileged(request.access.privileged)
                 .with_execute(request.access.execute)
                 .with_pasid_present(request.pasid.is_some())
-                .with_pasid(request.pasid.map_or(0, Pasid::get))
+                .with_pasid(pasid)
                 .with_fault_reason(fault.reason.code())
                 .with_address_type(u8::from(request.kind == RequestKind::Translation))
                 .with_fault(true),

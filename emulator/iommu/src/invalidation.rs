@@ -10,6 +10,7 @@ use svadev_fabric::{
     PrgIndex, ResponseCode,
 };
 use svadev_memory::{GuestAddress, GuestMemory};
+use svadev_mutation::mutant;
 use svadev_spec::vtd::invalidation::{
     ContextCache, DescriptorHeader, DeviceTlb, DeviceTlbAddress, InvalidateAddress, Iotlb, PageGroupResponseIndex,
     PasidCache, PasidDeviceTlb, PasidDeviceTlbAddress, PasidIotlb, QueueError, Wait, context_granularity,
@@ -83,7 +84,8 @@ impl InvalidationQueue {
     }
 
     fn advance(&mut self) {
-        self.head = (self.head + self.descriptor_bytes()) & (self.bytes() - 1);
+        let next = self.head + self.descriptor_bytes();
+        self.head = if mutant!(QueueHeadNotWrapped) { next } else { next & (self.bytes() - 1) };
     }
 
     /// GCMD.QIE changed: the head starts over (§11.4.9.1), and nobody waits for acknowledgements any more.
@@ -124,10 +126,17 @@ impl<M: GuestMemory> Unit<M> {
                         self.queue.parked = true;
                         self.counters.waits_parked += 1;
                     }
+                    if mutant!(ParkSkipsWait) {
+                        self.queue.advance();
+                    }
                     return;
                 }
                 Err(error) => {
                     tracing::debug!(?error, head = self.queue.head, "invalidation queue error");
+                    if mutant!(QueueErrorGoesOn) {
+                        self.queue.advance();
+                        continue;
+                    }
                     self.counters.queue_errors += 1;
                     self.queue.error.set_queue_error_information(error as u8);
                     self.set_queue_status(
@@ -210,7 +219,9 @@ impl<M: GuestMemory> Unit<M> {
                 self.entries.invalidate_contexts(&mut self.clock);
             }
             context_granularity::DEVICE => {
-                self.entries.invalidate_source(source_id, function_mask, &mut self.clock);
+                if !mutant!(ContextCacheInvalidationDoesNothing) {
+                    self.entries.invalidate_source(source_id, function_mask, &mut self.clock);
+                }
             }
             _ => return false,
         }
@@ -225,6 +236,7 @@ impl<M: GuestMemory> Unit<M> {
             pasid_cache_granularity::DOMAIN => {
                 self.entries.invalidate_pasid_domain(low.domain_id(), &mut self.clock);
             }
+            pasid_cache_granularity::PASID if mutant!(PasidCacheInvalidationDoesNothing) => {}
             pasid_cache_granularity::PASID => {
                 self.entries.invalidate_pasid(low.domain_id(), low.pasid(), &mut self.clock);
             }
@@ -312,6 +324,9 @@ impl<M: GuestMemory> Unit<M> {
             return Step::Park;
         }
         self.counters.invalidations_device_tlb += 1;
+        if mutant!(SkipDeviceTlbFlush) {
+            return Step::Done;
+        }
         let tag = InvalidateTag(self.queue.next_tag);
         self.queue.next_tag += 1;
         match ports.invalidate(to, InvalidateRequest { tag, pasid, global, range }) {
@@ -331,7 +346,10 @@ impl<M: GuestMemory> Unit<M> {
     /// translation it was told to drop before it acknowledged the invalidation, for which this wait waited.
     fn wait(&mut self, low: Wait, high: u64, ports: &dyn Downstream) -> Result<Step, QueueError> {
         reserved(low.reserved0() || low.reserved1() != 0 || high & 3 != 0)?;
-        if !self.queue.outstanding.is_empty() {
+        if !self.queue.outstanding.is_empty() && !mutant!(WaitBeforeAcknowledgements) {
+            if mutant!(StatusBeforeInvalidations) && low.status_write() {
+                let _ = self.memory.store_u32(GuestAddress(high), low.status_data());
+            }
             return Ok(Step::Park);
         }
         if low.status_write() {
@@ -375,13 +393,20 @@ impl<M: GuestMemory> Unit<M> {
             prg_index: PrgIndex::from_low_bits(high.prg_index().into()),
             code,
         };
+        if mutant!(AnswerLost) {
+            return Ok(Step::Done);
+        }
+        if mutant!(AnswerTwice) {
+            ports.page_group_response(Bdf(low.requester_id()), response);
+        }
         ports.page_group_response(Bdf(low.requester_id()), response);
         Ok(Step::Done)
     }
 
     /// A function acknowledged an invalidation for which it had said [`InvalidateAck::Pending`]. Goes on with a parked queue.
     pub fn invalidate_complete(&mut self, requester: Bdf, tag: InvalidateTag, ports: &dyn Downstream) {
-        if self.queue.outstanding.get(&tag) == Some(&requester) {
+        let expected = self.queue.outstanding.get(&tag);
+        if expected == Some(&requester) || (expected.is_some() && mutant!(AcknowledgementFromAnyone)) {
             self.queue.outstanding.remove(&tag);
             if self.queue.parked {
                 self.process_queue(ports);

@@ -1,6 +1,7 @@
 //! Page requests and their queue (§7.4, §7.5, §11.4.11).
 use svadev_fabric::{Bdf, Downstream, PageGroupResponse, PageRequest, PageRequestOutcome, Pasid, ResponseCode};
 use svadev_memory::{GuestAddress, GuestMemory};
+use svadev_mutation::mutant;
 use svadev_spec::vtd::page_request::{DESCRIPTOR_SIZE, PageRequestHigh, PageRequestLow, TYPE_PAGE_REQUEST};
 use svadev_spec::vtd::registers::{PageRequestQueueAddress, PageRequestStatus};
 
@@ -62,10 +63,16 @@ impl<M: GuestMemory> Unit<M> {
         let next = queue.inside(tail + DESCRIPTOR_SIZE);
         if next == queue.inside(queue.head) {
             self.counters.page_request_overflows += 1;
-            self.raise_page_request_event(requester, |status| status.set_overflow(true), ports);
+            if !mutant!(OverflowWithoutStatus) {
+                self.raise_page_request_event(requester, |status| status.set_overflow(true), ports);
+            }
             // §7.4.1: the answer to a lost group is success. Its function translates again, and faults again if it must.
             return self.answer(&request, ResponseCode::Success, ports);
         }
+        if mutant!(PageRequestTailBeforeEntry) {
+            self.raise_page_request_event(requester, |status| status.set_pending(true), ports);
+        }
+        let queue = &self.page_requests;
         let written = (queue.address.frame() << 12)
             .checked_add(tail)
             .is_some_and(|at| self.memory.write(GuestAddress(at), &descriptor(&request)).is_ok());
@@ -82,6 +89,9 @@ impl<M: GuestMemory> Unit<M> {
     /// Drops the unit's own translation of the page (§7.4: implicit invalidation on a page request), so that a right which software
     /// gives without an invalidation is found. A broken PASID table entry has no translation to drop.
     fn forget_page(&mut self, request: &Request) {
+        if mutant!(PageRequestKeepsTranslation) {
+            return;
+        }
         let space = self.resolver().address_space(request);
         if let Ok((space, _)) = space
             && space.stages != Stages::PassThrough

@@ -1,6 +1,7 @@
 //! The register page: dispatch of reads and writes (§11.2, §11.4).
 use svadev_fabric::Downstream;
 use svadev_memory::GuestMemory;
+use svadev_mutation::mutant;
 use svadev_spec::vtd::invalidation::InvalidateAddress;
 use svadev_spec::vtd::registers::{
     ContextCommand, Global, InvalidationQueueAddress, IotlbInvalidate, PageRequestQueueAddress, RootTableAddress,
@@ -200,8 +201,10 @@ impl<M: GuestMemory> Unit<M> {
             self.root = self.root_register;
             self.global.set_root_table_pointer(true);
             // CAP.ESRTPS: every cache is emptied with it.
-            self.entries.invalidate_contexts(&mut self.clock);
-            self.iotlb.invalidate_all(&mut self.clock);
+            if !mutant!(RootPointerKeepsCaches) {
+                self.entries.invalidate_contexts(&mut self.clock);
+                self.iotlb.invalidate_all(&mut self.clock);
+            }
         }
         if command.queued_invalidation_enable() != self.global.queued_invalidation_enable() {
             self.global.set_queued_invalidation_enable(command.queued_invalidation_enable());

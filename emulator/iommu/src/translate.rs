@@ -3,6 +3,7 @@ use std::cell::RefCell;
 
 use svadev_fabric::{Access, AtsError, Bdf, Downstream, Gpa, Iova, Pasid, Translation, TranslationRequest};
 use svadev_memory::GuestMemory;
+use svadev_mutation::mutant;
 use svadev_spec::vtd::fault::TranslationResponse;
 use svadev_spec::vtd::registers::translation_table_mode;
 use svadev_spec::vtd::{FaultReason, INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
@@ -13,7 +14,9 @@ use crate::config::Caching;
 use crate::context::{AddressSpace, Stages};
 use crate::fault::{Blocked, Fault, Request, RequestKind};
 use crate::resolver::Resolver;
-use crate::walk::{InMemory, Leaf, Nested, PagingCaches, SecondStageTables, Shortcuts, Want, in_legacy_mode};
+use crate::walk::{
+    FirstStage, InMemory, Leaf, Nested, PagingCaches, SecondStageTables, Shortcuts, Want, in_legacy_mode,
+};
 
 /// Pages of pass-through are as large as this, in log2 of bytes.
 const IDENTITY_SIZE_LOG2: u8 = 21;
@@ -133,7 +136,9 @@ impl<M: GuestMemory> Resolver<'_, M> {
     #[inline]
     fn in_iotlb(&self, space: Space, iova: u64, want: Want) -> Option<Translation> {
         let mapping = self.iotlb.get(space, iova)?;
-        if (want.dirty && !mapping.write_known()) || (want.write && !mapping.write()) || (want.read && !mapping.read())
+        if (want.dirty && !mapping.write_known() && !mutant!(IotlbHitForgetsDirty))
+            || (want.write && !mapping.write())
+            || (want.read && !mapping.read())
         {
             return None;
         }
@@ -191,6 +196,8 @@ impl<M: GuestMemory> Resolver<'_, M> {
             Stages::Second(second) => second.walk(&second_tables, limits, iova, want),
             Stages::Nested(first, second) => {
                 let tables = Nested { memory, second, second_tables: &second_tables, limits, shortcuts };
+                let levels = if mutant!(NestedForgetsLevelFive) { 4 } else { first.levels };
+                let first = FirstStage { levels, ..first };
                 let outer = first.walk(&tables, limits, iova, want)?;
                 let offset = iova & ((1 << outer.size_log2) - 1);
                 // First-stage write permission decides whether this may become a write at all.
@@ -203,8 +210,8 @@ impl<M: GuestMemory> Resolver<'_, M> {
                 Ok(Leaf {
                     address: gpa >> size_log2 << size_log2,
                     size_log2,
-                    read: outer.read && inner.read,
-                    write: outer.write && inner.write,
+                    read: outer.read && (inner.read || mutant!(NestedIgnoresSecondStageRights)),
+                    write: outer.write && (inner.write || mutant!(NestedIgnoresSecondStageRights)),
                     execute: outer.execute,
                 })
             }
@@ -281,7 +288,7 @@ fn without_interrupt_range(leaf: Leaf, iova: u64) -> Result<Leaf, FaultReason> {
         return Ok(leaf);
     }
     let address = leaf.address | iova & (size - 1) & !0xfff;
-    if in_interrupt_range(address) {
+    if in_interrupt_range(address) && !mutant!(InterruptRangeUnchecked) {
         return Err(FaultReason::InterruptAddress);
     }
     Ok(Leaf { address, size_log2: 12, ..leaf })

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
+use svadev_mutation::mutant;
 use vm_memory::{Bytes, GuestAddress, VolatileMemory, VolatileMemoryError, VolatileSlice};
 
 use crate::mappings::Mapping;
@@ -154,7 +155,8 @@ impl Entry {
     }
 
     fn backing(&self, gpa: u64, want: Want) -> Result<&Backing, MemoryError> {
-        if (want != Want::Write && !self.read) || (want != Want::Read && !self.write) {
+        if (want != Want::Write && !self.read) || (want != Want::Read && !self.write && !mutant!(ReadOnlyRegionWritten))
+        {
             return Err(MemoryError::Forbidden(gpa));
         }
         self.backing.as_ref().ok_or(MemoryError::Unreachable(gpa))
@@ -173,7 +175,9 @@ impl Entry {
         let Backing { mapping, offset } = self.backing(gpa, want)?;
         let offset = in_mapping(offset + (gpa - self.start));
         let lost = || match mapping.lost_from() {
-            lost if lost < offset + len => Err(MemoryError::Lost(gpa + lost.saturating_sub(offset) as u64)),
+            lost if lost < offset + len && !mutant!(LostBytesUnnoticed) => {
+                Err(MemoryError::Lost(gpa + lost.saturating_sub(offset) as u64))
+            }
             _ => Ok(()),
         };
         if want != Want::Read {
@@ -280,6 +284,7 @@ impl MemoryMap {
         let index = old.first_ending_after(gpa.0);
         if let Some(next) = old.regions.get(index)
             && next.start < end
+            && !mutant!(RegionOverlapUnchecked)
         {
             return Err(MapError::Overlap(next.start.max(gpa.0)));
         }
@@ -322,7 +327,9 @@ impl MemoryMap {
         }
         let mut regions = old.regions.clone();
         let retired = regions.drain(first..last).collect();
-        self.publish(regions, old.generation);
+        if !mutant!(UnmapKeepsRegion) {
+            self.publish(regions, old.generation);
+        }
         Ok(Retired { regions: retired })
     }
 

@@ -1,4 +1,6 @@
 //! The IOTLB and the paging-structure caches (§6.2.4, §6.2.5).
+use svadev_mutation::mutant;
+
 use super::Clock;
 use super::key::{Key, Space};
 use super::store::{Store, TagFloors};
@@ -165,6 +167,7 @@ impl Iotlb {
     /// The lowest table on the way to `iova` that is known, and its level; `levels` is the top one's.
     #[inline]
     pub(crate) fn shortcut(&self, space: Space, iova: u64, levels: u8) -> Option<(u8, Shortcut)> {
+        let space = path_tag(space);
         (2..=levels).find_map(|level| {
             let packed = self.shortcuts.get(&self.floors, Key::new(space, level, iova >> region_log2(level)))?;
             Some((level - 1, Shortcut(packed)))
@@ -182,6 +185,7 @@ impl Iotlb {
         clock: &mut Clock,
     ) {
         self.nested |= nested;
+        let space = path_tag(space);
         let key = Key::new(space, level, iova >> region_log2(level));
         self.shortcuts.insert(&self.floors, key, shortcut.0 | flag(nested, NESTED), clock);
     }
@@ -196,12 +200,18 @@ impl Iotlb {
 
     /// Every mapping of the domain, of whatever stage.
     pub(crate) fn invalidate_domain(&mut self, domain_id: u16, clock: &mut Clock) {
+        if mutant!(DomainInvalidationDoesNothing) {
+            return;
+        }
         self.floors.raise_domain(domain_id, clock);
         self.drop_exactly(|key, _| key.domain_id() == domain_id);
     }
 
     /// Every first-stage and nested mapping of one PASID of the domain.
     pub(crate) fn invalidate_pasid(&mut self, space: Space, clock: &mut Clock) {
+        if mutant!(PasidInvalidationDoesNothing) {
+            return;
+        }
         self.floors.raise_space(space, clock);
         self.drop_exactly(|key, _| key.space_word() == space.word());
     }
@@ -244,19 +254,28 @@ impl Iotlb {
         }
         let range_log2 = 12 + pages_log2;
         let first = iova >> range_log2 << range_log2;
-        let last = first | ((1 << range_log2) - 1);
+        let mut last = first | ((1 << range_log2) - 1);
+        if pages_log2 > 0 && mutant!(PageInvalidationOffByOne) {
+            last -= 0x1000;
+        }
         for (class, size_log2) in (0..).zip(PAGE_SIZES_LOG2) {
-            if self.sizes[usize::from(class)] {
+            if self.sizes[usize::from(class)] && (class == 0 || !mutant!(PageInvalidationForgetsLargePages)) {
                 self.pages.drop_range(space, class, first >> size_log2, last >> size_log2);
             }
         }
-        if !leaf_only {
+        if !leaf_only && !mutant!(PageInvalidationKeepsPaths) {
             for level in TABLE_LEVELS {
                 let size_log2 = region_log2(level);
                 self.shortcuts.drop_range(space, level, first >> size_log2, last >> size_log2);
             }
         }
     }
+}
+
+/// What paging-structure cache entries of `space` are tagged with: the same.
+#[inline]
+fn path_tag(space: Space) -> Space {
+    if mutant!(PagingCachesIgnorePasid) { Space::of_domain(space.domain_id()) } else { space }
 }
 
 /// Log2 of the bytes that an entry at `level` covers.

@@ -1,4 +1,5 @@
 //! What cached translations are tagged with.
+use svadev_mutation::mutant;
 
 /// What an entry is tagged with besides its page (§6.2.4, table 6-2): the domain, and for first-stage and nested mappings the
 /// PASID. One word, the domain above 21 bits that hold a PASID or its absence: this is copied on the hot path.
@@ -8,8 +9,10 @@ pub(crate) struct Space(u64);
 impl Space {
     const NO_PASID: u64 = 1 << 20;
 
-    pub(crate) const fn new(domain_id: u16, pasid: u32) -> Self {
-        Self((domain_id as u64) << 21 | pasid as u64 & 0xf_ffff)
+    pub(crate) fn new(domain_id: u16, pasid: u32) -> Self {
+        let pasid = if mutant!(IotlbIgnoresPasid) { 0 } else { pasid };
+        let domain_id = if mutant!(IotlbIgnoresDomain) { 0 } else { domain_id };
+        Self(u64::from(domain_id) << 21 | u64::from(pasid & 0xf_ffff))
     }
 
     /// Second-stage mappings: those of a domain.

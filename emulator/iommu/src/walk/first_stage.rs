@@ -1,4 +1,5 @@
 //! First-stage translation (§3.6).
+use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::tables::FirstStageEntry;
 
@@ -40,13 +41,13 @@ impl FirstStage {
         address: u64,
         want: Want,
     ) -> Result<Leaf, FaultReason> {
-        if want.privileged && !self.supervisor_requests {
+        if want.privileged && !self.supervisor_requests && !mutant!(SupervisorRequestsUnchecked) {
             return Err(FaultReason::SupervisorDisabled);
         }
         if want.execute && !self.execute_requests {
             return Err(FaultReason::ExecuteDisabled);
         }
-        if !self.is_canonical(address) {
+        if !self.is_canonical(address) && !mutant!(CanonicalUnchecked) {
             return Err(FaultReason::NotCanonical);
         }
         if let Some((level, shortcut)) = tables.shortcut(address, self.levels) {
@@ -86,23 +87,27 @@ impl FirstStage {
                 return Err(FaultReason::FirstStageNotPresent);
             }
             let leaf = level == 1 || entry.page_size();
-            if has_reserved_bits(entry, level, leaf, limits) {
+            if has_reserved_bits(entry, level, leaf, limits) && !mutant!(FirstStageReservedUnchecked) {
                 return Err(FaultReason::FirstStageReserved);
             }
             user &= entry.user();
-            writable &= entry.writable();
+            writable = entry.writable() && (writable || mutant!(UpperWriteIgnored));
             executable &= !entry.execute_disable();
             if !leaf {
                 if let Err(Lost) = self.mark(tables, at, raw, false)? {
                     return Ok(Err(Lost));
                 }
                 table = entry.frame() << 12;
-                tables.keep_shortcut(address, level, Shortcut::new(table, writable, user, executable));
+                let shortcut = match mutant!(PagingCachesForgetRights) {
+                    true => Shortcut::new(table, true, true, true),
+                    false => Shortcut::new(table, writable, user, executable),
+                };
+                tables.keep_shortcut(address, level, shortcut);
                 level -= 1;
                 continue;
             }
             // Rights are those of all levels together (§3.6.1). Without WPE a supervisor may write to read-only pages.
-            let write = writable || (want.privileged && !self.write_protect);
+            let write = writable || (want.privileged && (!self.write_protect || mutant!(WriteProtectIgnored)));
             self.check_rights(want, user, write, executable)?;
             if let Err(Lost) = self.mark(tables, at, raw, want.dirty && write)? {
                 return Ok(Err(Lost));
@@ -119,7 +124,7 @@ impl FirstStage {
     }
 
     fn check_rights(&self, want: Want, user: bool, write: bool, execute: bool) -> Result<(), FaultReason> {
-        if !user && !want.privileged {
+        if !user && !want.privileged && !mutant!(UserSupervisorIgnored) {
             return Err(FaultReason::UserToSupervisor);
         }
         if want.write && !write {
@@ -133,11 +138,12 @@ impl FirstStage {
 
     /// Sets accessed, extended accessed and dirty as due (§3.6.2), if they are not yet.
     fn mark(&self, tables: &impl Tables, at: u64, raw: u64, dirty: bool) -> Result<Result<(), Lost>, FaultReason> {
-        let mut entry = FirstStageEntry::from(raw).with_accessed(true);
+        let mut entry = FirstStageEntry::from(raw);
+        entry.set_accessed(entry.accessed() || !mutant!(ForgetAccessed));
         if self.extended_accessed {
             entry.set_extended_accessed(true);
         }
-        if dirty {
+        if dirty && !mutant!(ForgetDirty) {
             entry.set_dirty(true);
         }
         let marked = u64::from(entry);
@@ -147,7 +153,8 @@ impl FirstStage {
         if !self.page_walk_snoop {
             return Err(FaultReason::FirstStageUpdateNotSnooped);
         }
-        tables.exchange(at, raw, marked)
+        let exchanged = tables.exchange(at, raw, marked)?;
+        Ok(if mutant!(LostRaceIsIgnored) { Ok(()) } else { exchanged })
     }
 }
 

@@ -12,6 +12,7 @@ pub(crate) use second_stage::{SecondStage, in_legacy_mode};
 use std::cell::RefCell;
 
 use svadev_memory::{GuestAddress, GuestMemory};
+use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 
 use crate::cache::{Clock, Iotlb, Shortcut, Space};
@@ -212,6 +213,9 @@ pub(crate) struct Nested<'a, 'b, M> {
 
 impl<M: GuestMemory> Nested<'_, '_, M> {
     fn translate(&self, address: u64, write: bool, top: bool) -> Result<u64, FaultReason> {
+        if mutant!(NestedTablesUntranslated) {
+            return Ok(address);
+        }
         let want = Want { read: true, write, execute: false, execute_demanded: false, privileged: false, dirty: write };
         let leaf = self.second.walk(self.second_tables, self.limits, address, want).map_err(|e| match e {
             FaultReason::AddressTooWide => FaultReason::NestedEntryAddressTooWide,

@@ -1,4 +1,5 @@
 //! Second-stage translation (§3.7).
+use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::tables::SecondStageEntry;
 
@@ -67,7 +68,7 @@ impl SecondStage {
                 return Err(FaultReason::SecondStageNotPresent);
             }
             let leaf = level == 1 || entry.page_size();
-            if has_reserved_bits(entry, level, leaf, limits) {
+            if has_reserved_bits(entry, level, leaf, limits) && !mutant!(SecondStageReservedUnchecked) {
                 return Err(FaultReason::SecondStageReserved);
             }
             read &= entry.read();
@@ -104,7 +105,7 @@ impl SecondStage {
             return Ok(Ok(()));
         }
         let mut entry = SecondStageEntry::from(raw).with_accessed(true);
-        if dirty {
+        if dirty && !mutant!(ForgetSecondStageDirty) {
             entry.set_dirty(true);
         }
         let marked = u64::from(entry);

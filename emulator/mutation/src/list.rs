@@ -1,0 +1,206 @@
+//! The bugs.
+
+macro_rules! mutants {
+    ($($(#[$doc:meta])* $name:ident,)+) => {
+        /// A bug that can be planted. Each is one that somebody could write; its name says what is done wrong.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutant {
+            $($(#[$doc])* $name,)+
+        }
+
+        impl Mutant {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// Its name.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)+
+                }
+            }
+
+            /// The one with this name.
+            #[must_use]
+            pub fn from_name(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|mutant| mutant.name() == name)
+            }
+        }
+    };
+}
+
+mutants! {
+    // The unit's invalidation queue.
+
+    /// Device-TLB invalidations never reach their function.
+    SkipDeviceTlbFlush,
+    /// A wait completes while acknowledgements are missing.
+    WaitBeforeAcknowledgements,
+    /// A wait that parks has written its status already.
+    StatusBeforeInvalidations,
+    /// A wait that parks is stepped over.
+    ParkSkipsWait,
+    /// The acknowledgement of any function counts.
+    AcknowledgementFromAnyone,
+    /// The head goes on past the end of the queue.
+    QueueHeadNotWrapped,
+    /// A bad descriptor does not stop the queue.
+    QueueErrorGoesOn,
+
+    // The unit's caches.
+
+    /// Cached translations of a domain serve all its PASIDs.
+    IotlbIgnoresPasid,
+    /// Cached translations of a PASID serve it in all domains.
+    IotlbIgnoresDomain,
+    /// Paging-structure entries of a domain serve all its PASIDs.
+    PagingCachesIgnorePasid,
+    /// Paging-structure entries lose the rights of the levels above.
+    PagingCachesForgetRights,
+    /// A hit serves a write though dirty was not set.
+    IotlbHitForgetsDirty,
+    /// Page-selective invalidations take 4 KiB entries only.
+    PageInvalidationForgetsLargePages,
+    /// A range ends one page early.
+    PageInvalidationOffByOne,
+    /// Every page-selective invalidation is taken for one with the hint (IH).
+    PageInvalidationKeepsPaths,
+    /// PASID-selective invalidations of the IOTLB do nothing.
+    PasidInvalidationDoesNothing,
+    /// Domain-selective invalidations of the IOTLB do nothing.
+    DomainInvalidationDoesNothing,
+    /// PASID-cache invalidations of a PASID do nothing.
+    PasidCacheInvalidationDoesNothing,
+    /// Context-cache invalidations of a function do nothing.
+    ContextCacheInvalidationDoesNothing,
+    /// A context-cache invalidation leaves the PASID entries that were reached through the context entry.
+    ContextInvalidationKeepsPasids,
+    /// Context-cache invalidations take no neighbours.
+    FunctionMaskIgnored,
+    /// A new root table leaves the caches as they are.
+    RootPointerKeepsCaches,
+    /// A page request leaves the unit's own translation of the page.
+    PageRequestKeepsTranslation,
+
+    // The unit's walks.
+
+    /// First-stage walks do not set accessed.
+    ForgetAccessed,
+    /// First-stage walks do not set dirty.
+    ForgetDirty,
+    /// Second-stage walks do not set dirty.
+    ForgetSecondStageDirty,
+    /// An entry that changed under the walk is used as it was.
+    LostRaceIsIgnored,
+    /// User requests get supervisor pages.
+    UserSupervisorIgnored,
+    /// Only the last entry's R/W counts.
+    UpperWriteIgnored,
+    /// A supervisor may write to read-only pages, whatever WPE says.
+    WriteProtectIgnored,
+    /// Supervisor requests are served without SRE.
+    SupervisorRequestsUnchecked,
+    /// Addresses need not be canonical.
+    CanonicalUnchecked,
+    /// Reserved bits of first-stage entries are not looked at.
+    FirstStageReservedUnchecked,
+    /// Reserved bits of second-stage entries are not looked at.
+    SecondStageReservedUnchecked,
+    /// Nested walks take every first stage for one of four levels.
+    NestedForgetsLevelFive,
+    /// Nested walks do not send the addresses of first-stage tables through the second stage.
+    NestedTablesUntranslated,
+    /// Nested translations have the first stage's rights alone.
+    NestedIgnoresSecondStageRights,
+    /// Translations may lead into the interrupt range.
+    InterruptRangeUnchecked,
+
+    // The unit's faults and page requests.
+
+    /// Faults are not recorded.
+    FaultNotRecorded,
+    /// Faults are recorded under another PASID.
+    FaultWithWrongPasid,
+    /// Faults are recorded whatever FPD says.
+    FaultProcessingDisableIgnored,
+    /// A page group response is sent twice.
+    AnswerTwice,
+    /// Page group responses are lost.
+    AnswerLost,
+    /// A full page request queue does not set PRO.
+    OverflowWithoutStatus,
+    /// Software hears of a page request before it is in the queue.
+    PageRequestTailBeforeEntry,
+
+    // The device TLB and the invalidation handshake.
+
+    /// A hit serves a write without the right to.
+    TlbHitIgnoresWrite,
+    /// Cached translations serve all PASIDs.
+    TlbIgnoresPasid,
+    /// Invalidations of a range take 4 KiB entries only.
+    TlbInvalidationForgetsLargePages,
+    /// A range ends one page early.
+    TlbInvalidationOffByOne,
+    /// Engines acknowledge invalidations without dropping anything.
+    EngineDropsNothing,
+    /// An engine in the middle of a slice is not waited for.
+    SliceIsNotWaitedFor,
+    /// An engine goes to sleep without looking for messages once more.
+    SleepWithoutLooking,
+    /// An engine goes to sleep without looking at the doorbells once more.
+    SleepWithoutDoorbells,
+    /// Windows are used after their region was removed.
+    MemoryChangeDropsNothing,
+    /// What may be used once is kept.
+    UntranslatedOnlyIsKept,
+    /// The engine does without bus mastering.
+    BusMasterUnchecked,
+
+    // The function's page requests.
+
+    /// A response counts whatever PASID it names.
+    ResponseOfAnyPasid,
+    /// An index is used again before its response came.
+    IndexReusedUnanswered,
+    /// More page requests are sent than were allocated.
+    AllocationIgnored,
+    /// After *success* the page is asked for again and again.
+    SuccessRetriedForever,
+    /// *Invalid* for a group fails the descriptor though the needed page may be there.
+    InvalidIsNotNarrowed,
+    /// An abort does not wait for the PASID's responses.
+    AbortWithoutResponses,
+
+    // Queues and descriptors.
+
+    /// Descriptors do not wait for a fence.
+    FenceIgnored,
+    /// A DRAIN descriptor completes at once.
+    DrainIgnored,
+    /// DRAIN_PASID is over at once.
+    DrainCommandIgnored,
+    /// A descriptor completes with its first slice.
+    CompletionBeforeData,
+    /// A parked fetch counts its descriptor again.
+    ParkCountsDescriptorTwice,
+    /// A failed descriptor reports one byte too many.
+    BytesDoneOffByOne,
+    /// Completions are written over ones that nobody has read.
+    CompletionRingOverrun,
+    /// A copy's operands may overlap.
+    OverlapUnchecked,
+    /// A reset leaves queues running.
+    ResetKeepsQueues,
+
+    // Guest memory.
+
+    /// A region that was unmapped stays in the map.
+    UnmapKeepsRegion,
+    /// Regions that only allow reads are written to.
+    ReadOnlyRegionWritten,
+    /// Regions may overlap.
+    RegionOverlapUnchecked,
+    /// Bytes that the file has lost are not noticed.
+    LostBytesUnnoticed,
+}

@@ -131,6 +131,10 @@ impl UnitConfig {
             .with_second_stage(true)
             .with_first_stage(true)
             .with_scalable_mode_page_walk_coherency(true)
+            .with_rid_pasid(true)
+            .with_rid_privileged(self.supervisor_requests)
+            .with_abort_dma_mode(true)
+            .with_stop_marker(true)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::cache::{Clock, Floors, Space, Table};
 use crate::config::Caching;
 use crate::fault::{Fault, Request, RequestKind};
 use crate::resolver::Resolver;
+use crate::translate::in_interrupt_range;
 use crate::walk::{FirstStage, SecondStage};
 
 /// How addresses of one PASID, or of one function, are translated.
@@ -207,6 +208,31 @@ impl<M: GuestMemory> Resolver<'_, M> {
                 Ok((self.pasid_entry(request.requester, context, pasid)?, privileged))
             }
         }
+    }
+
+    /// Whether the context entry of its requester lets a translated request in (§4.2.4).
+    pub(crate) fn let_translated_in(&mut self, request: &Request) -> Result<(), Fault> {
+        let (serves_ats, fault_processing_disable, codes) = match self.context(request)? {
+            Context::Legacy(context) => {
+                let space = context.address_space;
+                let codes = (FaultReason::LegacyContextBlocks, FaultReason::LegacyInterruptAddress);
+                (space.serves_ats, space.fault_processing_disable, codes)
+            }
+            Context::Scalable(context) => {
+                let codes = (FaultReason::DeviceTlbDisabled, FaultReason::InterruptAddress);
+                (context.low.device_tlb_enable(), context.low.fault_processing_disable(), codes)
+            }
+        };
+        let (blocked, interrupt) = codes;
+        let reason = if !serves_ats {
+            blocked
+        } else if in_interrupt_range(request.iova.0) {
+            // §3.14: interrupts come untranslated.
+            interrupt
+        } else {
+            return Ok(());
+        };
+        Err(Fault { reason, fault_processing_disable })
     }
 
     /// The context entry of a requester, checked for what any request of its kind needs of it.

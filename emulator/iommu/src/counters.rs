@@ -11,6 +11,8 @@ pub struct Counters {
     pub translations_refused: u64,
     /// Untranslated accesses.
     pub untranslated_accesses: u64,
+    /// Accesses with addresses that translation completions gave, checked by [`crate::Unit::translated`].
+    pub translated_accesses: u64,
     /// Page table walks.
     pub walks: u64,
     /// IOTLB hits.

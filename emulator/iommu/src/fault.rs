@@ -15,6 +15,8 @@ pub(crate) enum RequestKind {
     Untranslated,
     /// An ATS translation request (AT 01).
     Translation,
+    /// An access with an address that an ATS completion gave (AT 10).
+    Translated,
     /// A page request message.
     PageRequest,
 }
@@ -37,10 +39,16 @@ pub(crate) struct Fault {
     pub(crate) fault_processing_disable: bool,
 }
 
-/// An untranslated access was blocked: it completes as an Unsupported Request, and the reason is recorded unless FPD says no.
+/// An access was blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("blocked: {0:?}")]
-pub struct Blocked(pub FaultReason);
+pub enum Blocked {
+    /// It completes as an Unsupported Request, and the reason is recorded unless FPD says no.
+    #[error("blocked: {0:?}")]
+    Fault(FaultReason),
+    /// All requests are aborted, and none is recorded: abort-DMA mode (§3.4.5).
+    #[error("aborted: the unit is in abort-DMA mode")]
+    AbortDma,
+}
 
 /// One fault recording register.
 #[derive(Clone, Copy, Debug, Default)]
@@ -132,7 +140,11 @@ impl<M: GuestMemory> Unit<M> {
                 .with_pasid_present(request.pasid.is_some())
                 .with_pasid(pasid)
                 .with_fault_reason(fault.reason.code())
-                .with_address_type(u8::from(request.kind == RequestKind::Translation))
+                .with_address_type(match request.kind {
+                    RequestKind::Untranslated | RequestKind::PageRequest => 0b00,
+                    RequestKind::Translation => 0b01,
+                    RequestKind::Translated => 0b10,
+                })
                 .with_fault(true),
         };
         let quiet = !self.faults.any_status();

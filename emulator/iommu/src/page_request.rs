@@ -42,8 +42,8 @@ impl<M: GuestMemory> Unit<M> {
     pub fn page_request(&mut self, request: PageRequest, ports: &dyn Downstream) -> PageRequestOutcome {
         self.counters.page_requests += 1;
         self.last_requester = Some(request.requester);
-        if !self.translation_enabled() {
-            // With remapping disabled the message is unsupported: nobody answers it.
+        if !self.translation_enabled() || self.aborts_dma() {
+            // With remapping disabled, or aborting everything, the message is unsupported: nobody answers it.
             return self.drop_page_request();
         }
         let PageRequest { requester, pasid, iova, access, .. } = request;

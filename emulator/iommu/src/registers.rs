@@ -5,7 +5,7 @@ use svadev_mutation::mutant;
 use svadev_spec::vtd::invalidation::InvalidateAddress;
 use svadev_spec::vtd::registers::{
     ContextCommand, Global, InvalidationQueueAddress, IotlbInvalidate, PageRequestQueueAddress, RootTableAddress,
-    offset,
+    offset, translation_table_mode,
 };
 
 use crate::Unit;
@@ -220,6 +220,11 @@ impl<M: GuestMemory> Unit<M> {
 
     pub(crate) fn translation_enabled(&self) -> bool {
         self.global.translation_enable()
+    }
+
+    /// §3.4.5: every request is aborted, and no fault is recorded.
+    pub(crate) fn aborts_dma(&self) -> bool {
+        self.global.translation_enable() && self.root.translation_table_mode() == translation_table_mode::ABORT_DMA
     }
 }
 

@@ -31,6 +31,10 @@ impl<M: GuestMemory> Unit<M> {
             self.counters.translations_refused += 1;
             return Err(AtsError::UnsupportedRequest);
         }
+        if self.aborts_dma() {
+            self.counters.translations_refused += 1;
+            return Err(AtsError::CompleterAbort);
+        }
         let TranslationRequest { requester, pasid, iova, access } = request;
         if pasid.is_none() && in_interrupt_range(iova.0) {
             // §3.14: such writes are interrupts and must come untranslated.
@@ -71,6 +75,9 @@ impl<M: GuestMemory> Unit<M> {
     ) -> Result<Translation, Blocked> {
         self.counters.untranslated_accesses += 1;
         self.last_requester = Some(requester);
+        if self.aborts_dma() {
+            return Err(Blocked::AbortDma);
+        }
         let write_only = access.write && !access.read;
         if !self.translation_enabled() || (pasid.is_none() && in_interrupt_range(iova.0) && write_only) {
             // Remapping is off, or the write is an interrupt and interrupt remapping is not there (ECAP.IR, §3.14).
@@ -84,7 +91,33 @@ impl<M: GuestMemory> Unit<M> {
         };
         result.map_err(|fault| {
             self.record_fault(&request, fault, ports);
-            Blocked(fault.reason)
+            Blocked::Fault(fault.reason)
+        })
+    }
+
+    /// Checks a translated request: an access with an address that a translation completion gave (§4.2.4). It is not translated
+    /// again; the context entry must still let the function use its device TLB.
+    pub fn translated(
+        &mut self,
+        requester: Bdf,
+        address: Gpa,
+        access: Access,
+        ports: &dyn Downstream,
+    ) -> Result<(), Blocked> {
+        self.counters.translated_accesses += 1;
+        self.last_requester = Some(requester);
+        if self.aborts_dma() {
+            return Err(Blocked::AbortDma);
+        }
+        if !self.translation_enabled() {
+            return Ok(());
+        }
+        let kind = RequestKind::Translated;
+        let request = Request { requester, pasid: None, iova: Iova(address.0), access, kind };
+        let result = self.resolver().let_translated_in(&request);
+        result.map_err(|fault| {
+            self.record_fault(&request, fault, ports);
+            Blocked::Fault(fault.reason)
         })
     }
 }
@@ -246,7 +279,7 @@ fn want(request: &Request, privileged: bool) -> Want {
         RequestKind::Translation | RequestKind::PageRequest => {
             Want { read: false, write: false, execute, execute_demanded: false, privileged, dirty: access.write }
         }
-        RequestKind::Untranslated => Want {
+        RequestKind::Untranslated | RequestKind::Translated => Want {
             read: access.read,
             write: access.write,
             execute,
@@ -277,7 +310,7 @@ fn identity(iova: u64, size_log2: u8, access: Access) -> Translation {
     Translation { gpa: Gpa(iova >> size_log2 << size_log2), size_log2, access, global: false, untranslated_only: false }
 }
 
-fn in_interrupt_range(address: u64) -> bool {
+pub(crate) fn in_interrupt_range(address: u64) -> bool {
     (INTERRUPT_RANGE_FIRST..=INTERRUPT_RANGE_LAST).contains(&address)
 }
 

@@ -221,7 +221,8 @@ fn ask_unit(world: &mut World, asked: &Asked) -> Answer {
     } else {
         match world.unit.access(requester, pasid, Iova(iova), access, &world.ports) {
             Ok(translation) => translation,
-            Err(Blocked(reason)) => return Answer::Blocked(reason.code()),
+            Err(Blocked::Fault(reason)) => return Answer::Blocked(reason.code()),
+            Err(Blocked::AbortDma) => unreachable!("the model has no abort-DMA mode"),
         }
     };
     Answer::Page(Page {

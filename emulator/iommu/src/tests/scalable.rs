@@ -1,8 +1,8 @@
-use svadev_fabric::{Access, AtsError, Gpa, Pasid};
+use svadev_fabric::{Access, AtsError, Gpa, PageRequestOutcome, Pasid};
 use svadev_spec::vtd::registers::offset;
 
-use super::world::{DEVICE, DOMAIN, Mode, OTHER, PASID, RAM, USER_PAGE, World, pasid_cache};
-use crate::{FaultReason, UnitConfig};
+use super::world::{DEVICE, DOMAIN, Mode, OTHER, PASID, RAM, ROOT, USER_PAGE, World, pasid_cache};
+use crate::{Blocked, FaultReason, UnitConfig};
 
 /// A world with one first-stage page at 0x7000.
 fn world() -> World {
@@ -27,7 +27,7 @@ fn devices_16_and_up_use_the_upper_half_of_the_root_entry() {
     world.bind(OTHER, 0, DOMAIN, Mode::PassThrough);
     let ok = world.unit.access(OTHER, None, svadev_fabric::Iova(0x5000), Access::READ, &world.ports);
     assert_eq!(ok.unwrap().gpa.0, 0);
-    assert_eq!(world.access(None, 0x5000, Access::READ).unwrap_err().0, FaultReason::RootNotPresent);
+    assert_eq!(world.access(None, 0x5000, Access::READ).unwrap_err(), Blocked::Fault(FaultReason::RootNotPresent));
 }
 
 #[test]
@@ -40,7 +40,10 @@ fn requests_without_pasid_use_rid_pasid() {
     let context = world.context_entry(DEVICE);
     world.store(context + 8, 9);
     world.submit_and_wait(&[[1 | 3 << 4 | u64::from(DEVICE.0) << 32, 0]]);
-    assert_eq!(world.access(None, 0x3000, Access::WRITE).unwrap_err().0, FaultReason::PasidTableNotPresent);
+    assert_eq!(
+        world.access(None, 0x3000, Access::WRITE).unwrap_err(),
+        Blocked::Fault(FaultReason::PasidTableNotPresent)
+    );
 }
 
 /// One damaged quadword of a structure, and what comes of it.
@@ -112,7 +115,6 @@ fn a_root_table_outside_memory_is_a_fault() {
         (RAM | 1 << 10, FaultReason::RootAccess),
         (u64::MAX << 12 | 1 << 10, FaultReason::RootAccess),
         (2 << 10, FaultReason::RootTableMode),
-        (3 << 10, FaultReason::RootTableMode),
         (0, FaultReason::PasidInLegacyMode),
     ] {
         let mut world = World::new();
@@ -120,6 +122,50 @@ fn a_root_table_outside_memory_is_a_fault() {
         world.write32(offset::GCMD, 1 << 30 | 1 << 31);
         assert_eq!(world.blocked(0x7000, Access::READ), reason);
     }
+}
+
+#[test]
+fn abort_dma_mode_refuses_everything_and_records_nothing() {
+    let mut world = world();
+    assert!(world.translate(Some(PASID), 0x7000, Access::READ).is_ok());
+    world.write64(offset::RTADDR, 3 << 10);
+    assert!(world.translate(Some(PASID), 0x7000, Access::READ).is_ok(), "until the root pointer is set");
+    world.write32(offset::GCMD, 1 << 26 | 1 << 30 | 1 << 31);
+    assert_eq!(world.translate(Some(PASID), 0x7000, Access::READ), Err(AtsError::CompleterAbort));
+    assert_eq!(world.translate(None, 0xfee0_0000, Access::WRITE), Err(AtsError::CompleterAbort));
+    assert_eq!(world.access(Some(PASID), 0x7000, Access::READ), Err(Blocked::AbortDma));
+    assert_eq!(world.access(None, 0xfee0_0000, Access::WRITE), Err(Blocked::AbortDma));
+    assert_eq!(world.translated(0x5000, Access::WRITE), Err(Blocked::AbortDma));
+    assert_eq!(world.page_request(0x7000, Access::READ, 1, true), PageRequestOutcome::Dropped);
+    assert_eq!((world.take_fault(), world.ports.take_interrupts()), (None, vec![]));
+    assert_eq!(world.unit.counters().faults_recorded, 0);
+    // The mode needs no tables, and going back does.
+    world.write64(offset::RTADDR, ROOT | 1 << 10);
+    world.write32(offset::GCMD, 1 << 26 | 1 << 30 | 1 << 31);
+    assert!(world.translate(Some(PASID), 0x7000, Access::READ).is_ok());
+}
+
+#[test]
+fn translated_requests_need_dte_and_are_no_interrupts() {
+    let mut world = world();
+    assert_eq!(world.translated(0x5000, Access::WRITE), Ok(()));
+    assert_eq!(world.translated(0xfee0_1000, Access::WRITE), Err(Blocked::Fault(FaultReason::InterruptAddress)));
+    let (_, high) = world.take_fault_record().unwrap();
+    assert_eq!((high.address_type(), high.pasid_present(), high.type1()), (0b10, false, false));
+    let at = world.context_entry(DEVICE);
+    world.store(at, world.load(at) & !(1 << 2));
+    assert_eq!(world.translated(0x5000, Access::READ), Ok(()), "the context cache still has it");
+    world.submit_and_wait(&[[1 | 1 << 4, 0]]);
+    assert_eq!(world.translated(0x5000, Access::READ), Err(Blocked::Fault(FaultReason::DeviceTlbDisabled)));
+    let (low, high) = world.take_fault_record().unwrap();
+    assert_eq!((low.fault_info(), high.address_type(), high.type1()), (5, 0b10, true));
+    // FPD keeps it out of the log, but not in memory.
+    world.store(at, world.load(at) | 2);
+    world.submit_and_wait(&[[1 | 1 << 4, 0]]);
+    assert!(world.translated(0x5000, Access::READ).is_err());
+    assert_eq!(world.take_fault(), None);
+    world.write32(offset::GCMD, 1 << 26);
+    assert_eq!(world.translated(0x5000, Access::READ), Ok(()), "nothing is checked with translation off");
 }
 
 #[test]
@@ -150,7 +196,7 @@ fn what_one_kind_of_request_left_in_the_caches_does_not_serve_another() {
     for _ in 0..2 {
         assert!(world.access(None, 0x7000, Access::READ_WRITE).is_ok());
         let pasid0 = Some(Pasid::from_low_bits(0));
-        assert_eq!(world.access(pasid0, 0x7000, Access::READ).unwrap_err().0, FaultReason::PasidDisabled);
+        assert_eq!(world.access(pasid0, 0x7000, Access::READ).unwrap_err(), Blocked::Fault(FaultReason::PasidDisabled));
     }
 }
 
@@ -169,16 +215,16 @@ fn pasids_beyond_the_directory_or_the_unit_are_refused() {
     let mut world = World::with(UnitConfig { max_pasid_bits: 14, ..UnitConfig::default() });
     world.bind_first_stage(4);
     let large = Pasid::new(1 << 14).unwrap();
-    assert_eq!(world.access(Some(large), 0, Access::READ).unwrap_err().0, FaultReason::PasidTooLarge);
+    assert_eq!(world.access(Some(large), 0, Access::READ).unwrap_err(), Blocked::Fault(FaultReason::PasidTooLarge));
     let at = world.context_entry(DEVICE);
     // PDTS 0: 2^13 PASIDs.
     world.store(at, world.load(at) & !(7 << 9));
     world.submit_and_wait(&[[1 | 1 << 4, 0]]);
     let large = Pasid::new(1 << 13).unwrap();
-    assert_eq!(world.access(Some(large), 0, Access::READ).unwrap_err().0, FaultReason::PasidTooLarge);
+    assert_eq!(world.access(Some(large), 0, Access::READ).unwrap_err(), Blocked::Fault(FaultReason::PasidTooLarge));
     world.store(at + 8, 1 << 13);
     world.submit_and_wait(&[[1 | 1 << 4, 0]]);
-    assert_eq!(world.access(None, 0, Access::READ).unwrap_err().0, FaultReason::RidPasidInvalid);
+    assert_eq!(world.access(None, 0, Access::READ).unwrap_err(), Blocked::Fault(FaultReason::RidPasidInvalid));
 }
 
 #[test]
@@ -196,7 +242,10 @@ fn fpd_keeps_faults_out_of_the_log() {
         let mut world = world();
         let at = at(&mut world);
         world.store(at, world.load(at) | 2);
-        assert_eq!(world.access(Some(PASID), 0x8000, Access::READ).unwrap_err().0, FaultReason::FirstStageNotPresent);
+        assert_eq!(
+            world.access(Some(PASID), 0x8000, Access::READ).unwrap_err(),
+            Blocked::Fault(FaultReason::FirstStageNotPresent)
+        );
         // As Linux leaves the entry of a dead process: FPD alone.
         world.store(at, 2);
         world.submit_and_wait(&[[1 | 1 << 4, 0], pasid_cache(DOMAIN, 5)]);
@@ -222,7 +271,10 @@ fn the_interrupt_range_is_special_without_pasid() {
     let mut world = World::new();
     world.bind(DEVICE, 0, DOMAIN, Mode::PassThrough);
     assert_eq!(world.access(None, 0xfee0_1000, Access::WRITE).unwrap().gpa, Gpa(0xfee0_1000));
-    assert_eq!(world.access(None, 0xfee0_1000, Access::READ).unwrap_err().0, FaultReason::InterruptAddress);
+    assert_eq!(
+        world.access(None, 0xfee0_1000, Access::READ).unwrap_err(),
+        Blocked::Fault(FaultReason::InterruptAddress)
+    );
     let completion = world.translate(None, 0xfee0_1000, Access::WRITE).unwrap();
     assert!(completion.untranslated_only && completion.access == Access::WRITE);
 }
@@ -242,21 +294,26 @@ fn legacy_mode_walks_legacy_tables() {
     let (root_table, contexts, tables) = (world.page(), world.page(), world.page());
     world.write64(offset::RTADDR, root_table);
     world.write32(offset::GCMD, 1 << 30 | 1 << 31);
-    let fault = |world: &mut World, access| world.access(None, 0x3000, access).unwrap_err().0;
-    assert_eq!(fault(&mut world, Access::READ), FaultReason::LegacyRootNotPresent);
+    let fault = |world: &mut World, access| world.access(None, 0x3000, access).unwrap_err();
+    assert_eq!(fault(&mut world, Access::READ), Blocked::Fault(FaultReason::LegacyRootNotPresent));
     world.store(root_table, contexts | 1);
-    assert_eq!(fault(&mut world, Access::READ), FaultReason::LegacyContextNotPresent);
+    assert_eq!(fault(&mut world, Access::READ), Blocked::Fault(FaultReason::LegacyContextNotPresent));
     let at = contexts + 16 * u64::from(DEVICE.devfn());
     world.store(at + 8, 2 | 7 << 8);
     world.store(at, tables | 1);
-    assert_eq!(fault(&mut world, Access::READ), FaultReason::LegacyNoRead);
-    assert_eq!(fault(&mut world, Access::WRITE), FaultReason::LegacyNoWrite);
+    assert_eq!(fault(&mut world, Access::READ), Blocked::Fault(FaultReason::LegacyNoRead));
+    assert_eq!(fault(&mut world, Access::WRITE), Blocked::Fault(FaultReason::LegacyNoWrite));
     world.map(tables, 4, 0x3000, 0x8_8000 | 1, 12);
     assert_eq!(world.access(None, 0x3000, Access::READ).unwrap().gpa, Gpa(0x8_8000));
-    assert_eq!(fault(&mut world, Access::WRITE), FaultReason::LegacyNoWrite);
-    assert_eq!(world.access(None, 1 << 48, Access::READ).unwrap_err().0, FaultReason::LegacyAddressTooWide);
-    // TT 0 blocks translation requests, TT 1 serves them, TT 2 passes through.
+    assert_eq!(fault(&mut world, Access::WRITE), Blocked::Fault(FaultReason::LegacyNoWrite));
+    assert_eq!(
+        world.access(None, 1 << 48, Access::READ).unwrap_err(),
+        Blocked::Fault(FaultReason::LegacyAddressTooWide)
+    );
+    // TT 0 blocks translation requests and translated ones, TT 1 serves them, TT 2 passes through.
     assert_eq!(world.translate(None, 0x3000, Access::READ), Err(AtsError::UnsupportedRequest));
+    let translated = |world: &mut World, address| world.translated(address, Access::READ);
+    assert_eq!(translated(&mut world, 0x8_8000), Err(Blocked::Fault(FaultReason::LegacyContextBlocks)));
     let flush = |world: &mut World| {
         world.write32(offset::GCMD, 1 << 31);
         world.write64(offset::CCMD, 1 << 63 | 1 << 61);
@@ -265,12 +322,15 @@ fn legacy_mode_walks_legacy_tables() {
     world.store(at, tables | 1 | 1 << 2);
     flush(&mut world);
     assert_eq!(world.translate(None, 0x3000, Access::READ).unwrap().gpa, Gpa(0x8_8000));
+    assert_eq!(translated(&mut world, 0x8_8000), Ok(()));
+    let interrupt = Err(Blocked::Fault(FaultReason::LegacyInterruptAddress));
+    assert_eq!(translated(&mut world, 0xfee0_0000), interrupt);
     world.store(at, 1 | 2 << 2);
     flush(&mut world);
     assert_eq!(world.access(None, 0x60_3000, Access::WRITE).unwrap().gpa, Gpa(0x60_0000));
     world.store(at, 1 | 3 << 2);
     flush(&mut world);
-    assert_eq!(fault(&mut world, Access::READ), FaultReason::LegacyContextInvalid);
+    assert_eq!(fault(&mut world, Access::READ), Blocked::Fault(FaultReason::LegacyContextInvalid));
     world.store(at, 1 | 1 << 4);
-    assert_eq!(fault(&mut world, Access::READ), FaultReason::LegacyContextReserved);
+    assert_eq!(fault(&mut world, Access::READ), Blocked::Fault(FaultReason::LegacyContextReserved));
 }

@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use svadev_fabric::{
-    Access, AtsError, Bdf, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Iova, Msi, PageGroupResponse,
-    PageRequest, PageRequestOutcome, Pasid, PrgIndex, Translation, TranslationRequest,
+    Access, AtsError, Bdf, Downstream, Gpa, InvalidateAck, InvalidateRequest, InvalidateTag, Iova, Msi,
+    PageGroupResponse, PageRequest, PageRequestOutcome, Pasid, PrgIndex, Translation, TranslationRequest,
 };
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
 use svadev_spec::vtd::fault::{FaultRecordHigh, FaultRecordLow};
@@ -272,13 +272,19 @@ impl World {
         (translation.gpa.0, translation.size_log2)
     }
 
+    pub(super) fn translated(&mut self, address: u64, access: Access) -> Result<(), Blocked> {
+        self.unit.translated(DEVICE, Gpa(address), access, &self.ports)
+    }
+
     pub(super) fn access(&mut self, pasid: Option<Pasid>, iova: u64, access: Access) -> Result<Translation, Blocked> {
         self.unit.access(DEVICE, pasid, Iova(iova), access, &self.ports)
     }
 
     /// The reason why an untranslated access of [`DEVICE`] with [`PASID`] is blocked, checked against the record of it.
     pub(super) fn blocked(&mut self, iova: u64, access: Access) -> FaultReason {
-        let Blocked(reason) = self.access(Some(PASID), iova, access).unwrap_err();
+        let Blocked::Fault(reason) = self.access(Some(PASID), iova, access).unwrap_err() else {
+            panic!("aborted, not blocked");
+        };
         assert_eq!(self.take_fault(), Some((reason.code(), iova & !0xfff)), "{reason:?} is recorded");
         reason
     }

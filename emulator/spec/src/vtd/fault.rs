@@ -33,11 +33,11 @@ pub enum FaultReason {
     LegacyContextBlocks = 0x0d,
     /// LGN.4: the address is in the interrupt range (legacy mode).
     LegacyInterruptAddress = 0x0e,
-    /// RTA.2: reserved translation table mode.
+    /// RTA.1: reserved translation table mode.
     RootTableMode = 0x30,
-    /// RTA.3: request with PASID in legacy mode.
+    /// RTA.2: request with PASID in legacy mode.
     PasidInLegacyMode = 0x31,
-    /// RTA.4: page request in legacy mode.
+    /// RTA.3: page request in legacy mode.
     PageRequestInLegacyMode = 0x32,
     /// SRT.1: a root entry could not be read.
     RootAccess = 0x38,
@@ -115,7 +115,7 @@ pub enum FaultReason {
     UserToSupervisor = 0x81,
     /// SGN.3: no right to execute.
     NoExecute = 0x82,
-    /// SGN.4: the address is beyond the host address width (pass-through).
+    /// SGN.4: the address is beyond the host address width (pass-through, translated requests).
     AddressBeyondHost = 0x83,
     /// SGN.5: the address is beyond the width of the second-stage tables.
     AddressTooWide = 0x84,
@@ -123,7 +123,7 @@ pub enum FaultReason {
     NoWrite = 0x85,
     /// SGN.7: no right to read.
     NoRead = 0x86,
-    /// SGN.8: the address, or what it translates to, is in the interrupt range.
+    /// SGN.8: the address, or what it translates to, or a translated request, is in the interrupt range.
     InterruptAddress = 0x87,
     /// SFS.9: accessed or dirty must be set in a first-stage entry, and page walks do not snoop.
     FirstStageUpdateNotSnooped = 0x90,

@@ -197,8 +197,14 @@ pub struct ExtendedCapability {
     pub performance_monitoring: bool,
     /// ADMS: abort-DMA mode.
     pub abort_dma_mode: bool,
-    #[bits(11)]
-    __: u16,
+    /// RPRIVS: RID_PRIV of context entries.
+    pub rid_privileged: bool,
+    #[bits(4)]
+    __: u8,
+    /// SMS: stop markers in the page request queue.
+    pub stop_marker: bool,
+    #[bits(5)]
+    __: u8,
 }
 
 /// Global command register and, with the same layout, global status register (GCMD 18h WO, GSTS 1Ch RO, 32 bits, §11.4.4).

@@ -44,6 +44,8 @@ use crate::topology::{AcceleratorFunction, Topology};
 pub(crate) struct BackendOptions {
     /// Folder for the sockets; must exist, and only its owner should be able to enter it.
     pub socket_dir: PathBuf,
+    /// Stretches the built-in time limits, of page requests above all: on a busy host the guest's kernel takes long over them.
+    pub timeout_scale: u32,
 }
 
 /// What happens in a backend that the launcher wants to know.
@@ -143,7 +145,7 @@ impl Backend {
 
         let mut parts = Vec::new();
         for function in &topology.accelerators {
-            parts.push(Parts::new(function, &bus, &mappings, &events)?);
+            parts.push(Parts::new(function, options, &bus, &mappings, &events)?);
         }
         // Connected before the first thread starts: from then on anybody may call the bus.
         bus.connect(parts.iter().map(|p| (Arc::clone(p.accelerator.shared()), Arc::clone(&p.link))));
@@ -247,6 +249,7 @@ struct Parts {
 impl Parts {
     fn new(
         topology: &AcceleratorFunction,
+        options: &BackendOptions,
         bus: &Arc<Bus>,
         mappings: &Mappings,
         events: &Events,
@@ -258,8 +261,14 @@ impl Parts {
         let ports = Arc::new(Ports::new(Arc::clone(&link), wakers.clone()));
         let memory = Arc::new(MemoryMap::new(mappings.clone()));
         let (pages, file) = doorbells::shared_pages(*queues)?;
-        let settings =
-            FunctionSettings { queues: *queues, engines: *engines, vectors: *vectors, ..FunctionSettings::new(*bdf) };
+        let usual = FunctionSettings::new(*bdf);
+        let settings = FunctionSettings {
+            queues: *queues,
+            engines: *engines,
+            vectors: *vectors,
+            page_request_timeout_ns: usual.page_request_timeout_ns * u64::from(options.timeout_scale),
+            ..usual
+        };
         let config = ConfigSpace::new(FunctionKind::Accelerator { vectors: u16::from(*vectors), queues: *queues });
         let (upstream, function_ports) = (Arc::clone(bus), Arc::clone(&ports));
         let (function, engines) = Function::new(settings, config, Arc::clone(&memory), upstream, function_ports, pages);
@@ -292,7 +301,7 @@ mod tests {
     fn a_backend_makes_its_sockets_and_takes_them_away() {
         let folder = tempfile::tempdir().unwrap();
         let topology = Topology::parse("default.toml", crate::topology::DEFAULT).unwrap();
-        let options = BackendOptions { socket_dir: folder.path().to_owned() };
+        let options = BackendOptions { socket_dir: folder.path().to_owned(), timeout_scale: 1 };
         let backend = Backend::start(&topology, &options).unwrap();
         assert_eq!(backend.sockets().len(), 3);
         assert!(backend.sockets().iter().all(|(_, path)| path.exists()));

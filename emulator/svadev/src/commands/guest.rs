@@ -137,7 +137,7 @@ pub fn run(request: Request<'_>, observer: &mut dyn Observer) -> Outcome<Finishe
 /// Starts the backend, runs the plan on it, stops it.
 fn drive(plan: &Plan<'_>, folder: &RunFolder, observer: &mut dyn Observer) -> Outcome<Report> {
     block_on(async {
-        let options = BackendOptions { socket_dir: folder.path().to_owned() };
+        let options = BackendOptions { socket_dir: folder.path().to_owned(), timeout_scale: plan.timeout_scale };
         let mut backend =
             Backend::start(plan.topology, &options).context("starting the backend").or_exit(Exit::Backend)?;
         let report = run::run(plan, folder, Some(&mut backend), observer).await;

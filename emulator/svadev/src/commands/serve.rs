@@ -25,7 +25,7 @@ pub fn run(args: &ServeArgs) -> Outcome<u8> {
     make_private_folder(&folder).with_context(|| folder.display().to_string()).or_exit(Exit::Setup)?;
     let mut table = Table::open(args.dmar.as_deref(), &topology)?;
     block_on(async {
-        let options = BackendOptions { socket_dir: folder };
+        let options = BackendOptions { socket_dir: folder, timeout_scale: 1 };
         let mut backend = Backend::start(&topology, &options).context("starting the backend").or_exit(Exit::Backend)?;
         for (bdf, path) in backend.sockets() {
             say!("{bdf} on {}", path.display());

@@ -18,6 +18,7 @@ use svadev_fabric::{
 use svadev_iommu::{Unit, UnitConfig};
 use svadev_memory::Ram;
 
+use crate::checker::Checker;
 use crate::log::Log;
 use crate::mutant::Mutant;
 
@@ -102,10 +103,11 @@ impl Bus {
         let before = self.watch().pending.clone();
         let result = call(&mut unit, &Down(self));
         if unit.counters().waits != waits {
-            let after = &self.watch().pending;
-            if let Some((bdf, tag)) = before.intersection(after).next() {
-                self.log.check(false, || format!("a wait completed before invalidation {} of {bdf} did", tag.0));
-            }
+            let early = before.intersection(&self.watch().pending).next().copied();
+            self.log.check(Checker::WaitOrder, early.is_none(), || {
+                let (bdf, tag) = early.expect("there is one");
+                format!("a wait completed before invalidation {} of {bdf} did", tag.0)
+            });
         }
         result
     }
@@ -132,6 +134,11 @@ impl Bus {
     /// Writes a 64-bit register.
     pub fn write64(&self, at: u64, value: u64) {
         self.with_unit(|unit, down| unit.write_register(at, &value.to_le_bytes(), down));
+    }
+
+    /// What the unit counted.
+    pub fn unit_counters(&self) -> svadev_iommu::Counters {
+        self.with_unit(|unit, _| unit.counters().clone())
     }
 
     /// Which interrupts came since the last call: bits of [`msi`].
@@ -174,6 +181,11 @@ impl Bus {
         self.watch().groups.iter().filter(|(key, g)| !g.lost && meant(key, g)).count()
     }
 
+    /// Whether a group of the PASID will never be answered.
+    pub fn has_lost(&self, bdf: Bdf, pasid: Pasid) -> bool {
+        self.watch().groups.iter().any(|(key, g)| key.0 == bdf && g.lost && g.pasid == Some(pasid))
+    }
+
     /// Groups sent so far.
     pub fn groups_sent(&self) -> u64 {
         self.watch().groups_sent
@@ -192,7 +204,9 @@ impl Bus {
     fn check_not_stopped(&self, what: &str, bdf: Bdf, pasid: Option<Pasid>) {
         if let Some(pasid) = pasid {
             let stopped = self.watch().stopped.contains(&(bdf, pasid));
-            self.log.check(!stopped, || format!("{what} of {bdf} for PASID {pasid} after ABORT_PASID ended"));
+            self.log.check(Checker::AfterAbort, !stopped, || {
+                format!("{what} of {bdf} for PASID {pasid} after ABORT_PASID ended")
+            });
         }
     }
 
@@ -215,11 +229,9 @@ impl Upstream for Bus {
         {
             request.pasid = Some(Pasid::from_low_bits(u64::from(pasid.get() ^ 1)));
         }
-        let forget = self.mutant == Some(Mutant::ForgetDirty) && request.access.write;
-        request.access.write &= !forget;
         let mut result = self.with_unit(|unit, down| unit.translate(request, down));
         if let Ok(translation) = &mut result {
-            translation.access.write |= forget && translation.access.read;
+            translation.access.write |= self.mutant == Some(Mutant::GiveWrite) && translation.access.read;
         }
         self.log.event(format_args!(
             "{} translate {:?} {}{} -> {result:x?}",
@@ -231,7 +243,13 @@ impl Upstream for Bus {
         result
     }
 
-    fn page_request(&self, request: PageRequest) -> PageRequestOutcome {
+    fn page_request(&self, mut request: PageRequest) -> PageRequestOutcome {
+        if self.mutant == Some(Mutant::ReuseIndex)
+            && let Some(&(_, index)) =
+                self.watch().groups.iter().find(|(key, g)| key.0 == request.requester && g.complete).map(|(key, _)| key)
+        {
+            request.prg_index = index;
+        }
         let PageRequest { requester, pasid, prg_index, last, .. } = request;
         self.check_not_stopped("page request", requester, pasid);
         let key = (requester, prg_index);
@@ -242,7 +260,9 @@ impl Upstream for Bus {
             group.complete = last;
             watch.groups_sent += u64::from(last);
             drop(watch);
-            self.log.check(!reused, || format!("{requester} uses group {} before its response", prg_index.get()));
+            self.log.check(Checker::IndexRests, !reused, || {
+                format!("{requester} uses group {} before its response", prg_index.get())
+            });
         }
         let outcome = self.with_unit(|unit, down| unit.page_request(request, down));
         if last && outcome == PageRequestOutcome::Dropped {
@@ -259,8 +279,13 @@ impl Upstream for Bus {
     }
 
     fn invalidate_complete(&self, requester: Bdf, tag: InvalidateTag) {
+        if self.strikes(Mutant::AckTwice, 8) {
+            self.watch().pending.remove(&(requester, tag));
+        }
         let known = self.watch().pending.remove(&(requester, tag));
-        self.log.check(known, || format!("{requester} completes invalidation {} that is not pending", tag.0));
+        self.log.check(Checker::Acknowledge, known, || {
+            format!("{requester} completes invalidation {} that is not pending", tag.0)
+        });
         self.log.event(format_args!("{requester} completes invalidation {}", tag.0));
         if self.mutant == Some(Mutant::EarlyAck) || self.strikes(Mutant::LoseCompletion, 8) {
             return;
@@ -298,7 +323,9 @@ impl Downstream for Down<'_> {
             }
         };
         let (index, code) = (response.prg_index.get(), response.code);
-        self.0.log.check(expected, || format!("group {index} of {to} is answered and nobody asked"));
+        self.0
+            .log
+            .check(Checker::OneResponse, expected, || format!("group {index} of {to} is answered and nobody asked"));
         self.0.log.event(format_args!("{to} response to group {index}: {code:?}"));
         if self.0.strikes(Mutant::LoseAnswer, 8) {
             return;
@@ -309,7 +336,9 @@ impl Downstream for Down<'_> {
     }
 
     fn message_interrupt(&self, _via: Option<Bdf>, msi: Msi) {
-        self.0.interrupts.fetch_or(msi.data, Ordering::Relaxed);
+        if !self.0.strikes(Mutant::LoseInterrupt, 4) {
+            self.0.interrupts.fetch_or(msi.data, Ordering::Relaxed);
+        }
     }
 }
 
@@ -322,6 +351,7 @@ pub struct Ports {
     released: Mutex<Vec<u64>>,
     log: Arc<Log>,
     lose_wakes: bool,
+    release_twice: bool,
     wake_count: AtomicU64,
 }
 
@@ -335,6 +365,7 @@ impl Ports {
             released: Mutex::default(),
             log,
             lose_wakes: mutant == Some(Mutant::LoseWake),
+            release_twice: mutant == Some(Mutant::ReleaseTwice),
             wake_count: AtomicU64::new(0),
         }
     }
@@ -372,9 +403,10 @@ impl FunctionPorts for Ports {
         }
     }
     fn memory_released(&self, token: u64) {
-        self.released.lock().unwrap_or_else(PoisonError::into_inner).push(token);
+        let times = if self.release_twice && token % 4 == 3 { 2 } else { 1 };
+        self.released.lock().unwrap_or_else(PoisonError::into_inner).extend(std::iter::repeat_n(token, times));
     }
     fn reset_done(&self) {
-        self.resets.fetch_add(1, Ordering::Relaxed);
+        self.resets.fetch_add(1 + u64::from(self.release_twice), Ordering::Relaxed);
     }
 }

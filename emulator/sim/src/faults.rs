@@ -10,6 +10,9 @@ macro_rules! faults {
         pub struct Faults { $($(#[$doc])* pub $name: u64,)* }
 
         impl Faults {
+            /// The kinds, by name.
+            pub const NAMES: &[&str] = &[$(stringify!($name),)*];
+
             /// Each kind on or off, with a rate of its own.
             pub fn draw(rng: &mut Rng) -> Self {
                 // From calm worlds to wild ones.

@@ -3,10 +3,13 @@ use std::collections::BTreeSet;
 
 use svadev_spec::device::{Code, Completion, opcode};
 
+use crate::checker::Checker;
 use crate::process::Process;
 
 /// Why a descriptor may end without success.
 pub mod excuse {
+    use crate::functions::KERNEL_QUEUES;
+
     /// A page does not exist or forbids the access, the policy is to stop, or the kernel said *invalid*.
     pub const FAULT: u8 = 1;
     /// The kernel said *failure*.
@@ -19,6 +22,12 @@ pub mod excuse {
     pub const ABORTED: u8 = 16;
     /// The queue may have gone without a word.
     pub const DROPPED: u8 = 32;
+
+    /// These reasons for the work of a queue: they hit the rings of a process's queue as well, which stops it. The rings of
+    /// a kernel queue are always there.
+    pub const fn in_queue(queue: usize, reasons: u8) -> u8 {
+        if reasons != 0 && queue >= KERNEL_QUEUES { reasons | ABORTED | DROPPED } else { reasons }
+    }
 }
 
 /// A descriptor that has not completed. Ranges are bytes from the process's base on.
@@ -66,17 +75,24 @@ impl Flight {
         self.excuses & needed != 0
     }
 
-    /// Whether the completion is one that it may have; what is wrong if not.
-    pub fn judge(&self, completion: &Completion) -> Result<(), String> {
-        let code = Code::from_raw(completion.status).ok_or_else(|| format!("unknown status {}", completion.status))?;
+    /// Whether the completion is one that it may have; what is wrong if not, and who says so.
+    pub fn judge(&self, completion: &Completion) -> (Checker, Result<(), String>) {
+        let Some(code) = Code::from_raw(completion.status) else {
+            return (Checker::Reason, Err(format!("unknown status {}", completion.status)));
+        };
         if completion.bytes_done > self.most {
-            return Err(format!("{code:?} with {} bytes done of {} that can be", completion.bytes_done, self.most));
+            let what = format!("{code:?} with {} bytes done of {} that can be", completion.bytes_done, self.most);
+            return (Checker::Bytes, Err(what));
         }
         if matches!(code, Code::Success | Code::Mismatch) {
             let is = (code, completion.bytes_done, completion.result);
-            return if is == self.answer { Ok(()) } else { Err(format!("{is:x?} instead of {:x?}", self.answer)) };
+            let right = is == self.answer;
+            let verdict = if right { Ok(()) } else { Err(format!("{is:x?} instead of {:x?}", self.answer)) };
+            return (Checker::Bytes, verdict);
         }
-        if self.excused(code) { Ok(()) } else { Err(format!("{code:?} without a reason: {completion:x?}")) }
+        let excused = self.excused(code);
+        let verdict = if excused { Ok(()) } else { Err(format!("{code:?} without a reason: {completion:x?}")) };
+        (Checker::Reason, verdict)
     }
 
     /// Compares what it wrote with what it was to write: the first `done` bytes are new, each later one is new or as before.
@@ -99,6 +115,21 @@ impl Flight {
             process.oracle[start + n] = byte;
         }
         Ok(())
+    }
+}
+
+/// A completion status, as it is counted.
+pub fn name(code: Code) -> &'static str {
+    match code {
+        Code::Success => "Success",
+        Code::Mismatch => "Mismatch",
+        Code::PageFault => "PageFault",
+        Code::PageRequestFailed => "PageRequestFailed",
+        Code::PageRequestTimeout => "PageRequestTimeout",
+        Code::TranslationBlocked => "TranslationBlocked",
+        Code::Aborted => "Aborted",
+        // Nothing that a world does may end like this.
+        _ => "other",
     }
 }
 

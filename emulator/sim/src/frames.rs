@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
 
+use crate::checker::Checker;
 use crate::log::Log;
 
 /// Bytes of a frame.
@@ -68,7 +69,8 @@ impl Frames {
     fn verify(&self, frame: u64) {
         let mut bytes = [0; FRAME_BYTES];
         self.ram.read(GuestAddress(frame), &mut bytes).expect("frames are in memory");
-        self.log
-            .check(bytes == [POISON; FRAME_BYTES], || format!("frame {frame:#x} was written to after it was freed"));
+        self.log.check(Checker::FreedFrame, bytes == [POISON; FRAME_BYTES], || {
+            format!("frame {frame:#x} was written to after it was freed")
+        });
     }
 }

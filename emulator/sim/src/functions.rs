@@ -12,6 +12,7 @@ use svadev_spec::device::{
 use svadev_spec::pcie::{self, DeviceControl, PageRequestControl, capability, extended_capability, header};
 
 use crate::bus::{Bus, Ports};
+use crate::flight::excuse;
 use crate::log::Log;
 use crate::mutant::Mutant;
 
@@ -58,6 +59,10 @@ pub struct Accelerator {
     pub allocation: u32,
     /// A reset is under way: nothing is submitted.
     pub resetting: bool,
+    /// Page request groups that will never be answered: their share of the allocation is gone.
+    pub lost_groups: u32,
+    /// Answers of *failure* after which page requests were not enabled again.
+    pub failing: u32,
     /// Somebody waits for COMMAND.
     pub command_taken: bool,
     function: Function,
@@ -93,12 +98,35 @@ impl Accelerator {
         let threads = engines.into_iter().map(|engine| Thread { engine, asleep: false, until_ns: None }).collect();
         let queues = [Queue::default(); QUEUES];
         let bdf = settings.bdf;
-        Self { bdf, ports, queues, allocation, resetting: false, command_taken: false, function, threads }
+        Self {
+            bdf,
+            ports,
+            queues,
+            allocation,
+            resetting: false,
+            lost_groups: 0,
+            failing: 0,
+            command_taken: false,
+            function,
+            threads,
+        }
     }
 
     /// What the IOMMU's side calls.
     pub fn shared(&self) -> &Arc<svadev_device::FunctionShared> {
         self.function.shared()
+    }
+
+    /// Why work may fail that is submitted to a queue now, whatever it is: bits of [`excuse`].
+    pub fn standing_excuses(&self, queue: usize) -> u8 {
+        let failing = if self.failing > 0 { excuse::FAILED } else { 0 };
+        let starved = if self.is_starved() { excuse::TIMEOUT } else { 0 };
+        excuse::in_queue(queue, failing | starved)
+    }
+
+    /// Whether groups that will never be answered may have taken all of the allocation.
+    pub fn is_starved(&self) -> bool {
+        self.lost_groups * u32::from(self.shared().settings().group_pages) >= self.allocation
     }
 
     /// Engines.

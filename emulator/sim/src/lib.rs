@@ -9,7 +9,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod batch;
 pub mod bus;
+pub mod checker;
+pub mod coverage;
 pub mod faults;
 pub mod flight;
 pub mod frames;
@@ -28,6 +31,8 @@ mod world;
 #[cfg(test)]
 mod tests;
 
-pub use log::Failure;
+pub use checker::{Checker, Failure};
+pub use coverage::{Coverage, Group};
 pub use mutant::Mutant;
+pub use svadev_iommu::Caching;
 pub use world::{Options, Report, World, run};

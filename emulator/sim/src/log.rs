@@ -2,23 +2,8 @@
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Why a world is not as it must be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// A checker saw what must not happen.
-    Correctness(String),
-    /// After healing, something was still waiting.
-    Liveness(String),
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Correctness(what) => write!(f, "correctness: {what}"),
-            Self::Liveness(what) => write!(f, "liveness: {what}"),
-        }
-    }
-}
+use crate::checker::{Checker, Failure};
+use crate::coverage::{Coverage, Group};
 
 /// Where the lines of a verbose run go.
 pub type Sink = Box<dyn FnMut(&str) + Send>;
@@ -30,6 +15,7 @@ struct Inner {
     line: String,
     sink: Option<Sink>,
     failure: Option<Failure>,
+    coverage: Coverage,
 }
 
 /// The log, shared by everything in a world.
@@ -46,7 +32,15 @@ impl Log {
     pub fn new(sink: Option<Sink>) -> Self {
         // The FNV-1a offset basis.
         let hash = 0xcbf2_9ce4_8422_2325;
-        Self(Mutex::new(Inner { tick: 0, events: 0, hash, line: String::new(), sink, failure: None }))
+        Self(Mutex::new(Inner {
+            tick: 0,
+            events: 0,
+            hash,
+            line: String::new(),
+            sink,
+            failure: None,
+            coverage: Coverage::default(),
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -75,16 +69,35 @@ impl Log {
     }
 
     /// A checker's verdict. The first one counts.
-    pub fn fail(&self, failure: Failure) {
+    pub fn fail(&self, checker: Checker, what: String) {
+        let failure = Failure { checker, what };
         self.event(format_args!("FAILED {failure}"));
         self.lock().failure.get_or_insert(failure);
     }
 
-    /// As [`fail`](Self::fail), for what must never be so.
-    pub fn check(&self, holds: bool, what: impl FnOnce() -> String) {
+    /// A checker looks: `what` says what it saw if that must not be.
+    pub fn check(&self, checker: Checker, holds: bool, what: impl FnOnce() -> String) {
+        self.lock().coverage.count(Group::Checker, checker.name());
         if !holds {
-            self.fail(Failure::Correctness(what()));
+            self.fail(checker, what());
         }
+    }
+
+    /// Something happened that worlds are made to reach.
+    pub fn count(&self, group: Group, name: &'static str) {
+        self.lock().coverage.count(group, name);
+    }
+
+    /// As [`count`](Self::count), several times.
+    pub fn add(&self, group: Group, name: &'static str, times: u64) {
+        if times > 0 {
+            self.lock().coverage.add(group, name, times);
+        }
+    }
+
+    /// What happened so far.
+    pub fn coverage(&self) -> Coverage {
+        self.lock().coverage.clone()
     }
 
     /// The first failure.

@@ -1,56 +1,74 @@
-//! Bugs on purpose, in the wiring and in the mock kernel: each must be caught by some checker on some seed, or the checkers
-//! are worth nothing.
+//! Bugs on purpose, in the wiring and in the mock kernel, each with the checkers that may see it: a bug that some other checker
+//! stumbles over does not prove that its own checker works.
+use crate::checker::Checker;
 
-/// A planted bug.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mutant {
+macro_rules! mutants {
+    ($($(#[$doc:meta])* $name:ident: $($checker:ident)|+,)*) => {
+        /// A planted bug.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutant { $($(#[$doc])* $name,)* }
+
+        impl Mutant {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// Its name, as the command line takes it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)* }
+            }
+
+            /// Who may see it first.
+            pub const fn caught_by(self) -> &'static [Checker] {
+                match self { $(Self::$name => &[$(Checker::$checker),+],)* }
+            }
+        }
+    };
+}
+
+mutants! {
     /// Some device-TLB invalidations never reach their function.
-    SkipDeviceTlb,
+    SkipDeviceTlb: FreedFrame | FrozenPage | Dirty | Bytes,
     /// Invalidations count as complete when they are sent.
-    EarlyAck,
+    EarlyAck: WaitOrder,
     /// Some completions of invalidations are lost.
-    LoseCompletion,
+    LoseCompletion: Liveness,
+    /// Some invalidations are acknowledged twice.
+    AckTwice: Acknowledge,
     /// Some page group responses are lost.
-    LoseAnswer,
+    LoseAnswer: Reason | Liveness,
     /// Some groups are answered twice.
-    AnswerTwice,
+    AnswerTwice: OneResponse,
+    /// Page requests use an index that is taken.
+    ReuseIndex: IndexRests,
     /// Some translations are of another process.
-    WrongPasid,
-    /// Writes do not set the dirty bit.
-    ForgetDirty,
+    WrongPasid: FreedFrame | FrozenPage | Dirty | Bytes | Reason | Once | UnitFaults,
+    /// Some dirty bits are lost before the kernel looks at them.
+    ForgetDirty: Dirty,
+    /// Translations allow writing whether the page does or not.
+    GiveWrite: FrozenPage | Dirty | Bytes,
     /// Some wakes are lost.
-    LoseWake,
+    LoseWake: Liveness | Reason,
+    /// Some interrupts of the unit are lost.
+    LoseInterrupt: Liveness | Reason,
+    /// Some memory changes and resets are reported as over twice.
+    ReleaseTwice: ResetAndRelease,
     /// The kernel frees pages before their invalidation is over.
-    FreeEarly,
+    FreeEarly: FreedFrame | FrozenPage | Dirty | Bytes,
     /// The kernel does not invalidate the unit's own translations.
-    SkipIotlb,
-    /// The kernel reuses a PASID without aborting and draining it.
-    SkipDrain,
+    SkipIotlb: FreedFrame | FrozenPage | Dirty | Bytes,
+    /// The kernel reuses a PASID without draining it.
+    SkipDrain: PasidReuse | OneResponse | UnitFaults,
+    /// The driver does not abort the work of a PASID.
+    SkipAbort: AfterAbort | PasidReuse,
+    /// The driver submits some descriptors twice.
+    SubmitTwice: Once,
+    /// The kernel's invalidation descriptors have a reserved bit set now and then.
+    BadDescriptor: UnitFaults,
 }
 
 impl Mutant {
-    /// All of them.
-    pub const ALL: [Self; 11] = [
-        Self::SkipDeviceTlb,
-        Self::EarlyAck,
-        Self::LoseCompletion,
-        Self::LoseAnswer,
-        Self::AnswerTwice,
-        Self::WrongPasid,
-        Self::ForgetDirty,
-        Self::LoseWake,
-        Self::FreeEarly,
-        Self::SkipIotlb,
-        Self::SkipDrain,
-    ];
-
-    /// Its name, as the command line takes it.
-    pub fn name(self) -> String {
-        format!("{self:?}")
-    }
-
     /// The one with this name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|m| m.name().eq_ignore_ascii_case(name))
+        Self::ALL.iter().copied().find(|m| m.name().eq_ignore_ascii_case(name))
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use svadev_fabric::Pasid;
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
 
+use crate::checker::Checker;
 use crate::frames::{FRAME, FRAME_BYTES, Frames};
 use crate::log::Log;
 use crate::tables::PageTables;
@@ -257,6 +258,8 @@ pub fn read_frame(ram: &Ram, frame: u64) -> [u8; FRAME_BYTES] {
 fn check_frozen(ram: &Ram, log: &Log, page: &mut Page, frame: u64, id: u64, number: usize) {
     if let Some(frozen) = page.frozen.take() {
         let same = *frozen == read_frame(ram, frame);
-        log.check(same, || format!("page {number} of process {id} changed while it was read-only"));
+        log.check(Checker::FrozenPage, same, || {
+            format!("page {number} of process {id} changed while it was read-only")
+        });
     }
 }

@@ -12,11 +12,13 @@ use svadev_spec::vtd::invalidation::{
 };
 use svadev_spec::vtd::page_request::{DESCRIPTOR_SIZE, PageRequestHigh, PageRequestLow};
 use svadev_spec::vtd::registers::{
-    FaultStatus, Global, InvalidationQueueAddress, PageRequestQueueAddress, PageRequestStatus, RootTableAddress,
-    offset, translation_table_mode,
+    Capability, FaultStatus, Global, InvalidationQueueAddress, PageRequestQueueAddress, PageRequestStatus,
+    RootTableAddress, offset, translation_table_mode,
 };
 
 use crate::bus::{Bus, msi};
+use crate::checker::Checker;
+use crate::coverage::Group as Count;
 use crate::frames::{FRAME, Frames};
 use crate::log::Log;
 
@@ -42,6 +44,17 @@ pub struct Request {
     pub iova: u64,
     /// It is to be written.
     pub write: bool,
+}
+
+/// A fault that the unit recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DmaFault {
+    /// Who asked.
+    pub bdf: Bdf,
+    /// For whom.
+    pub pasid: Option<Pasid>,
+    /// Why not (VT-d 4.1 table 27).
+    pub reason: u8,
 }
 
 /// A complete group.
@@ -70,10 +83,10 @@ pub struct UnitDriver {
     page_requests: u64,
     page_request_bytes: u64,
     page_request_head: u64,
+    /// So many bytes before the head are not given back to the unit yet: software may take its time.
+    held: u64,
     /// Groups whose last request has not come.
     partial: BTreeMap<(u16, u16), Vec<Request>>,
-    /// DMA faults read from the unit.
-    pub faults: u64,
 }
 
 impl UnitDriver {
@@ -84,7 +97,7 @@ impl UnitDriver {
         log: Arc<Log>,
         frames: &mut Frames,
         root: u64,
-        page_request_order: u8,
+        (page_request_order, held): (u8, u64),
     ) -> Self {
         let status = frames.allocate();
         let queue = frames.fresh(1 << QUEUE_ORDER);
@@ -129,8 +142,8 @@ impl UnitDriver {
             page_requests,
             page_request_bytes: FRAME << page_request_order,
             page_request_head: 0,
+            held: held * DESCRIPTOR_SIZE,
             partial: BTreeMap::new(),
-            faults: 0,
         }
     }
 
@@ -172,21 +185,30 @@ impl UnitDriver {
     }
 
     /// Reads fault status and records, and clears the records. Queue errors are the mock kernel's fault, or the unit's.
-    pub fn check_faults(&mut self) {
+    pub fn take_faults(&mut self) -> Vec<DmaFault> {
         let status = FaultStatus::from(self.bus.read32(offset::FSTS));
         let broken = status.invalidation_queue_error()
             || status.invalidation_completion_error()
             || status.invalidation_timeout_error();
-        self.log.check(!broken, || format!("the invalidation queue reports an error: {status:?}"));
-        if !status.primary_pending_fault() {
-            return;
+        self.log.check(Checker::UnitFaults, !broken, || format!("the invalidation queue reports an error: {status:?}"));
+        let records = 1 + u64::from(Capability::from(self.bus.read64(offset::CAP)).fault_recording_registers());
+        let mut faults = Vec::new();
+        // From the first pending one on, until one is free (VT-d 4.1 §7.2.1).
+        for n in (0..records).map(|n| (u64::from(status.fault_record_index()) + n) % records) {
+            let at = FAULT_RECORD_OFFSET + 16 * n;
+            let record = FaultRecordHigh::from(self.bus.read64(at + 8));
+            if !record.fault() {
+                break;
+            }
+            let pasid = record.pasid_present().then(|| Pasid::from_low_bits(record.pasid().into()));
+            let fault = DmaFault { bdf: Bdf(record.source_id()), pasid, reason: record.fault_reason() };
+            self.log.event(format_args!("{fault:?}"));
+            self.log.count(Count::Path, "DMA fault recorded");
+            faults.push(fault);
+            self.bus.write32(at + 12, 1 << 31);
         }
-        let at = FAULT_RECORD_OFFSET + 16 * u64::from(status.fault_record_index());
-        let record = FaultRecordHigh::from(self.bus.read64(at + 8));
-        self.log.event(format_args!("DMA fault, reason {:#x}", record.fault_reason()));
-        self.faults += 1;
-        self.bus.write32(at + 12, 1 << 31);
         self.bus.write32(offset::FSTS, FaultStatus::new().with_primary_fault_overflow(true).into());
+        faults
     }
 
     /// Takes what is in the page request queue; the groups that are complete now.
@@ -199,13 +221,15 @@ impl UnitDriver {
             groups.extend(self.take_page_request());
             self.page_request_head = (self.page_request_head + DESCRIPTOR_SIZE) % self.page_request_bytes;
         }
-        self.bus.write64(offset::PQH, self.page_request_head);
+        let free = (self.page_request_head + self.page_request_bytes - self.held) % self.page_request_bytes;
+        self.bus.write64(offset::PQH, free);
         if PageRequestStatus::from(self.bus.read32(offset::PRS)).overflow()
             && self.bus.read64(offset::PQT) == self.page_request_head
         {
             // Whatever is incomplete was answered by the unit (VT-d 4.1 §7.4.1).
             self.partial.clear();
             self.log.event(format_args!("page request queue overflow"));
+            self.log.count(Count::Path, "page request queue overflow");
             self.bus.write32(offset::PRS, PageRequestStatus::new().with_overflow(true).into());
         }
         groups

@@ -4,9 +4,12 @@ use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::device::{Code, Completion, Descriptor, DescriptorFlags, DescriptorPasid, ScatterEntry, opcode};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::flight::{Flight, excuse, pages};
+use crate::checker::Checker;
+use crate::coverage::Group;
+use crate::flight::{self, Flight, excuse, pages};
 use crate::frames::FRAME_BYTES;
 use crate::functions::{KERNEL_QUEUES, QUEUES, RING};
+use crate::mutant::Mutant;
 use crate::process::{BASE, DATA, LIST_PAGE, LISTS, Life, PAGES, Page, Process, Vma};
 use crate::world::World;
 
@@ -101,7 +104,7 @@ impl World {
             .min(reach(process, writes, |page| page.vma != Vma::Writable && !page.busy))
             .min(reach(process, dst, |page| page.vma == Vma::None && !page.busy));
         let length = src.or(dst).map_or(0, |(_, len)| len as u64);
-        let mut excuses = self.excuses[f];
+        let mut excuses = self.functions[f].standing_excuses(q);
         let touched = || src.into_iter().chain(dst).flat_map(pages);
         if stop || touched().any(|page| process.pages[page].vma != Vma::Writable) {
             excuses |= excuse::FAULT;
@@ -191,7 +194,12 @@ impl World {
         self.flights.insert(descriptor.cookie, flight);
         self.next_cookie += 1;
         self.submitted += 1;
-        self.functions[f].queues[q].tail = queue.tail.wrapping_add(1);
+        let slots = if self.mutant == Some(Mutant::SubmitTwice) && self.next_cookie % 16 == 7 { 2 } else { 1 };
+        if slots == 2 && queue.user.is_none() {
+            let again = self.kernel_gpa(queue.rings.0 + u64::from(queue.tail.wrapping_add(1) % RING) * DESCRIPTOR);
+            self.ram.write(GuestAddress(again), descriptor.as_bytes()).expect("rings are in memory");
+        }
+        self.functions[f].queues[q].tail = queue.tail.wrapping_add(slots);
         self.functions[f].ring(q);
     }
 
@@ -269,14 +277,18 @@ impl World {
             completion.bytes_done
         ));
         let Some(flight) = self.flights.remove(&cookie) else {
-            self.log.check(false, || format!("{cookie} completes, and is not under way"));
+            self.log.fail(Checker::Once, format!("{cookie} completes, and is not under way"));
             return;
         };
         self.completed += 1;
-        self.log.check(flight.queue == queue, || format!("{cookie} completes in another queue"));
-        if let Err(what) = flight.judge(completion) {
-            self.log.check(false, || format!("{cookie}, opcode {}: {what}", flight.opcode));
+        self.log.check(Checker::Once, flight.queue == queue, || format!("{cookie} completes in another queue"));
+        if let Some(code) = Code::from_raw(completion.status) {
+            self.log.count(Group::Completion, flight::name(code));
         }
+        let (checker, verdict) = flight.judge(completion);
+        self.log.check(checker, verdict.is_ok(), || {
+            format!("{cookie}, opcode {}: {}", flight.opcode, verdict.expect_err("it is wrong"))
+        });
         self.land(cookie, flight, completion.bytes_done);
     }
 
@@ -286,9 +298,10 @@ impl World {
         if self.processes[p].id != id || self.processes[p].life == Life::Dead {
             return;
         }
-        if let Err(what) = flight.settle(&mut self.processes[p], done) {
-            self.log.check(false, || format!("{cookie}, opcode {}: {what}", flight.opcode));
-        }
+        let verdict = flight.settle(&mut self.processes[p], done);
+        self.log.check(Checker::Bytes, verdict.is_ok(), || {
+            format!("{cookie}, opcode {}: {}", flight.opcode, verdict.expect_err("it is wrong"))
+        });
         self.reserve(&flight, false);
         self.processes[p].lists.extend(flight.lists);
     }
@@ -300,7 +313,8 @@ impl World {
             let flight = self.flights.remove(&cookie).expect("it was just found");
             self.log.event(format_args!("drop {cookie}"));
             let excused = flight.excuses & excuse::DROPPED != 0;
-            self.log.check(excused, || format!("{cookie} was lost without a reason"));
+            self.log.count(Group::Completion, "dropped");
+            self.log.check(Checker::Once, excused, || format!("{cookie} was lost without a reason"));
             self.dropped += 1;
             self.land(cookie, flight, 0);
         }
@@ -310,6 +324,13 @@ impl World {
     pub(crate) fn excuse(&mut self, what: u8, meant: impl Fn(&Flight) -> bool) {
         for flight in self.flights.values_mut().filter(|flight| meant(flight)) {
             flight.excuses |= what;
+        }
+    }
+
+    /// Gives all work of a function a reason to fail.
+    pub(crate) fn excuse_function(&mut self, f: usize, what: u8) {
+        for flight in self.flights.values_mut().filter(|flight| flight.queue.0 == f) {
+            flight.excuses |= excuse::in_queue(flight.queue.1, what);
         }
     }
 

@@ -1,0 +1,186 @@
+//! How a world begins: the machine, the driver's probe, the first processes.
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use svadev_device::FunctionSettings;
+use svadev_fabric::{Bdf, Pasid};
+use svadev_iommu::{Caching, UnitConfig};
+use svadev_memory::Ram;
+
+use super::{FUNCTIONS, KERNEL_DOMAIN, Options, PATIENCE_STEPS, PROCESSES, RAM_BYTES, RINGS, STEP_NS, World};
+use crate::bus::Bus;
+use crate::coverage::Group;
+use crate::faults::Faults;
+use crate::frames::{FRAME, FRAME_BYTES, Frames};
+use crate::functions::{Accelerator, KERNEL_QUEUES, QUEUES};
+use crate::log::Log;
+use crate::process::{BASE, DATA, PAGES, Process};
+use crate::rng::Rng;
+use crate::tables::{DeviceTables, FirstStage, PageTables};
+use crate::unit_driver::UnitDriver;
+
+impl World {
+    pub(super) fn new(seed: u64, options: Options) -> Self {
+        let mut rng = Rng::new(seed);
+        let log = Arc::new(Log::new(options.sink));
+        let ram = Arc::new(Ram::new(usize::try_from(RAM_BYTES).expect("a small world")).expect("memory for the world"));
+        let mut frames = Frames::new(Arc::clone(&ram), Arc::clone(&log), FRAME, RAM_BYTES);
+        let faults = Faults::draw(&mut rng);
+        let levels = rng.pick(&[4, 5]);
+        let drawn = rng.pick(&[Caching::None, Caching::Strict, Caching::Adversarial]);
+        let caching = options.caching.unwrap_or(drawn);
+        let iotlb_entries = rng.pick(&[64, 1024]);
+        let config = UnitConfig { caching, iotlb_entries, pasid_cache_entries: 64, ..UnitConfig::default() };
+        log.count(Group::World, if levels == 4 { "levels 4" } else { "levels 5" });
+        log.count(Group::World, caching_name(caching));
+        log.event(format_args!("seed {seed}: levels {levels} {:?} {faults}", config.caching));
+        let bus = Arc::new(Bus::new(config, Arc::clone(&ram), Arc::clone(&log), options.mutant));
+        let mut device_tables = DeviceTables::new(Arc::clone(&ram), &mut frames);
+        for bdf in FUNCTIONS {
+            device_tables.attach(&mut frames, bdf);
+        }
+        // The smallest page request queue has room for 127 requests, of which a slow kernel leaves enough for a group.
+        let order = if faults.overflow == 0 { (3, 0) } else { (0, rng.within(86, 94)) };
+        let (b, r, l) = (Arc::clone(&bus), Arc::clone(&ram), Arc::clone(&log));
+        let unit = UnitDriver::new(b, r, l, &mut frames, device_tables.root(), order);
+        let functions: Vec<_> = FUNCTIONS
+            .into_iter()
+            .map(|bdf| {
+                let (settings, allocation) = settings(&mut rng, bdf, &faults, &log);
+                Accelerator::new(settings, allocation, &ram, &bus, &log, options.mutant)
+            })
+            .collect();
+        bus.connect(functions.iter().map(|f| Arc::clone(f.shared())).collect());
+        let pasids = (1..=4).rev().map(|n| (Pasid::from_low_bits(n), 2 + u16::try_from(n).expect("few"))).collect();
+        let mut world = Self {
+            rng,
+            log,
+            bus,
+            ram,
+            frames,
+            unit,
+            device_tables,
+            memory_tokens: vec![BTreeSet::new(); functions.len()],
+            functions,
+            processes: Vec::new(),
+            flights: BTreeMap::new(),
+            tasks: Vec::new(),
+            faults,
+            mutant: options.mutant,
+            step: 0,
+            injecting: true,
+            pasids,
+            next_cookie: 1,
+            submitted: 0,
+            completed: 0,
+            dropped: 0,
+            next_token: 1,
+            next_process: 1,
+            may_fault: BTreeSet::new(),
+            kernel_frames: Vec::new(),
+            levels,
+            page_request_pending: false,
+            nap_until: 0,
+            napped: false,
+        };
+        world.set_up();
+        world
+    }
+
+    /// The driver probes its functions, and processes start.
+    fn set_up(&mut self) {
+        let mut own = PageTables::new(Arc::clone(&self.ram), &mut self.frames, self.levels);
+        for n in 0..2 * FUNCTIONS.len() * QUEUES {
+            let frame = self.frames.allocate();
+            own.map(&mut self.frames, RINGS + n as u64 * FRAME, frame, 12, true);
+            self.kernel_frames.push(frame);
+        }
+        let to = FirstStage { root: own.root(), levels: own.levels(), domain_id: KERNEL_DOMAIN };
+        for (f, bdf) in FUNCTIONS.into_iter().enumerate() {
+            let none = Pasid::from_low_bits(0);
+            self.device_tables.set_pasid(&mut self.frames, bdf, none, to);
+            self.functions[f].bring_up();
+            for q in 0..KERNEL_QUEUES {
+                self.enable_kernel_queue(f, q);
+            }
+        }
+        for p in 0..PROCESSES {
+            let process = self.make_process();
+            self.processes.push(process);
+            self.bind(p);
+        }
+    }
+
+    pub(crate) fn enable_kernel_queue(&mut self, f: usize, q: usize) {
+        let at = RINGS + ((f * QUEUES + q) * 2) as u64 * FRAME;
+        self.enable_queue(f, q, None, (at, at + FRAME));
+    }
+
+    /// Where the driver's own memory is.
+    pub(crate) fn kernel_gpa(&self, address: u64) -> u64 {
+        let page = usize::try_from((address - RINGS) / FRAME).expect("a few pages");
+        self.kernel_frames[page] + address % FRAME
+    }
+
+    pub(crate) fn make_process(&mut self) -> Process {
+        let ids = self.pasids.pop().expect("there are more PASIDs than processes");
+        let tables = PageTables::new(Arc::clone(&self.ram), &mut self.frames, self.levels);
+        let mut oracle = vec![0; PAGES * FRAME_BYTES];
+        self.rng.fill(&mut oracle[DATA * FRAME_BYTES..]);
+        let id = self.next_process;
+        self.next_process += 1;
+        let world = (Arc::clone(&self.ram), Arc::clone(&self.log));
+        Process::new(id, ids, (tables, FUNCTIONS.len()), oracle, world)
+    }
+
+    /// Binds a new process to every function, and gives it a queue where one is free.
+    pub(crate) fn bind(&mut self, p: usize) {
+        let process = &self.processes[p];
+        let tables = process.tables.as_ref().expect("a new process has tables");
+        let to = FirstStage { root: tables.root(), levels: tables.levels(), domain_id: process.domain_id };
+        self.log.event(format_args!("bind process {} to PASID {}", process.id, process.pasid));
+        for (f, bdf) in FUNCTIONS.into_iter().enumerate() {
+            let process = &mut self.processes[p];
+            self.bus.start(bdf, process.pasid);
+            self.device_tables.set_pasid(&mut self.frames, bdf, process.pasid, to);
+            process.bound[f] = true;
+            let function = &mut self.functions[f];
+            let free = (KERNEL_QUEUES..QUEUES).find(|&q| function.queues[q].user.is_none() && !function.queues[q].on);
+            if let Some(q) = free {
+                let rings = (BASE + 2 * f as u64 * FRAME, BASE + (2 * f as u64 + 1) * FRAME);
+                function.queues[q].user = Some(process.pasid);
+                function.queues[q].rings = rings;
+                if !function.resetting {
+                    let pasid = self.processes[p].pasid;
+                    self.enable_queue(f, q, Some(pasid), rings);
+                }
+            }
+        }
+    }
+}
+
+fn settings(rng: &mut Rng, bdf: Bdf, faults: &Faults, log: &Log) -> (FunctionSettings, u32) {
+    let mut settings = FunctionSettings::new(bdf);
+    (settings.queues, settings.vectors) = (4, 4);
+    settings.engines = rng.pick(&[1, 2]);
+    settings.jobs_per_queue = rng.pick(&[1, 4, 64]);
+    settings.list_jobs_per_queue = rng.pick(&[1, 4]);
+    settings.tlb_entries = rng.pick(&[4, 64, 1024]);
+    // Only the greedy fill a page request queue.
+    let greedy = faults.overflow > 0;
+    settings.group_pages = if greedy { rng.pick(&[8, 32]) } else { rng.pick(&[1, 3, 8, 32]) };
+    settings.page_request_timeout_ns = PATIENCE_STEPS * STEP_NS;
+    let allocation = if greedy { 512 } else { rng.pick(&[1, 8, 64, 512]) };
+    log.event(format_args!("{settings:?} allocation {allocation}"));
+    (settings, allocation)
+}
+
+/// As it is counted.
+fn caching_name(caching: Caching) -> &'static str {
+    match caching {
+        Caching::None => "caching none",
+        Caching::Strict => "caching strict",
+        Caching::Adversarial => "caching adversarial",
+        _ => unreachable!("there are three"),
+    }
+}

@@ -1,0 +1,70 @@
+//! What happens by chance in the first phase.
+use svadev_fabric::InvalidateAck;
+
+use super::{PROCESSES, World};
+use crate::coverage::Group;
+use crate::functions::QUEUES;
+use crate::process::{DATA, LIST_PAGE, PAGES};
+use crate::rng::Rng;
+
+impl World {
+    /// Faults and changes of this step.
+    pub(super) fn inject(&mut self) {
+        if self.rng.chance(120) {
+            self.submit_work();
+        }
+        let p = self.rng.index(PROCESSES);
+        let f = self.rng.index(self.functions.len());
+        let faults = self.faults;
+        let mut happens = |rate| self.rng.chance(rate);
+        let (evict, migrate, protect, unmap) =
+            (happens(faults.evict), happens(faults.migrate), happens(faults.protect), happens(faults.unmap));
+        // These end much at once: a tenth of their rate is plenty.
+        let rare = |happened: bool, rng: &mut Rng| happened && rng.chance(300);
+        let (memory, disable) = (happens(faults.memory_change), happens(faults.disable));
+        let (reset, unbind, exit) = (happens(faults.reset), happens(faults.unbind), happens(faults.exit));
+        let (reset, unbind, exit) =
+            (rare(reset, &mut self.rng), rare(unbind, &mut self.rng), rare(exit, &mut self.rng));
+        if evict {
+            self.evict(p);
+        }
+        if migrate {
+            self.migrate(p);
+        }
+        if protect {
+            self.protect(p);
+        }
+        if unmap {
+            self.unmap(p);
+        }
+        if memory {
+            self.change_memory(f);
+        }
+        if disable {
+            let q = self.rng.index(QUEUES);
+            self.restart_queue(f, q);
+        }
+        if reset {
+            self.reset_function(f);
+        }
+        if unbind || exit {
+            self.tear_down(p, exit);
+        }
+    }
+
+    fn change_memory(&mut self, f: usize) {
+        let token = self.next_token;
+        self.next_token += 1;
+        let ack = self.functions[f].shared().memory_changed(token);
+        self.log.count(Group::Fault, "memory_change");
+        self.log.event(format_args!("memory change {token} of {f}: {ack:?}"));
+        if ack == InvalidateAck::Pending {
+            self.memory_tokens[f].insert(token);
+        }
+    }
+
+    /// The first free page among those that descriptors work on, and rings and lists too.
+    pub(crate) fn any_page(&mut self) -> usize {
+        if self.rng.chance(200) { self.rng.index(LIST_PAGE + 1) } else { DATA + self.rng.index(PAGES - DATA) }
+    }
+}

@@ -1,0 +1,245 @@
+//! The world: kernel, processes, functions and unit in one thread, on virtual time.
+//!
+//! A run has three phases. *Faults*: random work, random changes, and the faults that this seed has. *Healing*: no new work and
+//! no new faults; within a bound, every queue must be empty. *After*: new work, which must all succeed.
+mod build;
+mod inject;
+mod judge;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use svadev_fabric::{Bdf, Pasid};
+use svadev_iommu::Caching;
+use svadev_memory::Ram;
+
+use crate::bus::{Bus, msi};
+use crate::checker::{Checker, Failure};
+use crate::coverage::{Coverage, Group};
+use crate::faults::Faults;
+use crate::flight::Flight;
+use crate::frames::Frames;
+use crate::functions::{Accelerator, QUEUES};
+use crate::log::{Log, Sink};
+use crate::mutant::Mutant;
+use crate::process::Process;
+use crate::rng::Rng;
+use crate::tables::DeviceTables;
+use crate::task::Task;
+use crate::unit_driver::UnitDriver;
+
+const RAM_BYTES: u64 = 32 << 20;
+/// Requester IDs; one in each half of its bus's context tables.
+const FUNCTIONS: [Bdf; 2] = [Bdf(0x0010), Bdf(0x00a1)];
+const PROCESSES: usize = 3;
+/// Where the driver's rings are for its own DMA.
+const RINGS: u64 = 0x10_0000;
+/// Domain of the driver's own DMA.
+const KERNEL_DOMAIN: u16 = 1;
+/// Steps of the first phase.
+const STEPS: u64 = 4000;
+/// Most steps of healing, and of what comes after it.
+const BOUND: u64 = 60_000;
+const STEP_NS: u64 = 1000;
+/// Page requests time out after so many steps.
+const PATIENCE_STEPS: u64 = 3000;
+
+/// What to run.
+#[derive(Default)]
+pub struct Options {
+    /// A planted bug.
+    pub mutant: Option<Mutant>,
+    /// What the unit remembers; `None` leaves it to the seed.
+    pub caching: Option<Caching>,
+    /// Where the event log goes, line by line.
+    pub sink: Option<Sink>,
+}
+
+/// What became of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Its seed.
+    pub seed: u64,
+    /// What went wrong.
+    pub failure: Option<Failure>,
+    /// Hash of the event log.
+    pub hash: u64,
+    /// Events in it.
+    pub events: u64,
+    /// Steps until the end.
+    pub steps: u64,
+    /// Descriptors that completed.
+    pub completed: u64,
+    /// Descriptors that went with their queue or function.
+    pub dropped: u64,
+    /// Page request groups.
+    pub groups: u64,
+    /// What happened, and how often.
+    pub coverage: Coverage,
+}
+
+/// See the module.
+pub struct World {
+    pub(crate) rng: Rng,
+    pub(crate) log: Arc<Log>,
+    pub(crate) bus: Arc<Bus>,
+    pub(crate) ram: Arc<Ram>,
+    pub(crate) frames: Frames,
+    pub(crate) unit: UnitDriver,
+    pub(crate) device_tables: DeviceTables,
+    pub(crate) functions: Vec<Accelerator>,
+    pub(crate) processes: Vec<Process>,
+    pub(crate) flights: BTreeMap<u64, Flight>,
+    pub(crate) tasks: Vec<Task>,
+    pub(crate) faults: Faults,
+    pub(crate) mutant: Option<Mutant>,
+    pub(crate) step: u64,
+    /// Faults may happen.
+    pub(crate) injecting: bool,
+    /// Free PASIDs, with their domains: the last one freed is the next one used.
+    pub(crate) pasids: Vec<(Pasid, u16)>,
+    pub(crate) next_cookie: u64,
+    pub(crate) submitted: u64,
+    pub(crate) completed: u64,
+    pub(crate) dropped: u64,
+    /// Memory changes that are not over.
+    memory_tokens: Vec<BTreeSet<u64>>,
+    next_token: u64,
+    next_process: u64,
+    /// PASIDs whose tables went while their work was under way, and faults of that are recorded.
+    pub(crate) may_fault: BTreeSet<Pasid>,
+    kernel_frames: Vec<u64>,
+    levels: u8,
+    page_request_pending: bool,
+    nap_until: u64,
+    /// The page request thread has just slept, and takes what there is.
+    napped: bool,
+}
+
+/// Runs the world of a seed.
+pub fn run(seed: u64, options: Options) -> Report {
+    let mut world = World::new(seed, options);
+    world.live();
+    Report {
+        seed,
+        failure: world.log.failure(),
+        hash: world.log.hash(),
+        events: world.log.events(),
+        steps: world.step,
+        completed: world.completed,
+        dropped: world.dropped,
+        groups: world.bus.groups_sent(),
+        coverage: world.coverage(),
+    }
+}
+
+impl World {
+    /// What happened, with what the unit itself counted.
+    fn coverage(&self) -> Coverage {
+        let unit = self.bus.unit_counters();
+        self.log.add(Group::Path, "invalidation wait parked", unit.waits_parked);
+        self.log.add(Group::Path, "group answered by the unit", unit.automatic_responses);
+        self.log.add(Group::Path, "interrupt of the unit", unit.interrupts);
+        self.log.coverage()
+    }
+
+    fn live(&mut self) {
+        self.phase(STEPS, |world| {
+            world.inject();
+            false
+        });
+        self.log.event(format_args!("healing"));
+        self.injecting = false;
+        // Only what will never be answered may be forgotten: an answer that is still to come would be taken for another group's.
+        let settled =
+            |world: &mut Self| world.bus.unanswered(None) == 0 && world.functions.iter().all(|f| !f.resetting);
+        let ended = self.phase(BOUND, settled);
+        self.expect_end(ended, "answering");
+        self.forget_lost_groups();
+        let ended = self.phase(BOUND, Self::is_quiet);
+        self.expect_end(ended, "healing");
+        self.verify();
+        // Nothing is left of the faults: whatever comes now must succeed.
+        let until = self.next_cookie + 60;
+        let done = self.phase(BOUND, |world| {
+            if world.next_cookie < until {
+                world.submit_work();
+            }
+            world.next_cookie >= until && world.is_quiet()
+        });
+        self.expect_end(done, "the work after healing");
+        self.verify();
+        self.log.event(format_args!("end: {} submitted, {} dropped", self.submitted, self.dropped));
+    }
+
+    /// Steps until `end` says so, or a checker, or `most` are over (`false`).
+    fn phase(&mut self, most: u64, mut end: impl FnMut(&mut Self) -> bool) -> bool {
+        for _ in 0..most {
+            if self.log.has_failed() || end(self) {
+                return true;
+            }
+            self.turn();
+        }
+        false
+    }
+
+    /// One step: somebody's turn.
+    fn turn(&mut self) {
+        self.step += 1;
+        self.log.set_tick(self.step);
+        match self.rng.below(100) {
+            0..50 => {
+                let f = self.rng.index(self.functions.len());
+                let engine = self.rng.index(self.functions[f].engines());
+                let sleepy = self.rng.chance(500);
+                self.functions[f].turn(engine, self.step * STEP_NS, sleepy);
+            }
+            50..80 => self.turn_of_task(),
+            80..90 => {
+                let (f, q) = (self.rng.index(self.functions.len()), self.rng.index(QUEUES));
+                self.reap(f, q);
+                self.watch_queue(f, q);
+            }
+            _ => self.interrupts(),
+        }
+    }
+
+    fn turn_of_task(&mut self) {
+        if self.tasks.is_empty() {
+            return;
+        }
+        let n = self.rng.index(self.tasks.len());
+        let mut task = self.tasks.swap_remove(n);
+        if task.until > self.step || !self.poll(&mut task) {
+            self.tasks.push(task);
+        }
+    }
+
+    /// The kernel's interrupt handlers and threads.
+    fn interrupts(&mut self) {
+        let came = self.bus.take_interrupts();
+        self.page_request_pending |= came & msi::PAGE_REQUEST != 0;
+        if came & msi::FAULT != 0 {
+            self.judge_faults();
+        }
+        if self.page_request_pending && self.step >= self.nap_until {
+            if self.injecting && !std::mem::take(&mut self.napped) && self.rng.chance(self.faults.overflow) {
+                self.napped = true;
+                self.nap_until = self.step + self.rng.within(1, 1500);
+                self.log.count(Group::Fault, "overflow");
+                return;
+            }
+            self.page_request_pending = false;
+            for group in self.unit.take_page_requests() {
+                self.answer_later(group);
+            }
+        }
+        for (f, tokens) in self.memory_tokens.iter_mut().enumerate() {
+            for token in self.functions[f].ports.take_released() {
+                self.log.check(Checker::ResetAndRelease, tokens.remove(&token), || {
+                    format!("memory change {token} of {f} is over twice")
+                });
+            }
+        }
+    }
+}

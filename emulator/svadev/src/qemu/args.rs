@@ -60,11 +60,16 @@ pub struct Channels {
 }
 
 /// The kernel command line that the machine needs, with the user's own part last so that it wins.
-pub fn kernel_command_line(topology: &Topology) -> String {
+pub fn kernel_command_line(topology: &Topology, accel: Accel) -> String {
     // `intremap=off`: otherwise the unit's registers are claimed before PCI resources are, and Linux moves the BAR away
     // from under its own IOMMU. `panic=-1` with `-no-reboot`: a panic ends QEMU at once. `nokaslr`: traces can be looked up
     // in the kernel's symbols, and the kernel is not in the way of a 1 GiB page.
     let mut line = String::from("console=ttyS0 panic=-1 intel_iommu=on,sm_on intremap=off nokaslr");
+    if accel != Accel::Kvm {
+        // Its TSC is one clock of the host's for all CPUs. Linux 7.3's clocksource watchdog, which would check that, can wait without
+        // end for a CPU that is in stop_machine() during boot (docs/found.md): a slow host meets that once in some runs.
+        line.push_str(" tsc=reliable");
+    }
     if topology.machine.memory_bytes >= HUGE_PAGES_FROM {
         line.push_str(" default_hugepagesz=2M");
     }
@@ -101,7 +106,7 @@ impl CommandLine<'_> {
             if let Some(initrd) = boot.initrd {
                 args.extend(["-initrd".into(), initrd.display().to_string()]);
             }
-            args.extend(["-append".into(), kernel_command_line(self.topology)]);
+            args.extend(["-append".into(), kernel_command_line(self.topology, self.accel)]);
         }
         args.extend(self.extra.iter().cloned());
         args
@@ -208,7 +213,7 @@ pub fn libvirt_xml(line: &CommandLine<'_>) -> String {
     xml.push_str("</cpu>\n");
     xml.push_str(&format!(
         "<!-- the guest's kernel command line: {} -->\n",
-        xml_escaped(&kernel_command_line(line.topology))
+        xml_escaped(&kernel_command_line(line.topology, line.accel))
     ));
     xml.push_str("<qemu:commandline>\n");
     for word in line.devices() {
@@ -283,13 +288,15 @@ mod tests {
     #[test]
     fn a_gigantic_page_is_set_aside_only_where_it_fits() {
         let mut topology = default();
-        assert!(kernel_command_line(&topology).contains("hugepagesz=1G hugepages=1 hugepagesz=2M"));
+        assert!(kernel_command_line(&topology, Accel::Kvm).contains("hugepagesz=1G hugepages=1 hugepagesz=2M"));
         topology.machine.memory_bytes = 1 << 30;
-        assert!(!kernel_command_line(&topology).contains("1G"));
+        assert!(!kernel_command_line(&topology, Accel::Kvm).contains("1G"));
         topology.machine.memory_bytes = 512 << 20;
         topology.machine.append = " quiet ".into();
-        let line = kernel_command_line(&topology);
+        let line = kernel_command_line(&topology, Accel::Kvm);
         assert_eq!(line, "console=ttyS0 panic=-1 intel_iommu=on,sm_on intremap=off nokaslr quiet");
+        let line = kernel_command_line(&topology, Accel::Tcg);
+        assert_eq!(line, "console=ttyS0 panic=-1 intel_iommu=on,sm_on intremap=off nokaslr tsc=reliable quiet");
     }
 
     #[test]

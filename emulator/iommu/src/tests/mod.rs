@@ -1,6 +1,7 @@
 //! Tests of the unit through its public face: registers, requests and tables in memory.
 mod adversarial;
 mod against_model;
+mod coverage;
 mod faults;
 mod invalidation;
 mod model;

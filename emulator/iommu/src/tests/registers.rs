@@ -125,3 +125,23 @@ fn reset_is_power_on() {
     }
     assert_eq!(world.read32(offset::FECTL), 1 << 31, "IM is set");
 }
+
+#[test]
+fn what_is_not_there_reads_zero() {
+    let mut world = World::cold(UnitConfig::default());
+    let (cap, ecap) = (world.read64(offset::CAP), world.read64(offset::ECAP));
+    for (bit, name) in [(5, "PLMR"), (6, "PHMR"), (7, "CM"), (59, "PI"), (61, "ECMDS")] {
+        assert_eq!(cap >> bit & 1, 0, "CAP.{name}");
+    }
+    for (bit, name) in [(3, "IR"), (4, "EIM"), (25, "MTS"), (44, "VCS"), (51, "PMS")] {
+        assert_eq!(ecap >> bit & 1, 0, "ECAP.{name}");
+    }
+    // PMEN to PHMLIMIT, IRTA, MTRRCAP, PERFCAP, ECMD to ECCAP, VCMD to VCCAP: writable nowhere.
+    for at in [0x64, 0x68, 0x6c, 0x70, 0x78, 0xb8, 0x100, 0x300, 0x400, 0x408, 0x410, 0x430, 0xe00, 0xe10, 0xe30] {
+        world.write32(at, u32::MAX);
+        assert_eq!(world.read32(at), 0, "{at:#x}");
+    }
+    // SIRTP, IRE, CFI: no status ever says that they were taken.
+    world.write32(offset::GCMD, 1 << 25 | 1 << 24 | 1 << 23);
+    assert_eq!(world.read32(offset::GSTS), 0);
+}

@@ -9,6 +9,7 @@ use svadev_spec::device::{Code, MAX_SCATTER_ENTRIES};
 
 use crate::copy::Slice;
 use crate::counters::EngineCounters;
+use crate::obligation::{Answer, Obligation};
 use crate::page_request::{Group, NoGroup};
 use crate::requester::{Refusal, Requester, Target};
 use crate::shared::FunctionShared;
@@ -87,6 +88,15 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Context<M, U> {
 
     pub(crate) fn counters(&self) -> &EngineCounters {
         self.shared.engine_counters(self.engine)
+    }
+
+    /// This engine has done its part. The last one gives the answer: with no lock held.
+    pub(crate) fn acknowledge(&self, obligation: Obligation) {
+        match obligation.acknowledge() {
+            None => {}
+            Some(Answer::Invalidate(tag)) => self.requester.upstream().invalidate_complete(self.requester.bdf(), tag),
+            Some(answer) => self.shared.give(answer),
+        }
     }
 
     fn timeout_ns(&self) -> u64 {

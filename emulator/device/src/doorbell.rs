@@ -4,9 +4,10 @@ use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 
 use svadev_spec::device::DOORBELL_STRIDE;
+use svadev_spec::doorbell;
 
 /// The doorbell pages of one function.
 pub struct DoorbellPages {
@@ -64,12 +65,12 @@ impl DoorbellPages {
 
     /// Loads a word, acquire: what its writer wrote before is seen.
     pub fn load(&self, page: usize, offset: u64) -> u32 {
-        u32::from_le(self.word(page, offset).load(Ordering::Acquire))
+        doorbell::observe(self.word(page, offset))
     }
 
     /// Stores a word, release: a reader of it sees what was written before.
     pub fn store(&self, page: usize, offset: u64, value: u32) {
-        self.word(page, offset).store(value.to_le(), Ordering::Release);
+        doorbell::publish(self.word(page, offset), value);
     }
 
     /// Zeroes a page.

@@ -16,8 +16,9 @@ use svadev_mutation::mutant;
 
 use crate::context::Context;
 use crate::copy::Slice;
+use crate::engine_side::Presence;
 use crate::mailbox::{Command, Invalidation, Mailbox};
-use crate::obligation::{Answer, Obligation};
+use crate::obligation::Obligation;
 use crate::queue::{Horizon, Queue};
 use crate::requester::Requester;
 use crate::shared::FunctionShared;
@@ -56,7 +57,7 @@ pub struct Engine<M: GuestMemory + ?Sized, U: Upstream + ?Sized> {
     command: Option<Pending>,
     /// Submission ring indexes when the command was taken, by queue.
     horizons: Box<[Horizon]>,
-    online: bool,
+    presence: Presence,
 }
 
 impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
@@ -79,7 +80,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
             taken: Box::new(Mailbox::new(usize::from(settings.queues))),
             disables: Vec::with_capacity(4),
             command: None,
-            online: false,
+            presence: Presence::default(),
         }
     }
 
@@ -92,7 +93,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
     /// invalidation that came during the last slice is acknowledged here.
     pub fn run(&mut self, now_ns: u64) -> Progress {
         self.cx.now_ns = now_ns;
-        let mut worked = if self.online { self.take_messages() } else { self.unpark() };
+        let mut worked = if self.presence.is_online() { self.take_messages() } else { self.unpark() };
         if now_ns >= self.cx.next_deadline_ns {
             worked |= self.expire();
         }
@@ -108,20 +109,14 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
 
     /// Before sleeping, with nothing to do: says so in the doorbells, goes offline, and looks once more. `true`: the thread
     /// may sleep until [`FunctionPorts::wake`](crate::FunctionPorts::wake) or the time that `run` named. `false`: work came.
-    ///
-    /// Software stores its word, then a full fence, then loads `ARMED`; here `ARMED` is stored, then a full fence (in
-    /// `go_offline`), then the words are loaded: at least one of the two sees the other.
     pub fn park(&mut self) -> bool {
-        if !self.online {
+        if !self.presence.is_online() {
             return true;
         }
-        for queue in &self.queues {
-            queue.arm(&self.cx, true);
-        }
-        let posted = self.cx.shared.handshake(self.cx.engine).go_offline();
-        self.online = false;
-        let rung = self.queues.iter().any(|queue| queue.is_rung(&self.cx)) && !mutant!(SleepWithoutDoorbells);
-        if posted || rung {
+        let Self { presence, cx, queues, .. } = self;
+        let arm = || queues.iter().for_each(|queue| queue.arm(cx, true));
+        let rung = || queues.iter().any(|queue| queue.is_rung(cx)) && !mutant!(SleepWithoutDoorbells);
+        if !presence.rest(cx.shared.engine_side(cx.engine), arm, rung) {
             self.unpark();
             return false;
         }
@@ -131,11 +126,10 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
 
     /// Goes online again: no translation is used before the mailbox is empty. `run` does it too. Whether there were messages.
     pub fn unpark(&mut self) -> bool {
-        if self.online {
+        if self.presence.is_online() {
             return false;
         }
-        let posted = self.cx.shared.handshake(self.cx.engine).go_online();
-        self.online = true;
+        let posted = self.presence.arrive(self.cx.shared.engine_side(self.cx.engine));
         for queue in &self.queues {
             queue.arm(&self.cx, false);
         }
@@ -158,7 +152,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
     }
 
     fn take_messages(&mut self) -> bool {
-        let posted = self.cx.shared.handshake(self.cx.engine).take();
+        let posted = self.presence.look(self.cx.shared.engine_side(self.cx.engine));
         if posted {
             self.empty_mailbox();
         }
@@ -167,18 +161,19 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
 
     /// Takes what is in the mailbox and does it. No span exists here: this is between two slices.
     fn empty_mailbox(&mut self) {
-        self.cx.shared.mailbox(self.cx.engine).take_into(&mut self.taken);
+        self.cx.shared.engine_side(self.cx.engine).take_into(&mut self.taken);
         if !self.taken.resets.is_empty() {
             self.reset();
         }
-        while let Some(invalidation) = self.taken.invalidations.pop() {
+        let Self { taken, cx, .. } = self;
+        let owed = taken.carry_out(|invalidation| {
             if !mutant!(EngineDropsNothing) {
-                self.cx.requester.invalidate(invalidation);
+                cx.requester.invalidate(invalidation);
             }
-            self.cx.counters().invalidations.add(1);
-        }
-        while let Some(obligation) = self.taken.owed.pop() {
-            self.acknowledge(obligation);
+            cx.counters().invalidations.add(1);
+        });
+        for obligation in owed {
+            cx.acknowledge(obligation);
         }
         self.take_answers();
         if std::mem::take(&mut self.taken.credit) {
@@ -202,17 +197,6 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         }
     }
 
-    /// This engine has done its part. The last one gives the answer: with no lock held.
-    fn acknowledge(&self, obligation: Obligation) {
-        match obligation.acknowledge() {
-            None => {}
-            Some(Answer::Invalidate(tag)) => {
-                self.cx.requester.upstream().invalidate_complete(self.cx.requester.bdf(), tag);
-            }
-            Some(answer) => self.cx.shared.give(answer),
-        }
-    }
-
     /// Function reset: nothing of before is left, but page requests that are outstanding stay so until they are answered.
     fn reset(&mut self) {
         for queue in &mut self.queues {
@@ -222,13 +206,13 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         }
         self.cx.requester.invalidate(Invalidation::ALL);
         if let Some(pending) = self.command.take() {
-            self.acknowledge(pending.obligation);
+            self.cx.acknowledge(pending.obligation);
         }
         while let Some(obligation) = self.disables.pop() {
-            self.acknowledge(obligation);
+            self.cx.acknowledge(obligation);
         }
         while let Some(obligation) = self.taken.resets.pop() {
-            self.acknowledge(obligation);
+            self.cx.acknowledge(obligation);
         }
     }
 
@@ -289,13 +273,13 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         let mut settled = false;
         if !self.disables.is_empty() && self.queues.iter().all(Queue::is_off) {
             while let Some(obligation) = self.disables.pop() {
-                self.acknowledge(obligation);
+                self.cx.acknowledge(obligation);
             }
             settled = true;
         }
         if let Some(pending) = self.command.take() {
             if self.is_over(&pending) {
-                self.acknowledge(pending.obligation);
+                self.cx.acknowledge(pending.obligation);
                 settled = true;
             } else {
                 self.command = Some(pending);
@@ -340,14 +324,11 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Drop for Engine<M, U> {
         for queue in &mut self.queues {
             queue.reset(&mut self.cx);
         }
-        loop {
+        let shared = Arc::clone(&self.cx.shared);
+        let mut presence = std::mem::take(&mut self.presence);
+        presence.leave(shared.engine_side(self.cx.engine), || {
             self.empty_mailbox();
             self.reset();
-            self.online = false;
-            let handshake = self.cx.shared.handshake(self.cx.engine);
-            if !(handshake.go_offline() && handshake.take()) {
-                break;
-            }
-        }
+        });
     }
 }

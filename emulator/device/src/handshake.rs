@@ -6,56 +6,26 @@
 //! least one side sees the other (Dekker): either the poster hears that the engine is online, and so will empty its
 //! mailbox, or the engine hears that something was posted before it uses any translation.
 //!
-//! Generic over the atomics, so that a model checker can put its own in their place.
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+//! `docs/locking.md` says what is proven about it.
+use std::sync::atomic::Ordering;
 
 use svadev_mutation::mutant;
 
-/// What the handshake needs of an atomic flag and of a fence.
-pub(crate) trait Flag: Send + Sync {
-    /// A flag with this value.
-    fn new(value: bool) -> Self;
-    /// Atomic load.
-    fn load(&self, order: Ordering) -> bool;
-    /// Atomic store.
-    fn store(&self, value: bool, order: Ordering);
-    /// Atomic exchange.
-    fn swap(&self, value: bool, order: Ordering) -> bool;
-    /// A sequentially consistent fence.
-    fn full_fence();
-}
-
-impl Flag for AtomicBool {
-    fn new(value: bool) -> Self {
-        Self::new(value)
-    }
-    fn load(&self, order: Ordering) -> bool {
-        self.load(order)
-    }
-    fn store(&self, value: bool, order: Ordering) {
-        self.store(value, order);
-    }
-    fn swap(&self, value: bool, order: Ordering) -> bool {
-        self.swap(value, order)
-    }
-    fn full_fence() {
-        fence(Ordering::SeqCst);
-    }
-}
+use crate::sync::{Fence, Flag, Primitives, Std};
 
 /// One engine's side of the handshake. Any number of posters, one engine.
 #[derive(Debug)]
-pub(crate) struct Handshake<F: Flag = AtomicBool> {
+pub(crate) struct Handshake<P: Primitives = Std> {
     /// The engine may hold a translation in use. Written by the engine only.
-    online: F,
+    online: P::Flag,
     /// Something was posted since the engine last looked.
-    posted: F,
+    posted: P::Flag,
 }
 
-impl<F: Flag> Handshake<F> {
+impl<P: Primitives> Handshake<P> {
     /// An engine starts offline: it has never seen a translation.
     pub(crate) fn new() -> Self {
-        Self { online: F::new(false), posted: F::new(false) }
+        Self { online: P::Flag::new(false), posted: P::Flag::new(false) }
     }
 
     /// Poster, after its message is in place: whether the engine is online, and so must be waited for.
@@ -64,7 +34,7 @@ impl<F: Flag> Handshake<F> {
     /// it empties its mailbox before the next one.
     pub(crate) fn post(&self) -> bool {
         self.posted.store(true, Ordering::Release);
-        F::full_fence();
+        P::full_fence(Fence::Post);
         self.online.load(Ordering::Acquire) && !mutant!(SliceIsNotWaitedFor)
     }
 
@@ -72,7 +42,7 @@ impl<F: Flag> Handshake<F> {
     #[must_use = "a posted message must be taken before a translation is used"]
     pub(crate) fn go_online(&self) -> bool {
         self.online.store(true, Ordering::Relaxed);
-        F::full_fence();
+        P::full_fence(Fence::GoOnline);
         self.take()
     }
 
@@ -81,7 +51,7 @@ impl<F: Flag> Handshake<F> {
     #[must_use = "a poster that saw the engine online waits for it"]
     pub(crate) fn go_offline(&self) -> bool {
         self.online.store(false, Ordering::Release);
-        F::full_fence();
+        P::full_fence(Fence::GoOffline);
         self.posted.load(Ordering::Acquire) && !mutant!(SleepWithoutLooking)
     }
 
@@ -94,13 +64,13 @@ impl<F: Flag> Handshake<F> {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicBool, AtomicU64};
 
     use super::*;
 
     #[test]
     fn an_offline_engine_is_not_waited_for_but_hears_of_it() {
-        let h = Handshake::<AtomicBool>::new();
+        let h = Handshake::<Std>::new();
         assert!(!h.post());
         assert!(h.go_online(), "what was posted while offline is seen first");
         assert!(!h.take());
@@ -114,7 +84,7 @@ mod tests {
     #[test]
     fn no_use_after_an_acknowledged_post() {
         const ROUNDS: u64 = 20_000;
-        let handshake = Handshake::<AtomicBool>::new();
+        let handshake = Handshake::<Std>::new();
         // The mailbox: the newest retired generation. `live` is the newest that may be used.
         let mailbox = Mutex::new(0u64);
         let acknowledged = AtomicU64::new(0);

@@ -12,7 +12,7 @@
 //! - [`Function`] answers configuration and BAR accesses at once. It never waits for an engine: what needs an engine's word
 //!   shows as *busy* in a register until that word is in.
 //! - [`FunctionShared`] is what other threads may call at any time: invalidations, page group responses, changes of the
-//!   memory map. `handshake` is the protocol that says whether an engine must be waited for.
+//!   memory map. `engine_side` is the protocol that says whether an engine must be waited for.
 //! - [`Engine`] owns its device TLB and all work under way, and does one bounded slice of it a call. It neither allocates nor
 //!   locks while it copies.
 //!
@@ -29,6 +29,7 @@ mod counters;
 mod descriptor;
 mod doorbell;
 mod engine;
+mod engine_side;
 mod function;
 mod handshake;
 mod iommu_function;
@@ -41,6 +42,7 @@ mod queue_config;
 mod requester;
 mod scatter;
 mod shared;
+mod sync;
 mod tlb;
 mod wait;
 

@@ -1,8 +1,11 @@
 //! What other threads tell one engine. Bounded: where more comes than fits, it collapses into something that says as much.
+use std::vec::Drain;
+
 use svadev_fabric::{InvalidateRange, InvalidateRequest, Iova, Pasid, PrgIndex};
 
 use crate::obligation::Obligation;
 use crate::queue_config::QueueConfig;
+use crate::sync::{Primitives, Std};
 
 /// Invalidations kept apart before they collapse into *everything*, which is always allowed.
 const INVALIDATIONS: usize = 64;
@@ -62,29 +65,29 @@ pub(crate) enum Command {
 
 /// One engine's mailbox.
 #[derive(Debug)]
-pub(crate) struct Mailbox {
+pub(crate) struct Mailbox<P: Primitives = Std> {
     /// At most [`INVALIDATIONS`]; allocated at construction.
     pub(crate) invalidations: Vec<Invalidation>,
     /// Answers owed once the invalidations were carried out. The IOMMU has at most a queue's worth of them outstanding,
     /// since a wait descriptor holds its queue up; changes of the memory map come one at a time.
-    pub(crate) owed: Vec<Obligation>,
+    pub(crate) owed: Vec<Obligation<P>>,
     /// Bit n: the group with index n that this engine sent was answered.
     pub(crate) answered: [u64; PrgIndex::COUNT / 64],
     /// Page request credits became free while this engine had jobs in line for them.
     pub(crate) credit: bool,
     /// Resets owed. What else is in the mailbox was posted after the newest.
-    pub(crate) resets: Vec<Obligation>,
+    pub(crate) resets: Vec<Obligation<P>>,
     /// CONTROL.enable 1 → 0 owed.
-    pub(crate) disables: Vec<Obligation>,
+    pub(crate) disables: Vec<Obligation<P>>,
     /// By queue number; this engine's queues only are ever set.
     pub(crate) queues: Box<[QueueChange]>,
     /// Some element of `queues` is set.
     pub(crate) queues_changed: bool,
     /// The command in progress.
-    pub(crate) command: Option<(Command, Obligation)>,
+    pub(crate) command: Option<(Command, Obligation<P>)>,
 }
 
-impl Mailbox {
+impl<P: Primitives> Mailbox<P> {
     pub(crate) fn new(queues: usize) -> Self {
         Self {
             invalidations: Vec::with_capacity(INVALIDATIONS),
@@ -110,7 +113,7 @@ impl Mailbox {
     }
 
     /// A reset outdates the queue changes that came before it.
-    pub(crate) fn reset(&mut self, obligation: Obligation) {
+    pub(crate) fn reset(&mut self, obligation: Obligation<P>) {
         self.queues.fill(QueueChange::default());
         self.queues_changed = false;
         self.resets.push(obligation);
@@ -120,6 +123,14 @@ impl Mailbox {
     pub(crate) fn take_into(&mut self, taken: &mut Self) {
         debug_assert!(taken.is_empty(), "what was taken before was not handled");
         std::mem::swap(self, taken);
+    }
+
+    /// Of a mailbox that was taken: carries the invalidations out, and only then yields what is owed for them.
+    pub(crate) fn carry_out(&mut self, mut invalidate: impl FnMut(Invalidation)) -> Drain<'_, Obligation<P>> {
+        while let Some(invalidation) = self.invalidations.pop() {
+            invalidate(invalidation);
+        }
+        self.owed.drain(..)
     }
 
     fn is_empty(&self) -> bool {
@@ -134,7 +145,7 @@ impl Mailbox {
     }
 }
 
-impl Drop for Mailbox {
+impl<P: Primitives> Drop for Mailbox<P> {
     /// The engine and the function are gone: whoever waited is gone with them.
     fn drop(&mut self) {
         let command = self.command.take().map(|(_, obligation)| obligation);
@@ -151,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_full_mailbox_collapses_into_everything() {
-        let mut mailbox = Mailbox::new(1);
+        let mut mailbox = Mailbox::<Std>::new(1);
         for n in 0..INVALIDATIONS as u64 {
             let range = InvalidateRange::Naturally { start: Iova(n << 12), size_log2: 12 };
             mailbox.invalidate(Invalidation { pasid: None, global: false, range });

@@ -1,8 +1,10 @@
 //! Answers that several engines owe together: given once, by the one that was last.
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use svadev_fabric::InvalidateTag;
+
+use crate::sync::{Count, Primitives, Std};
 
 /// What is answered when every engine has done its part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,26 +22,26 @@ pub(crate) enum Answer {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct Shared<P: Primitives> {
     answer: Answer,
-    owed: AtomicUsize,
+    owed: P::Count,
 }
 
 /// One party's share of an [`Answer`]. A move-only value: it is acknowledged exactly once, and dropping it instead is a bug.
 #[derive(Debug)]
 #[must_use = "somebody waits for this"]
-pub(crate) struct Obligation(Option<Arc<Shared>>);
+pub(crate) struct Obligation<P: Primitives = Std>(Option<Arc<Shared<P>>>);
 
-impl Obligation {
+impl<P: Primitives> Obligation<P> {
     /// The poster's own share. It keeps the answer open until it has asked everybody.
     pub(crate) fn new(answer: Answer) -> Self {
-        Self(Some(Arc::new(Shared { answer, owed: AtomicUsize::new(1) })))
+        Self(Some(Arc::new(Shared { answer, owed: P::Count::new(1) })))
     }
 
     /// Another share of the same answer.
     pub(crate) fn share(&self) -> Self {
         let shared = self.0.as_ref().expect("only acknowledge empties it, and that consumes it");
-        shared.owed.fetch_add(1, Ordering::Relaxed);
+        shared.owed.increment(Ordering::Relaxed);
         Self(Some(Arc::clone(shared)))
     }
 
@@ -47,11 +49,11 @@ impl Obligation {
     pub(crate) fn acknowledge(mut self) -> Option<Answer> {
         let shared = self.0.take().expect("only acknowledge empties it, and that consumes it");
         // Release: what this party did before is seen by the last one (acquire), and so by whom it answers.
-        (shared.owed.fetch_sub(1, Ordering::AcqRel) == 1).then_some(shared.answer)
+        (shared.owed.decrement(Ordering::AcqRel) == 1).then_some(shared.answer)
     }
 }
 
-impl Drop for Obligation {
+impl<P: Primitives> Drop for Obligation<P> {
     fn drop(&mut self) {
         debug_assert!(self.0.is_none() || std::thread::panicking(), "dropped without an answer: {:?}", self.0);
     }
@@ -63,7 +65,7 @@ mod tests {
 
     #[test]
     fn only_the_last_share_yields_the_answer() {
-        let own = Obligation::new(Answer::Memory(7));
+        let own = Obligation::<Std>::new(Answer::Memory(7));
         let (a, b) = (own.share(), own.share());
         assert_eq!(a.acknowledge(), None);
         assert_eq!(own.acknowledge(), None);
@@ -74,6 +76,6 @@ mod tests {
     #[should_panic(expected = "dropped without an answer")]
     #[cfg(debug_assertions)]
     fn dropping_one_is_a_bug() {
-        drop(Obligation::new(Answer::Reset));
+        drop(Obligation::<Std>::new(Answer::Reset));
     }
 }

@@ -1,7 +1,7 @@
 //! What a function's threads share: the socket thread, its engines' threads, and whichever thread is in the IOMMU.
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use svadev_fabric::{Bdf, InvalidateAck, InvalidateRequest, PageGroupResponse};
 use svadev_mutation::mutant;
@@ -9,7 +9,7 @@ use svadev_spec::device::{CommandStatus, QueueStatus, Status};
 
 use crate::counters::{Counters, EngineCounters};
 use crate::doorbell::DoorbellPages;
-use crate::handshake::Handshake;
+use crate::engine_side::{self, EngineSide};
 use crate::mailbox::{Command, Invalidation, Mailbox};
 use crate::obligation::{Answer, Obligation};
 use crate::page_request::{PrgTable, PriStatus};
@@ -120,14 +120,6 @@ impl QueueFace {
     }
 }
 
-/// Where one engine is told things.
-#[derive(Debug)]
-struct EngineSide {
-    handshake: Handshake,
-    /// Lock order: the IOMMU's lock, then this; nothing is taken or called under it.
-    mailbox: Mutex<Mailbox>,
-}
-
 /// The part of an accelerator that all of its threads share.
 pub struct FunctionShared {
     settings: FunctionSettings,
@@ -157,11 +149,10 @@ impl FunctionShared {
         settings.validate();
         let (queues, engines) = (usize::from(settings.queues), usize::from(settings.engines));
         assert!(doorbells.pages() >= queues, "a queue needs a doorbell page");
-        let engine_side = || EngineSide { handshake: Handshake::new(), mailbox: Mutex::new(Mailbox::new(queues)) };
         Self {
             settings,
             ports,
-            engines: (0..engines).map(|_| engine_side()).collect(),
+            engines: (0..engines).map(|_| EngineSide::new(queues)).collect(),
             doorbells,
             prg: PrgTable::new(engines),
             gate: AtomicU32::new(0),
@@ -211,7 +202,7 @@ impl FunctionShared {
     /// Invalidate Request (PCIe 6.0 §10.3.1), from any thread, with the IOMMU's lock held. `Done` where every engine is
     /// asleep; otherwise the engine that is last to empty its mailbox calls `Upstream::invalidate_complete`, once.
     pub fn invalidate(&self, request: InvalidateRequest) -> InvalidateAck {
-        self.invalidate_engines(request.into(), Answer::Invalidate(request.tag))
+        engine_side::invalidate(&self.engines, request.into(), Answer::Invalidate(request.tag))
     }
 
     /// The memory map changed: windows that were taken from [`GuestMemory`](svadev_memory::GuestMemory) before are dropped.
@@ -221,7 +212,7 @@ impl FunctionShared {
         if mutant!(MemoryChangeDropsNothing) {
             return InvalidateAck::Done;
         }
-        self.invalidate_engines(Invalidation::ALL, Answer::Memory(token))
+        engine_side::invalidate(&self.engines, Invalidation::ALL, Answer::Memory(token))
     }
 
     /// PRG Response message (PCIe 6.0 §10.4.2), from any thread, with the IOMMU's lock held.
@@ -231,32 +222,9 @@ impl FunctionShared {
         }
     }
 
-    fn invalidate_engines(&self, invalidation: Invalidation, answer: Answer) -> InvalidateAck {
-        let mut own: Option<Obligation> = None;
-        for side in &self.engines {
-            let mut mailbox = side.lock();
-            mailbox.invalidate(invalidation);
-            // Under the mailbox lock: an engine that goes offline after this looks into the mailbox again, and finds the
-            // obligation there. An offline one is not woken: it empties its mailbox before it uses a translation.
-            if side.handshake.post() {
-                mailbox.owed.push(own.get_or_insert_with(|| Obligation::new(answer)).share());
-            }
-        }
-        match own.map(Obligation::acknowledge) {
-            None | Some(Some(_)) => InvalidateAck::Done,
-            Some(None) => InvalidateAck::Pending,
-        }
-    }
-
     /// Puts something into an engine's mailbox that it must act on, and wakes it if it sleeps.
     fn post(&self, engine: usize, put: impl FnOnce(&mut Mailbox)) {
-        let side = &self.engines[engine];
-        let online = {
-            let mut mailbox = side.lock();
-            put(&mut mailbox);
-            side.handshake.post()
-        };
-        if !online {
+        if !self.engines[engine].post(put) {
             self.ports.wake(engine);
         }
     }
@@ -388,20 +356,10 @@ impl FunctionShared {
     pub(crate) fn prg(&self) -> &PrgTable {
         &self.prg
     }
-    pub(crate) fn handshake(&self, engine: usize) -> &Handshake {
-        &self.engines[engine].handshake
-    }
-    pub(crate) fn mailbox(&self, engine: usize) -> MutexGuard<'_, Mailbox> {
-        self.engines[engine].lock()
+    pub(crate) fn engine_side(&self, engine: usize) -> &EngineSide {
+        &self.engines[engine]
     }
     pub(crate) fn engine_counters(&self, engine: usize) -> &EngineCounters {
         &self.counters[engine]
-    }
-}
-
-impl EngineSide {
-    fn lock(&self) -> MutexGuard<'_, Mailbox> {
-        // Every update is one statement; a panic elsewhere leaves no half of one.
-        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

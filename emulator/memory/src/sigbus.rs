@@ -8,7 +8,7 @@
 //! It runs in the middle of anything. It takes no lock, allocates nothing, and calls only what is async-signal-safe
 //! (signal-safety(7)) or a plain system call (`mmap`, `sigaction`). It finds the mapping in a fixed table whose slots are
 //! guarded by a sequence number each. The slot of the address that faulted cannot change meanwhile: whoever accesses a
-//! mapping holds it, and a slot is given back only when its mapping is dropped.
+//! mapping holds it, and a slot is given back only when its mapping is dropped. Other slots may change under it.
 //!
 //! Addresses that are not ours, and causes other than an address beyond the file, go to the handler that was there before
 //! (Rust's own stack-overflow handler, usually) or to the default action.
@@ -16,11 +16,15 @@
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use libc::{c_int, c_void, siginfo_t};
 use nix::errno::Errno;
+
+use self::slot::Slot;
+
+mod slot;
 
 /// Most files that can be mapped at once without `F_SEAL_SHRINK`.
 pub(crate) const SLOTS: usize = 256;
@@ -28,29 +32,7 @@ pub(crate) const SLOTS: usize = 256;
 /// No byte is lost.
 pub(crate) const NOTHING_LOST: usize = usize::MAX;
 
-#[derive(Debug)]
-struct Slot {
-    /// Odd while the fields below change.
-    sequence: AtomicUsize,
-    /// First address; 0 when the slot is free.
-    base: AtomicUsize,
-    /// Bytes.
-    len: AtomicUsize,
-    /// The file's page size, bytes: what a part of the mapping must be aligned to, to be replaced.
-    page: AtomicUsize,
-    /// Offset of the first lost byte, or [`NOTHING_LOST`].
-    lost_from: AtomicUsize,
-}
-
-static TABLE: [Slot; SLOTS] = [const {
-    Slot {
-        sequence: AtomicUsize::new(0),
-        base: AtomicUsize::new(0),
-        len: AtomicUsize::new(0),
-        page: AtomicUsize::new(0),
-        lost_from: AtomicUsize::new(NOTHING_LOST),
-    }
-}; SLOTS];
+static TABLE: [Slot; SLOTS] = [const { Slot::free() }; SLOTS];
 
 /// Orders those who take and give back slots. The handler does not take it.
 static TABLE_WRITERS: Mutex<()> = Mutex::new(());
@@ -61,30 +43,6 @@ static LOSSES: AtomicU64 = AtomicU64::new(0);
 /// How many times this process lost guest memory to a truncated file. Changes before any access can see what replaced it.
 pub(crate) fn losses() -> u64 {
     LOSSES.load(Ordering::Acquire)
-}
-
-impl Slot {
-    fn set(&self, base: usize, len: usize, page: usize) {
-        self.sequence.fetch_add(1, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        self.base.store(base, Ordering::Relaxed);
-        self.len.store(len, Ordering::Relaxed);
-        self.page.store(page, Ordering::Relaxed);
-        self.lost_from.store(NOTHING_LOST, Ordering::Relaxed);
-        self.sequence.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// The mapping's base, length and page size if `address` is in it. A slot that changes meanwhile is another's.
-    fn find(&self, address: usize) -> Option<(usize, usize, usize)> {
-        let before = self.sequence.load(Ordering::Acquire);
-        let base = self.base.load(Ordering::Relaxed);
-        let len = self.len.load(Ordering::Relaxed);
-        let page = self.page.load(Ordering::Relaxed);
-        fence(Ordering::Acquire);
-        let steady = before.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == before;
-        (steady && base != 0 && address.checked_sub(base).is_some_and(|offset| offset < len))
-            .then_some((base, len, page))
-    }
 }
 
 /// A mapping's place in the table, given back when dropped: before the mapping itself goes.
@@ -108,7 +66,7 @@ impl Guarded {
         assert!(base != 0 && page.is_power_of_two() && base.is_multiple_of(page));
         install().map_err(GuardError::Install)?;
         let _writers = TABLE_WRITERS.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = TABLE.iter().find(|slot| slot.base.load(Ordering::Relaxed) == 0).ok_or(GuardError::Full)?;
+        let slot = TABLE.iter().find(|slot| slot.is_free()).ok_or(GuardError::Full)?;
         slot.set(base, len, page);
         Ok(Self { slot })
     }
@@ -116,10 +74,7 @@ impl Guarded {
     /// Offset of the first byte that is known to be lost, or [`NOTHING_LOST`]. After an access, this tells whether the
     /// access saw replaced memory.
     pub(crate) fn lost_from(&self) -> usize {
-        // The handler notes the loss before it maps anything, so a load that saw the replacement is followed by one that
-        // sees the note. A store has no such order, and needs none: what it wrote into a lost page is lost either way.
-        fence(Ordering::Acquire);
-        self.slot.lost_from.load(Ordering::Relaxed)
+        self.slot.lost_from()
     }
 }
 
@@ -176,7 +131,7 @@ fn replace_lost(address: usize) -> bool {
     };
     let offset = (address - base) & !(page - 1);
     // Noted before it is replaced: see `Guarded::lost_from`.
-    slot.lost_from.fetch_min(offset, Ordering::SeqCst);
+    slot.note_lost(offset);
     LOSSES.fetch_add(1, Ordering::SeqCst);
     // SAFETY: the range is the tail of one of our mappings, from a page boundary of its file; it is mapped, since the
     // access that faulted holds the mapping; no Rust reference into guest memory exists.

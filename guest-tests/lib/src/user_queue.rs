@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::mman::{self, MapFlags, ProtFlags};
 use svadev_spec::device::{self, DescriptorFlags, doorbell};
+use svadev_spec::doorbell::{must_wake, publish};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::abi::{self, CreateQueueArgs, DestroyQueueArgs, QueryQueueArgs};
@@ -244,7 +245,7 @@ impl<'d> UserQueue<'d> {
             self.tail = self.tail.wrapping_add(1);
         }
         // Release: a device that sees the tail sees the descriptors.
-        self.doorbell.word(doorbell::SQ_TAIL).store(self.tail, Ordering::Release);
+        publish(self.doorbell.word(doorbell::SQ_TAIL), self.tail);
         self.wake_if_armed();
         taken.len()
     }
@@ -271,7 +272,7 @@ impl<'d> UserQueue<'d> {
         }
         if self.head != before && !self.lost.get() {
             // Release: the entries have been read before the device may write them again.
-            self.doorbell.word(doorbell::CQ_HEAD).store(self.head, Ordering::Release);
+            publish(self.doorbell.word(doorbell::CQ_HEAD), self.head);
             // Only where the ring may have been full does the device wait for room, perhaps asleep.
             if full_before {
                 self.wake_if_armed();
@@ -297,10 +298,9 @@ impl<'d> UserQueue<'d> {
         Some(raw)
     }
 
-    /// The device stores `ARMED`, then a full fence, then loads our words: one of the two sees the other's store.
+    /// After a word was published; why that is enough is said where [`must_wake`] is.
     fn wake_if_armed(&mut self) {
-        fence(Ordering::SeqCst);
-        if self.doorbell.word(doorbell::ARMED).load(Ordering::Relaxed) != 0 {
+        if must_wake(self.doorbell.word(doorbell::ARMED)) {
             self.wake.word(0).store(1, Ordering::Relaxed);
             self.wakes += 1;
         }
@@ -377,7 +377,7 @@ impl<'d> UserQueue<'d> {
     /// A tail makes descriptors of whatever is in the ring: the caller answers for what they do, as for
     /// [`submit`](Self::submit). Afterwards the queue's own idea of its indexes is wrong.
     pub unsafe fn ring_doorbell(&mut self, word: u64, value: u32) {
-        self.doorbell.word(word).store(value, Ordering::Release);
+        publish(self.doorbell.word(word), value);
         self.wake_if_armed();
     }
 

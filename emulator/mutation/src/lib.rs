@@ -1,6 +1,6 @@
 //! Bugs on purpose, to see that the checks notice. Product code asks at each place where one can be planted:
 //!
-//! ```ignore
+//! ```text
 //! if !self.outstanding.is_empty() && !mutant!(WaitBeforeAcknowledgements) {
 //! ```
 //!

@@ -50,6 +50,8 @@ enum Change {
 
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
+        // Presence and rights, at every level.
+        4 => (0u32..3).prop_map(Change::Flip),
         6 => (0u32..64).prop_map(Change::Flip),
         1 => any::<u64>().prop_map(Change::Set),
         1 => Just(Change::Set(RAM | 7)),
@@ -130,12 +132,14 @@ impl Plan {
         let entry = world.bind(DEVICE, PASID, DOMAIN, mode);
         world.bind(DEVICE, 0, DOMAIN, mode);
         let second_levels = if self.kind == 3 { 4 } else { self.second_levels };
-        let levels = if self.kind == 3 { 4 } else { self.levels };
+        let levels = self.levels;
+        // FSPM; `bind` has set it for a first stage alone.
+        let five = u64::from(self.kind == 3 && levels == 5);
         let [sre, ere, wpe, eafe, snoop, marks] = self.flags.map(u64::from);
         for entry in [entry, world.pasid_entry(DEVICE, 0)] {
             world.store(entry, world.load(entry) | marks << 9);
             world.store(entry + 8, u64::from(DOMAIN) | snoop << 23);
-            world.store(entry + 16, world.load(entry + 16) | sre | ere << 1 | wpe << 4 | eafe << 7);
+            world.store(entry + 16, world.load(entry + 16) | sre | ere << 1 | five << 2 | wpe << 4 | eafe << 7);
         }
         for (i, (&(iova, size_log2), &bits)) in PAGES.iter().zip(&self.leaves).enumerate() {
             let iova = if levels == 4 { iova & 0xffff_ffff_ffff } else { iova };

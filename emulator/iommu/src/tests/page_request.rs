@@ -1,7 +1,14 @@
-use svadev_fabric::{Access, PageRequestOutcome, ResponseCode};
+use std::cell::Cell;
+use std::sync::Arc;
+
+use svadev_fabric::{
+    Access, Bdf, Downstream, InvalidateAck, InvalidateRequest, Iova, Msi, PageGroupResponse, PageRequest,
+    PageRequestOutcome, PrgIndex, ResponseCode,
+};
+use svadev_memory::{GuestAddress, GuestMemory, Ram};
 use svadev_spec::vtd::registers::offset;
 
-use super::world::{DEVICE, PASID, RAM, USER_PAGE, World};
+use super::world::{DEVICE, PASID, PRQ, RAM, USER_PAGE, World};
 use crate::FaultReason;
 
 const PPR: u32 = 1;
@@ -25,10 +32,7 @@ fn a_request_is_queued_as_linux_reads_it() {
     assert_eq!((private0, private1), (0, 0));
     assert_eq!(world.read64(offset::PQT), 32);
     assert_eq!(world.read32(offset::PRS), PPR);
-    assert_eq!(
-        *world.ports.interrupts.borrow(),
-        [(Some(DEVICE), svadev_fabric::Msi { address: 0xfee0_1000, data: 3 })]
-    );
+    assert_eq!(*world.ports.interrupts.borrow(), [(Some(DEVICE), Msi { address: 0xfee0_1000, data: 3 })]);
     world.page_request(0x1000, Access { execute: true, privileged: true, ..Access::READ }, 1, false);
     let [low, high, ..] = world.page_request_descriptor(1);
     assert_eq!((low >> 52, high), (0b11, 0x1000 | 1 << 3 | 1));
@@ -36,6 +40,40 @@ fn a_request_is_queued_as_linux_reads_it() {
     world.write32(offset::PRS, PPR);
     world.page_request(0x1000, Access::READ, 1, false);
     assert_eq!(world.ports.interrupts.borrow().len(), 2);
+}
+
+/// Reads the first descriptor of the queue as soon as the event comes.
+struct EagerHandler {
+    ram: Arc<Ram>,
+    seen: Cell<Option<u64>>,
+}
+
+impl Downstream for EagerHandler {
+    fn invalidate(&self, _: Bdf, _: InvalidateRequest) -> InvalidateAck {
+        unreachable!("nothing is invalidated")
+    }
+    fn page_group_response(&self, _: Bdf, _: PageGroupResponse) {
+        unreachable!("nothing is answered")
+    }
+    fn message_interrupt(&self, _: Option<Bdf>, _: Msi) {
+        self.seen.set(Some(self.ram.load_u64(GuestAddress(PRQ + 8)).unwrap()));
+    }
+}
+
+#[test]
+fn the_event_comes_after_the_request() {
+    let mut world = world();
+    let handler = EagerHandler { ram: Arc::clone(&world.ram), seen: Cell::new(None) };
+    let request = PageRequest {
+        requester: DEVICE,
+        pasid: Some(PASID),
+        iova: Iova(0x5000),
+        access: Access::READ,
+        prg_index: PrgIndex::from_low_bits(3),
+        last: true,
+    };
+    assert_eq!(world.unit.page_request(request, &handler), PageRequestOutcome::Accepted);
+    assert_eq!(handler.seen.get(), Some(0x5000 | 3 << 3 | 1 << 2 | 1), "a handler that looks at once finds it");
 }
 
 #[test]
@@ -156,7 +194,7 @@ fn an_event_that_a_function_lost_is_sent_again_another_way() {
     world.unit.repeat_interrupts(&world.ports);
     assert_eq!(world.ports.take_interrupts(), [0; 0], "nothing is pending");
     world.page_request(0x1000, Access::READ, 1, true);
-    let msi = svadev_fabric::Msi { address: 0xfee0_1000, data: 3 };
+    let msi = Msi { address: 0xfee0_1000, data: 3 };
     assert_eq!(*world.ports.interrupts.borrow(), [(Some(DEVICE), msi)]);
     world.unit.repeat_interrupts(&world.ports);
     assert_eq!(world.ports.interrupts.borrow()[1..], [(None, msi)], "not through the function that stopped");

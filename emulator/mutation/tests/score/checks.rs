@@ -1,0 +1,130 @@
+//! The checks, and which one is there for which mutant.
+use std::fmt;
+
+use svadev_mutation::Mutant;
+
+/// Some tests of a crate.
+#[derive(Clone, Copy)]
+pub(crate) struct Check {
+    pub(crate) krate: &'static str,
+    /// Parts of their names; none means all.
+    pub(crate) tests: &'static [&'static str],
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.krate, if self.tests.is_empty() { "all tests".into() } else { self.tests.join(" ") })
+    }
+}
+
+/// Everything, cheap ones first. The simulated world's own mutants, and its checks of itself, are left out: they run in its tests.
+pub(crate) const ALL_CHECKS: &[Check] = &[
+    Check { krate: "svadev-memory", tests: &[] },
+    Check { krate: "svadev-iommu", tests: &[] },
+    Check { krate: "svadev-device", tests: &[] },
+    WORLD,
+];
+
+const fn iommu(tests: &'static [&'static str]) -> Check {
+    Check { krate: "svadev-iommu", tests }
+}
+
+const fn device(tests: &'static [&'static str]) -> Check {
+    Check { krate: "svadev-device", tests }
+}
+
+const fn memory(tests: &'static [&'static str]) -> Check {
+    Check { krate: "svadev-memory", tests }
+}
+
+/// The simulated world.
+const WORLD: Check = Check { krate: "svadev-sim", tests: &["fixed_seeds_are_clean", "every_caching_mode_is_clean"] };
+/// The reference model against the walker.
+const MODEL: Check = iommu(&["a_unit_without_caches_is_the_model"]);
+/// The oracle of what caches may answer.
+const ORACLE: Check = iommu(&["caches_answer_nothing_that_was_invalidated"]);
+/// The device's model.
+const DEVICE_MODEL: Check = device(&["the_device_does_what_the_model_does"]);
+
+/// What is expected to catch a mutant, and is tried first.
+pub(crate) fn first_check(mutant: Mutant) -> Check {
+    match mutant {
+        Mutant::SkipDeviceTlbFlush
+        | Mutant::WaitBeforeAcknowledgements
+        | Mutant::AnswerLost
+        | Mutant::ForgetDirty
+        | Mutant::EngineDropsNothing
+        | Mutant::AbortWithoutResponses => WORLD,
+        Mutant::StatusBeforeInvalidations | Mutant::ParkSkipsWait => iommu(&["a_wait_is_over_only_after"]),
+        Mutant::AcknowledgementFromAnyone => iommu(&["unexpected_completions_are_errors"]),
+        Mutant::QueueHeadNotWrapped => iommu(&["the_queue_wraps"]),
+        Mutant::QueueErrorGoesOn => iommu(&["bad_descriptors_stop_the_queue"]),
+
+        Mutant::IotlbIgnoresPasid => iommu(&["many_pasids_and_pages"]),
+        Mutant::IotlbIgnoresDomain => iommu(&["pages_of_a_domain_take_no_first_stage"]),
+        Mutant::PagingCachesIgnorePasid => iommu(&["paging_caches"]),
+        Mutant::PagingCachesForgetRights => iommu(&["rights_above_a_kept_entry_count"]),
+        Mutant::IotlbHitForgetsDirty
+        | Mutant::PageInvalidationForgetsLargePages
+        | Mutant::PageInvalidationOffByOne
+        | Mutant::PageInvalidationKeepsPaths
+        | Mutant::PasidInvalidationDoesNothing
+        | Mutant::DomainInvalidationDoesNothing => ORACLE,
+        Mutant::PasidCacheInvalidationDoesNothing => iommu(&["pasid_entries_stay_until"]),
+        Mutant::ContextCacheInvalidationDoesNothing
+        | Mutant::ContextInvalidationKeepsPasids
+        | Mutant::FunctionMaskIgnored => iommu(&["a_function_mask_covers_neighbours"]),
+        Mutant::RootPointerKeepsCaches => iommu(&["resets_and_new_root_tables"]),
+        Mutant::PageRequestKeepsTranslation => iommu(&["a_page_request_makes_the_unit_look_again"]),
+
+        Mutant::ForgetAccessed
+        | Mutant::ForgetSecondStageDirty
+        | Mutant::UserSupervisorIgnored
+        | Mutant::WriteProtectIgnored
+        | Mutant::SupervisorRequestsUnchecked
+        | Mutant::CanonicalUnchecked
+        | Mutant::FirstStageReservedUnchecked
+        | Mutant::SecondStageReservedUnchecked
+        | Mutant::NestedForgetsLevelFive
+        | Mutant::NestedTablesUntranslated
+        | Mutant::NestedIgnoresSecondStageRights => MODEL,
+        Mutant::UpperWriteIgnored => iommu(&["rights_are_those_of_every_level"]),
+        Mutant::LostRaceIsIgnored => iommu(&["a_lost_race_is_walked_again"]),
+        Mutant::InterruptRangeUnchecked => iommu(&["translations_into_the_interrupt_range"]),
+
+        Mutant::FaultNotRecorded | Mutant::FaultWithWrongPasid => iommu(&["a_record_tells_who_what_and_where"]),
+        Mutant::FaultProcessingDisableIgnored => iommu(&["fpd_keeps_faults_out"]),
+        Mutant::AnswerTwice => iommu(&["page_group_responses_reach_the_function"]),
+        Mutant::OverflowWithoutStatus => iommu(&["a_full_queue_overflows"]),
+        Mutant::PageRequestTailBeforeEntry => iommu(&["the_event_comes_after_the_request"]),
+
+        Mutant::TlbHitIgnoresWrite => device(&["a_right_that_grows_without_invalidation"]),
+        Mutant::TlbIgnoresPasid => device(&["pages_of_each_size_are_found_under_their_own_space"]),
+        Mutant::TlbInvalidationForgetsLargePages => device(&["a_small_range_takes_a_large_page"]),
+        Mutant::TlbInvalidationOffByOne => device(&["nothing_survives_its_invalidation"]),
+        Mutant::SliceIsNotWaitedFor => device(&["a_slice_boundary_acknowledges"]),
+        Mutant::SleepWithoutLooking => device(&["an_engine_does_not_leave_before"]),
+        Mutant::SleepWithoutDoorbells => device(&["an_engine_sleeps_only_when_nothing_was_rung"]),
+        Mutant::MemoryChangeDropsNothing => device(&["a_change_of_the_memory_map_is_released"]),
+        Mutant::UntranslatedOnlyIsKept => device(&["what_may_not_be_cached"]),
+        Mutant::BusMasterUnchecked => device(&["configuration_space_gates_everything"]),
+
+        Mutant::ResponseOfAnyPasid => device(&["an_answer_for_another_process"]),
+        Mutant::IndexReusedUnanswered => device(&["an_index_is_not_used_again"]),
+        Mutant::AllocationIgnored => device(&["the_allocation_is_a_limit"]),
+        Mutant::SuccessRetriedForever => device(&["success_that_never_comes_true_ends"]),
+        Mutant::InvalidIsNotNarrowed => device(&["a_page_that_is_asked_for_ahead"]),
+
+        Mutant::FenceIgnored | Mutant::DrainIgnored => device(&["a_fence_starts_after"]),
+        Mutant::DrainCommandIgnored => device(&["drain_ends_when_what_was_there"]),
+        Mutant::BytesDoneOffByOne | Mutant::OverlapUnchecked => DEVICE_MODEL,
+        Mutant::CompletionBeforeData => device(&["fill_keeps_its_phase"]),
+        Mutant::ParkCountsDescriptorTwice => device(&["a_user_queue_waits_for_its_rings"]),
+        Mutant::CompletionRingOverrun => device(&["a_full_completion_ring"]),
+        Mutant::ResetKeepsQueues => device(&["reset_leaves_nothing"]),
+
+        Mutant::UnmapKeepsRegion | Mutant::RegionOverlapUnchecked => memory(&["agrees_with_the_naive_model"]),
+        Mutant::ReadOnlyRegionWritten => memory(&["rights_are_the_regions_own"]),
+        Mutant::LostBytesUnnoticed => memory(&["a_truncated_file_loses_its_memory"]),
+    }
+}

@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("svadev-vfio-user", &["svadev-spec"]),
     ("svadev", &MODELS),
     ("svadev-sim", &MODELS),
+    ("svadev-fuzz", &MODELS_AND_SIM),
     ("svadev-guest", &["svadev-spec"]),
     ("svadev-suites", &["svadev-spec", "svadev-guest"]),
     ("svadev-init", &["svadev-spec"]),
@@ -23,6 +24,16 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 const MODELS: [&str; 6] =
     ["svadev-spec", "svadev-fabric", "svadev-memory", "svadev-iommu", "svadev-device", "svadev-vfio-user"];
+
+const MODELS_AND_SIM: [&str; 7] = [
+    "svadev-spec",
+    "svadev-fabric",
+    "svadev-memory",
+    "svadev-iommu",
+    "svadev-device",
+    "svadev-vfio-user",
+    "svadev-sim",
+];
 
 /// Crates that would bring I/O, threads or clocks into a sans-I/O crate.
 const IMPURE: [&str; 4] = ["tokio", "mio", "rand", "crossbeam-channel"];

@@ -13,6 +13,8 @@ pub(crate) enum Mode {
     Test,
     /// The demonstration; its output is JSON lines.
     Demo,
+    /// The benchmarks; their output is JSON lines.
+    Bench,
     /// A program of the user's.
     Run,
     /// A shell for the user.
@@ -100,6 +102,12 @@ mod tests {
         assert_eq!(job.env["K"], "v");
         assert!(job.share);
         assert_eq!(job.scaled(Duration::from_secs(5)), Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_benchmark_takes_arguments() {
+        let job = Job::parse(r#"{"mode": "bench", "argv": ["--suite", "copy", "--quick"]}"#).unwrap();
+        assert_eq!((job.mode, job.argv.len()), (Mode::Bench, 3));
     }
 
     #[test]

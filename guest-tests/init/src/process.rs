@@ -34,6 +34,7 @@ pub(crate) fn run(job: &Job, control: &Arc<Control>) -> Result<u8> {
     match job.mode {
         Mode::Test => run_own(job, "/bin/svadev-smoke", Form::Ktap, Form::KtapDiagnostic, control),
         Mode::Demo => run_own(job, "/bin/svadev-demo", Form::Data, Form::DataDiagnostic, control),
+        Mode::Bench => run_own(job, "/bin/svadev-bench", Form::Data, Form::DataDiagnostic, control),
         Mode::Run => run_on_terminal(job, &job.argv, Discipline::Raw),
         Mode::Shell => run_shell(job),
     }

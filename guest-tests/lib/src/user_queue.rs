@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -199,6 +199,12 @@ impl<'d> UserQueue<'d> {
     /// Address of the wake page.
     pub fn wake_address(&self) -> u64 {
         self.wake.0.as_ptr().expose_provenance() as u64
+    }
+
+    /// What completions signal, if the queue has interrupts: for programs that wait for more than a queue. Read it before the
+    /// ring is looked at.
+    pub fn eventfd(&self) -> Option<BorrowedFd<'_>> {
+        self.eventfd.as_ref().map(AsFd::as_fd)
     }
 
     /// Stores to the wake page so far: each is a trap. All else in [`submit`](Self::submit) and

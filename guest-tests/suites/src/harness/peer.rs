@@ -137,8 +137,16 @@ impl Peer {
     ///
     /// # Errors
     /// It failed (its reason is among the diagnostics), crashed, or does not end in time.
-    pub fn join(mut self) -> Verdict {
-        let status = self.reap(WORD_TIMEOUT)?;
+    pub fn join(self) -> Verdict {
+        self.join_within(WORD_TIMEOUT)
+    }
+
+    /// As [`join`](Self::join), for one that has work for so long.
+    ///
+    /// # Errors
+    /// As [`join`](Self::join).
+    pub fn join_within(mut self, timeout: Duration) -> Verdict {
+        let status = self.reap(timeout)?;
         check_eq!(status, WaitStatus::Exited(self.pid, 0), "end of the helper process");
         Ok(())
     }

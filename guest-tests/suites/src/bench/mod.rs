@@ -13,6 +13,8 @@
 
 mod args;
 mod copy;
+mod fault;
+mod invalidate;
 mod latency;
 mod memory;
 mod output;
@@ -52,7 +54,7 @@ pub struct Suite {
 }
 
 /// All suites, in the order in which they run.
-pub const SUITES: &[Suite] = &[copy::SUITE, latency::SUITE, trap::SUITE];
+pub const SUITES: &[Suite] = &[copy::SUITE, latency::SUITE, trap::SUITE, invalidate::SUITE, fault::SUITE];
 
 /// What all suites share.
 #[derive(Clone, Debug)]

@@ -101,7 +101,7 @@ mod tests {
             "/dev/svadev1",
             "/dev/svadev0",
             "--suite",
-            "trap",
+            "soak",
             "--seconds",
             "5",
             "--seconds-per-case",
@@ -110,7 +110,7 @@ mod tests {
             "/dev/svadev2",
         ]);
         let args = args.unwrap();
-        assert_eq!(args.suites, ["copy", "trap"]);
+        assert_eq!(args.suites, ["copy", "soak"]);
         assert_eq!(args.functions, ["/dev/svadev1", "/dev/svadev0", "/dev/svadev2"].map(PathBuf::from));
         assert_eq!((args.per_case, args.soak), (Duration::from_millis(500), Duration::from_secs(5)));
     }

@@ -215,7 +215,11 @@ impl RequestLimit {
     /// Sets it, until the guard is dropped. No request is outstanding: nothing is in flight.
     fn set(&self, requests: u32) -> Verdict<LimitGuard<'_>> {
         self.config.write_all_at(&requests.to_le_bytes(), self.offset).during("set the page request allocation")?;
-        Ok(LimitGuard(self))
+        let guard = LimitGuard(self);
+        let mut now = [0; 4];
+        self.config.read_exact_at(&mut now, self.offset).during("read the page request allocation")?;
+        check_eq!(u32::from_le_bytes(now), requests, "page request allocation");
+        Ok(guard)
     }
 }
 

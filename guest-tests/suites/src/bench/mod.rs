@@ -19,6 +19,8 @@ mod latency;
 mod memory;
 mod output;
 mod queue;
+mod scale;
+mod soak;
 mod stats;
 mod trap;
 
@@ -54,7 +56,8 @@ pub struct Suite {
 }
 
 /// All suites, in the order in which they run.
-pub const SUITES: &[Suite] = &[copy::SUITE, latency::SUITE, trap::SUITE, invalidate::SUITE, fault::SUITE];
+pub const SUITES: &[Suite] =
+    &[copy::SUITE, latency::SUITE, trap::SUITE, invalidate::SUITE, fault::SUITE, scale::SUITE, soak::SUITE];
 
 /// What all suites share.
 #[derive(Clone, Debug)]

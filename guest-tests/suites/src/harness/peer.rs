@@ -46,6 +46,17 @@ impl Line {
         Ok(u64::from_le_bytes(word))
     }
 
+    /// Hear a word from someone who may work for so long before.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn wait_long(&mut self, timeout: Duration) -> Verdict<u64> {
+        self.0.set_read_timeout(Some(timeout))?;
+        let word = self.recv();
+        self.0.set_read_timeout(Some(WORD_TIMEOUT))?;
+        word
+    }
+
     /// Pass a file descriptor (unix(7), `SCM_RIGHTS`).
     ///
     /// # Errors

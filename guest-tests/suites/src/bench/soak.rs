@@ -69,8 +69,9 @@ fn run(bench: &mut Bench<'_>) -> Verdict {
         descriptors += peer.line.wait_long(setup.soak + setup.limit(LAST_WORK))?;
     }
     let took = start.elapsed();
+    // All at once give up their queues and their PASID, which the device does one after another.
     for peer in peers {
-        peer.join()?;
+        peer.join_within(setup.limit(LAST_WORK))?;
     }
     let bytes: Vec<u64> = (0..PROCESSES).map(|n| served.word(n).load(Ordering::Acquire)).collect();
     let shares: Samples = bytes.iter().map(|&bytes| rate(bytes, setup.soak) / 1e9).collect();

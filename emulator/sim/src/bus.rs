@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use svadev_device::{FunctionPorts, FunctionShared};
 use svadev_fabric::{
-    AtsError, Bdf, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse, PageRequest,
-    PageRequestOutcome, Pasid, PrgIndex, Translation, TranslationRequest, Upstream,
+    Access, AtsError, Bdf, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Iova, Msi, PageGroupResponse,
+    PageRequest, PageRequestOutcome, Pasid, PrgIndex, Translation, TranslationRequest, Upstream,
 };
 use svadev_iommu::{Unit, UnitConfig};
 use svadev_memory::Ram;
@@ -134,6 +134,15 @@ impl Bus {
     /// Writes a 64-bit register.
     pub fn write64(&self, at: u64, value: u64) {
         self.with_unit(|unit, down| unit.write_register(at, &value.to_le_bytes(), down));
+    }
+
+    /// A Stop Marker of a function (PCIe 6.0 §10.4.1.2): no more page requests of the PASID follow, and no answer.
+    pub fn stop_marker(&self, requester: Bdf, pasid: Pasid) {
+        let (iova, prg_index) = (Iova(0), PrgIndex::from_low_bits(0));
+        let request =
+            PageRequest { requester, pasid: Some(pasid), iova, access: Access::default(), prg_index, last: true };
+        let outcome = self.with_unit(|unit, down| unit.page_request(request, down));
+        self.log.event(format_args!("{requester} stop marker for PASID {pasid} -> {outcome:?}"));
     }
 
     /// What the unit counted.

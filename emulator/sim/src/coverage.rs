@@ -26,7 +26,20 @@ pub struct Coverage(BTreeMap<(Group, &'static str), u64>);
 
 /// Names that must be reached, but for faults and checkers, which have lists of their own.
 const EXPECTED: &[(Group, &[&str])] = &[
-    (Group::World, &["caching none", "caching strict", "caching adversarial", "levels 4", "levels 5"]),
+    (
+        Group::World,
+        &[
+            "caching none",
+            "caching strict",
+            "caching adversarial",
+            "levels 4",
+            "levels 5",
+            "kernel DMA first-stage",
+            "kernel DMA second-stage",
+            "kernel DMA nested",
+            "kernel DMA pass-through",
+        ],
+    ),
     (
         Group::Completion,
         &[
@@ -50,6 +63,10 @@ const EXPECTED: &[(Group, &[&str])] = &[
             "PASID used again",
             "queue halted",
             "DMA fault recorded",
+            "stop marker received",
+            "root table moved",
+            "invalidation queue restarted",
+            "page request queue restarted",
         ],
     ),
 ];

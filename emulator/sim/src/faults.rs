@@ -55,6 +55,8 @@ faults! {
     memory_change: 15,
     /// Queues are disabled with work in them.
     disable: 10,
+    /// The root table moves, and the unit's queues start over.
+    unit_restart: 20,
     /// Function level resets.
     reset: 4,
     /// Processes are aborted, drained and unbound with work under way.

@@ -6,7 +6,7 @@ use svadev_fabric::{Bdf, Pasid};
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
 use svadev_spec::vtd::tables::{
     CONTEXT_ENTRY_SIZE, ContextLow, FirstStageEntry, PASID_TABLE_BITS, PASID_TABLE_ENTRY_SIZE, PasidDirectoryEntry,
-    PasidTable0, PasidTable1, PasidTable2, ROOT_ENTRY_SIZE, RootEntry, translation_type,
+    PasidTable0, PasidTable1, PasidTable2, ROOT_ENTRY_SIZE, RootEntry, SecondStageEntry, translation_type,
 };
 
 use crate::frames::{FRAME, Frames};
@@ -42,6 +42,8 @@ pub struct PageTables {
     words: Words,
     root: u64,
     levels: u8,
+    /// What a second stage takes away from each address that these tables hold: 0 where there is none.
+    offset: u64,
     /// Every table of it, the root first.
     tables: Vec<u64>,
 }
@@ -49,14 +51,19 @@ pub struct PageTables {
 impl PageTables {
     /// Empty tables of 4 or 5 levels.
     pub fn new(ram: Arc<Ram>, frames: &mut Frames, levels: u8) -> Self {
-        assert!(levels == 4 || levels == 5, "first-stage tables have 4 or 5 levels");
-        let root = frames.allocate();
-        Self { words: Words(ram), root, levels, tables: vec![root] }
+        Self::nested(ram, frames, levels, 0)
     }
 
-    /// Address of the root table.
+    /// As [`new`](Self::new), in front of a second stage that maps `offset` plus an address to that address.
+    pub fn nested(ram: Arc<Ram>, frames: &mut Frames, levels: u8, offset: u64) -> Self {
+        assert!(levels == 4 || levels == 5, "first-stage tables have 4 or 5 levels");
+        let root = frames.allocate();
+        Self { words: Words(ram), root, levels, offset, tables: vec![root] }
+    }
+
+    /// Address of the root table, as the stage behind these tables knows it.
     pub fn root(&self) -> u64 {
-        self.root
+        self.root + self.offset
     }
 
     /// 4 or 5.
@@ -74,7 +81,7 @@ impl PageTables {
                 return None;
             }
             assert!(!entry.page_size(), "a larger page is in the way of {iova:#x}");
-            table = entry.frame() << 12;
+            table = (entry.frame() << 12) - self.offset;
             shift -= 9;
         }
         Some(table + 8 * (iova >> shift & 511))
@@ -92,12 +99,12 @@ impl PageTables {
             let entry = FirstStageEntry::from(self.words.load(at));
             assert!(!entry.page_size(), "a larger page is in the way of {iova:#x}");
             table = if entry.present() {
-                entry.frame() << 12
+                (entry.frame() << 12) - self.offset
             } else {
                 let next = frames.allocate();
                 self.tables.push(next);
                 let open = FirstStageEntry::new().with_present(true).with_writable(true).with_user(true);
-                self.words.store(at, open.with_frame(next >> 12).into());
+                self.words.store(at, open.with_frame((next + self.offset) >> 12).into());
                 next
             };
             shift -= 9;
@@ -107,7 +114,7 @@ impl PageTables {
             .with_writable(writable)
             .with_user(true)
             .with_page_size(size_log2 > 12)
-            .with_frame(gpa >> 12);
+            .with_frame((gpa + self.offset) >> 12);
         self.words.exchange(table + 8 * (iova >> shift & 511), leaf.into()).into()
     }
 
@@ -149,14 +156,69 @@ pub struct DeviceTables {
 }
 
 /// What a PASID table entry leads to.
-#[derive(Clone, Copy, Debug)]
-pub struct FirstStage {
-    /// Root of the page tables.
-    pub root: u64,
-    /// 4 or 5.
-    pub levels: u8,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stages {
+    /// First-stage tables of 4 or 5 levels at a root.
+    First {
+        /// Address of the root.
+        root: u64,
+        /// 4 or 5.
+        levels: u8,
+    },
+    /// Second-stage tables of 4 levels at a root.
+    Second(u64),
+    /// First-stage tables, whose addresses go through second-stage tables of 4 levels.
+    Nested {
+        /// First-stage root, as the second stage knows it.
+        root: u64,
+        /// 4 or 5.
+        levels: u8,
+        /// Second-stage root.
+        second: u64,
+    },
+    /// Addresses are those of memory.
+    PassThrough,
+}
+
+/// A PASID's address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// What translates.
+    pub stages: Stages,
     /// Domain the caches tag it with.
     pub domain_id: u16,
+}
+
+impl PageTables {
+    /// These tables alone, in a domain.
+    pub fn binding(&self, domain_id: u16) -> Binding {
+        Binding { stages: Stages::First { root: self.root(), levels: self.levels }, domain_id }
+    }
+}
+
+/// Maps `bytes` from `iova` on to memory from 0 on in new second-stage tables of 4 levels (VT-d 4.1 §9.8), by pages of
+/// `1 << size_log2` bytes. Returns the root. The range lies in one GiB.
+pub fn second_stage(ram: &Arc<Ram>, frames: &mut Frames, iova: u64, bytes: u64, size_log2: u8) -> u64 {
+    assert!(matches!(size_log2, 12 | 21), "second-stage pages here are of 4 KiB or 2 MiB");
+    let words = Words(Arc::clone(ram));
+    let root = frames.allocate();
+    for page in (0..bytes).step_by(1 << size_log2) {
+        let (mut table, mut shift) = (root, 39);
+        while shift > size_log2 {
+            let at = table + 8 * ((iova + page) >> shift & 511);
+            let entry = SecondStageEntry::from(words.load(at));
+            table = entry.frame() << 12;
+            if !entry.read() {
+                table = frames.allocate();
+                let open = SecondStageEntry::new().with_read(true).with_write(true);
+                words.store(at, open.with_frame(table >> 12).into());
+            }
+            shift -= 9;
+        }
+        let leaf = SecondStageEntry::new().with_read(true).with_write(true).with_page_size(size_log2 > 12);
+        words.store(table + 8 * ((iova + page) >> shift & 511), leaf.with_frame(page >> 12).into());
+    }
+    root
 }
 
 /// PASID directories have room for 2^20 PASIDs: 2^14 entries, PDTS 7.
@@ -181,6 +243,15 @@ impl DeviceTables {
         let frame = frames.allocate();
         self.words.store(at, make(frame >> 12));
         frame
+    }
+
+    /// Copies the root table to another frame, which becomes the root table; returns the old one.
+    pub fn move_root(&mut self, frames: &mut Frames) -> u64 {
+        let new = frames.allocate();
+        for at in (0..FRAME).step_by(8) {
+            self.words.store(new + at, self.words.load(self.root + at));
+        }
+        std::mem::replace(&mut self.root, new)
     }
 
     /// Makes the context entry of a function: ATS, PASID and page requests on, RID_PASID 0.
@@ -218,16 +289,28 @@ impl DeviceTables {
     }
 
     /// Fills in a PASID table entry that is not present, the quadword with P last.
-    pub fn set_pasid(&mut self, frames: &mut Frames, bdf: Bdf, pasid: Pasid, to: FirstStage) {
+    pub fn set_pasid(&mut self, frames: &mut Frames, bdf: Bdf, pasid: Pasid, to: Binding) {
         let at = self.pasid_entry(frames, bdf, pasid);
         assert_eq!(self.words.load(at) & 1, 0, "PASID {pasid} of {bdf} is in use");
         let domain = PasidTable1::new().with_domain_id(to.domain_id).with_page_walk_snoop(true);
-        let first =
-            PasidTable2::new().with_first_stage_paging_mode(to.levels - 4).with_first_stage_frame(to.root >> 12);
-        let low = PasidTable0::new()
-            .with_present(true)
-            .with_address_width(2)
-            .with_translation_type(translation_type::FIRST_STAGE);
+        let first = |root: u64, levels: u8| {
+            PasidTable2::new().with_first_stage_paging_mode(levels - 4).with_first_stage_frame(root >> 12)
+        };
+        // Second-stage tables have four levels, and their accessed and dirty bits are in use.
+        let low = PasidTable0::new().with_present(true).with_address_width(2);
+        let second = |root: u64| low.with_second_stage_frame(root >> 12).with_second_stage_accessed_dirty(true);
+        let (low, first) = match to.stages {
+            Stages::First { root, levels } => {
+                (low.with_translation_type(translation_type::FIRST_STAGE), first(root, levels))
+            }
+            Stages::Second(root) => {
+                (second(root).with_translation_type(translation_type::SECOND_STAGE), PasidTable2::new())
+            }
+            Stages::Nested { root, levels, second: under } => {
+                (second(under).with_translation_type(translation_type::NESTED), first(root, levels))
+            }
+            Stages::PassThrough => (low.with_translation_type(translation_type::PASS_THROUGH), PasidTable2::new()),
+        };
         self.words.store(at + 16, first.into());
         self.words.store(at + 8, domain.into());
         self.words.store(at, low.into());

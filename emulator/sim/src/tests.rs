@@ -10,7 +10,7 @@ use svadev_spec::vtd::registers::{Global, offset};
 use crate::batch::Batch;
 use crate::frames::{FRAME, Frames};
 use crate::log::Log;
-use crate::tables::{DeviceTables, FirstStage, PageTables};
+use crate::tables::{DeviceTables, PageTables};
 use crate::{Caching, Checker, Mutant, Options, run};
 
 /// Seeds that between them reach everything that worlds are made to reach.
@@ -104,7 +104,7 @@ fn the_unit_finds_what_the_builder_maps() {
         for (iova, gpa, size_log2) in pages {
             tables.map(&mut frames, iova, gpa, size_log2, true);
         }
-        let to = FirstStage { root: tables.root(), levels, domain_id: 9 };
+        let to = tables.binding(9);
         devices.set_pasid(&mut frames, bdf, pasid, to);
         let mut unit = Unit::new(UnitConfig::default(), Arc::clone(&ram));
         unit.write_register(offset::RTADDR, &(devices.root() | 1 << 10).to_le_bytes(), &Nobody);

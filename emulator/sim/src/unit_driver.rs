@@ -245,6 +245,11 @@ impl UnitDriver {
             self.partial.entry(key).or_default().push(request);
             return None;
         }
+        if !high.read() && !high.write() {
+            // A Stop Marker: nobody waits for an answer (PCIe 6.0 §10.4.1.2).
+            self.log.count(Count::Path, "stop marker received");
+            return None;
+        }
         let mut requests = self.partial.remove(&key).unwrap_or_default();
         requests.push(request);
         Some(Group {
@@ -253,6 +258,36 @@ impl UnitDriver {
             index: PrgIndex::from_low_bits(high.prg_index().into()),
             requests,
         })
+    }
+
+    /// Sets another root table, with the same in it: the unit forgets the old one at once (CAP.ESRTPS, VT-d 4.1 §6.6).
+    pub fn set_root(&self, root: u64) {
+        let address = RootTableAddress::new()
+            .with_translation_table_mode(translation_table_mode::SCALABLE)
+            .with_frame(root >> 12);
+        self.bus.write64(offset::RTADDR, address.into());
+        let state = Global::from(self.bus.read32(offset::GSTS)).with_root_table_pointer(true);
+        self.bus.write32(offset::GCMD, state.into());
+    }
+
+    /// Turns the invalidation queue off and on again, if nothing is in it (VT-d 4.1 §6.5.2): it starts over. Whether it was done.
+    pub fn restart_queue(&mut self) -> bool {
+        if !self.is_idle() {
+            return false;
+        }
+        let state = Global::from(self.bus.read32(offset::GSTS)).with_root_table_pointer(false);
+        self.bus.write32(offset::GCMD, state.with_queued_invalidation_enable(false).into());
+        self.bus.write64(offset::IQT, 0);
+        self.bus.write32(offset::GCMD, state.with_queued_invalidation_enable(true).into());
+        self.tail = 0;
+        true
+    }
+
+    /// Starts the page request queue over; the caller has just taken what was in it.
+    pub fn restart_page_requests(&mut self) {
+        self.bus.write64(offset::PQT, 0);
+        self.bus.write64(offset::PQH, 0);
+        self.page_request_head = 0;
     }
 
     /// Whether the page request queue is empty.

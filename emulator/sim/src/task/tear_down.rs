@@ -81,6 +81,9 @@ impl World {
                     if function.ports.resets() == *resets {
                         self.log.event(format_args!("PASID {pasid} of {bdf} is aborted"));
                         self.bus.stop(bdf, pasid);
+                        if self.rng.chance(300) {
+                            self.bus.stop_marker(bdf, pasid);
+                        }
                         let left = self.bus.unanswered(Some((bdf, pasid)));
                         // It waits for answers as long as it has patience: where some never come, it may leave others.
                         let late = self.bus.has_lost(bdf, pasid);

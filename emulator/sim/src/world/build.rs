@@ -7,7 +7,9 @@ use svadev_fabric::{Bdf, Pasid};
 use svadev_iommu::{Caching, UnitConfig};
 use svadev_memory::Ram;
 
-use super::{FUNCTIONS, KERNEL_DOMAIN, Options, PATIENCE_STEPS, PROCESSES, RAM_BYTES, RINGS, STEP_NS, World};
+use super::{
+    FUNCTIONS, KERNEL_DOMAIN, Options, PATIENCE_STEPS, PROCESSES, RAM_BYTES, RINGS, SECOND_STAGE, STEP_NS, World,
+};
 use crate::bus::Bus;
 use crate::coverage::Group;
 use crate::faults::Faults;
@@ -16,7 +18,7 @@ use crate::functions::{Accelerator, KERNEL_QUEUES, QUEUES};
 use crate::log::Log;
 use crate::process::{BASE, DATA, PAGES, Process};
 use crate::rng::Rng;
-use crate::tables::{DeviceTables, FirstStage, PageTables};
+use crate::tables::{Binding, DeviceTables, PageTables, Stages, second_stage};
 use crate::unit_driver::UnitDriver;
 
 impl World {
@@ -78,6 +80,7 @@ impl World {
             next_process: 1,
             may_fault: BTreeSet::new(),
             kernel_frames: Vec::new(),
+            kernel_rings: Vec::new(),
             levels,
             page_request_pending: false,
             nap_until: 0,
@@ -89,13 +92,7 @@ impl World {
 
     /// The driver probes its functions, and processes start.
     fn set_up(&mut self) {
-        let mut own = PageTables::new(Arc::clone(&self.ram), &mut self.frames, self.levels);
-        for n in 0..2 * FUNCTIONS.len() * QUEUES {
-            let frame = self.frames.allocate();
-            own.map(&mut self.frames, RINGS + n as u64 * FRAME, frame, 12, true);
-            self.kernel_frames.push(frame);
-        }
-        let to = FirstStage { root: own.root(), levels: own.levels(), domain_id: KERNEL_DOMAIN };
+        let to = self.kernel_binding();
         for (f, bdf) in FUNCTIONS.into_iter().enumerate() {
             let none = Pasid::from_low_bits(0);
             self.device_tables.set_pasid(&mut self.frames, bdf, none, to);
@@ -111,15 +108,55 @@ impl World {
         }
     }
 
+    /// How the driver's own DMA is translated, as the seed says; the memory of its rings with it.
+    fn kernel_binding(&mut self) -> Binding {
+        let count = 2 * FUNCTIONS.len() * QUEUES;
+        self.kernel_frames = (0..count).map(|_| self.frames.allocate()).collect();
+        let size_log2 = self.rng.pick(&[12, 21]);
+        let (name, stages) = match self.rng.below(4) {
+            0 => {
+                let root = self.kernel_tables(0);
+                ("kernel DMA first-stage", Stages::First { root, levels: self.levels })
+            }
+            1 => {
+                self.kernel_rings = (0..count).map(|n| SECOND_STAGE + self.kernel_frames[n]).collect();
+                let root = second_stage(&self.ram, &mut self.frames, SECOND_STAGE, RAM_BYTES, size_log2);
+                ("kernel DMA second-stage", Stages::Second(root))
+            }
+            2 => {
+                let root = self.kernel_tables(SECOND_STAGE);
+                let second = second_stage(&self.ram, &mut self.frames, SECOND_STAGE, RAM_BYTES, size_log2);
+                ("kernel DMA nested", Stages::Nested { root, levels: self.levels, second })
+            }
+            _ => {
+                self.kernel_rings = self.kernel_frames.clone();
+                ("kernel DMA pass-through", Stages::PassThrough)
+            }
+        };
+        self.log.event(format_args!("{name}"));
+        self.log.count(Group::World, name);
+        Binding { stages, domain_id: KERNEL_DOMAIN }
+    }
+
+    /// First-stage tables of the driver's rings, whose addresses have `offset` added; the root.
+    fn kernel_tables(&mut self, offset: u64) -> u64 {
+        let mut own = PageTables::nested(Arc::clone(&self.ram), &mut self.frames, self.levels, offset);
+        self.kernel_rings = (0..self.kernel_frames.len()).map(|n| RINGS + n as u64 * FRAME).collect();
+        for (&address, &frame) in self.kernel_rings.iter().zip(&self.kernel_frames) {
+            own.map(&mut self.frames, address, frame, 12, true);
+        }
+        own.root()
+    }
+
     pub(crate) fn enable_kernel_queue(&mut self, f: usize, q: usize) {
-        let at = RINGS + ((f * QUEUES + q) * 2) as u64 * FRAME;
-        self.enable_queue(f, q, None, (at, at + FRAME));
+        let n = (f * QUEUES + q) * 2;
+        self.enable_queue(f, q, None, (self.kernel_rings[n], self.kernel_rings[n + 1]));
     }
 
     /// Where the driver's own memory is.
     pub(crate) fn kernel_gpa(&self, address: u64) -> u64 {
-        let page = usize::try_from((address - RINGS) / FRAME).expect("a few pages");
-        self.kernel_frames[page] + address % FRAME
+        let page = self.kernel_rings.iter().position(|&ring| ring == address & !(FRAME - 1));
+        self.kernel_frames[page.expect("the driver uses its rings only")] + address % FRAME
     }
 
     pub(crate) fn make_process(&mut self) -> Process {
@@ -137,7 +174,7 @@ impl World {
     pub(crate) fn bind(&mut self, p: usize) {
         let process = &self.processes[p];
         let tables = process.tables.as_ref().expect("a new process has tables");
-        let to = FirstStage { root: tables.root(), levels: tables.levels(), domain_id: process.domain_id };
+        let to = tables.binding(process.domain_id);
         self.log.event(format_args!("bind process {} to PASID {}", process.id, process.pasid));
         for (f, bdf) in FUNCTIONS.into_iter().enumerate() {
             let process = &mut self.processes[p];

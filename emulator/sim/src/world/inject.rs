@@ -22,6 +22,7 @@ impl World {
         // These end much at once: a tenth of their rate is plenty.
         let rare = |happened: bool, rng: &mut Rng| happened && rng.chance(300);
         let (memory, disable) = (happens(faults.memory_change), happens(faults.disable));
+        let restart = happens(faults.unit_restart);
         let (reset, unbind, exit) = (happens(faults.reset), happens(faults.unbind), happens(faults.exit));
         let (reset, unbind, exit) =
             (rare(reset, &mut self.rng), rare(unbind, &mut self.rng), rare(exit, &mut self.rng));
@@ -47,6 +48,9 @@ impl World {
         if reset {
             self.reset_function(f);
         }
+        if restart {
+            self.restart_unit();
+        }
         if unbind || exit {
             self.tear_down(p, exit);
         }
@@ -66,5 +70,31 @@ impl World {
     /// The first free page among those that descriptors work on, and rings and lists too.
     pub(crate) fn any_page(&mut self) -> usize {
         if self.rng.chance(200) { self.rng.index(LIST_PAGE + 1) } else { DATA + self.rng.index(PAGES - DATA) }
+    }
+
+    /// What a kernel may do to the unit at any time, without any work noticing.
+    fn restart_unit(&mut self) {
+        self.log.count(Group::Fault, "unit_restart");
+        match self.rng.below(3) {
+            0 => {
+                let old = self.device_tables.move_root(&mut self.frames);
+                self.unit.set_root(self.device_tables.root());
+                self.frames.free(old);
+                self.log.event(format_args!("the root table moved"));
+                self.log.count(Group::Path, "root table moved");
+            }
+            1 => {
+                if self.unit.restart_queue() {
+                    self.log.event(format_args!("the invalidation queue starts over"));
+                    self.log.count(Group::Path, "invalidation queue restarted");
+                }
+            }
+            _ => {
+                self.take_page_requests();
+                self.unit.restart_page_requests();
+                self.log.event(format_args!("the page request queue starts over"));
+                self.log.count(Group::Path, "page request queue restarted");
+            }
+        }
     }
 }

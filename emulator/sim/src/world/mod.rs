@@ -34,6 +34,8 @@ const FUNCTIONS: [Bdf; 2] = [Bdf(0x0010), Bdf(0x00a1)];
 const PROCESSES: usize = 3;
 /// Where the driver's rings are for its own DMA.
 const RINGS: u64 = 0x10_0000;
+/// Where second-stage tables map memory, so that nobody takes an address of one stage for one of the next.
+const SECOND_STAGE: u64 = 1 << 30;
 /// Domain of the driver's own DMA.
 const KERNEL_DOMAIN: u16 = 1;
 /// Steps of the first phase.
@@ -109,6 +111,8 @@ pub struct World {
     /// PASIDs whose tables went while their work was under way, and faults of that are recorded.
     pub(crate) may_fault: BTreeSet<Pasid>,
     kernel_frames: Vec<u64>,
+    /// Their addresses for the driver's own DMA.
+    kernel_rings: Vec<u64>,
     levels: u8,
     page_request_pending: bool,
     nap_until: u64,
@@ -215,6 +219,12 @@ impl World {
         }
     }
 
+    pub(crate) fn take_page_requests(&mut self) {
+        for group in self.unit.take_page_requests() {
+            self.answer_later(group);
+        }
+    }
+
     /// The kernel's interrupt handlers and threads.
     fn interrupts(&mut self) {
         let came = self.bus.take_interrupts();
@@ -230,9 +240,7 @@ impl World {
                 return;
             }
             self.page_request_pending = false;
-            for group in self.unit.take_page_requests() {
-                self.answer_later(group);
-            }
+            self.take_page_requests();
         }
         for (f, tokens) in self.memory_tokens.iter_mut().enumerate() {
             for token in self.functions[f].ports.take_released() {

@@ -48,6 +48,8 @@ checkers! {
     UnitFaults,
     /// A change of memory and a reset are over once, and nothing is under way then.
     ResetAndRelease,
+    /// Each message of the VMM is answered once, and as it must be.
+    Transport,
     /// Everything ends.
     Liveness,
 }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use svadev_device::config::{ConfigSpace, FunctionKind};
 use svadev_device::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, Progress};
-use svadev_fabric::{Bdf, Pasid};
+use svadev_fabric::{Bdf, InvalidateAck, Pasid};
 use svadev_memory::Ram;
 use svadev_spec::device::{
     BAR_DOORBELLS, BAR_REGISTERS, Command, CommandStatus, DOORBELL_STRIDE, QueuePasid, QueueSize, QueueStatus,
@@ -15,6 +15,8 @@ use crate::bus::{Bus, Ports};
 use crate::flight::excuse;
 use crate::log::Log;
 use crate::mutant::Mutant;
+use crate::rng::Rng;
+use crate::wire::{Link, Wire};
 
 /// Queues of a function: the first are the kernel's, each of the others is one process's.
 pub const QUEUES: usize = 4;
@@ -65,7 +67,7 @@ pub struct Accelerator {
     pub failing: u32,
     /// Somebody waits for COMMAND.
     pub command_taken: bool,
-    function: Function,
+    link: Link,
     threads: Vec<Thread>,
 }
 
@@ -84,6 +86,7 @@ impl Accelerator {
         bus: &Arc<Bus>,
         log: &Arc<Log>,
         mutant: Option<Mutant>,
+        wire: Option<Rng>,
     ) -> Self {
         let ports = Arc::new(Ports::new(settings.engines.into(), Arc::clone(log), mutant));
         let kind = FunctionKind::Accelerator { vectors: settings.vectors.into(), queues: settings.queues };
@@ -97,6 +100,10 @@ impl Accelerator {
         );
         let threads = engines.into_iter().map(|engine| Thread { engine, asleep: false, until_ns: None }).collect();
         let queues = [Queue::default(); QUEUES];
+        let link = match wire {
+            None => Link::Direct(Box::new(function)),
+            Some(rng) => Link::Wire(Box::new(Wire::new(function, rng, Arc::clone(log), mutant))),
+        };
         let bdf = settings.bdf;
         Self {
             bdf,
@@ -107,14 +114,14 @@ impl Accelerator {
             lost_groups: 0,
             failing: 0,
             command_taken: false,
-            function,
+            link,
             threads,
         }
     }
 
     /// What the IOMMU's side calls.
     pub fn shared(&self) -> &Arc<svadev_device::FunctionShared> {
-        self.function.shared()
+        self.link.function().shared()
     }
 
     /// Why work may fail that is submitted to a queue now, whatever it is: bits of [`excuse`].
@@ -136,6 +143,9 @@ impl Accelerator {
 
     /// One turn of an engine's thread; `sleepy` lets it go to sleep where it finds nothing to do. Whether it did anything.
     pub fn turn(&mut self, engine: usize, now_ns: u64, sleepy: bool) -> bool {
+        if let Link::Wire(wire) = &mut self.link {
+            wire.turn(&self.ports);
+        }
         let woken = self.ports.take_wake(engine);
         let thread = &mut self.threads[engine];
         let due = thread.until_ns.is_some_and(|until| now_ns >= until);
@@ -155,11 +165,11 @@ impl Accelerator {
 
     fn capability(&mut self, id: u8) -> u64 {
         let mut byte = [0; 1];
-        self.function.config_read(header::CAPABILITIES_POINTER.into(), &mut byte);
+        self.link.config_read(header::CAPABILITIES_POINTER.into(), &mut byte);
         while byte[0] != 0 {
             let at = u64::from(byte[0]);
             let mut head = [0; 2];
-            self.function.config_read(at, &mut head);
+            self.link.config_read(at, &mut head);
             if head[0] == id {
                 return at;
             }
@@ -172,7 +182,7 @@ impl Accelerator {
         let mut at = 0x100;
         while at != 0 {
             let mut dword = [0; 4];
-            self.function.config_read(at, &mut dword);
+            self.link.config_read(at, &mut dword);
             let dword = u32::from_le_bytes(dword);
             if dword & 0xffff == u32::from(id) {
                 return at;
@@ -183,7 +193,7 @@ impl Accelerator {
     }
 
     fn config_write16(&mut self, at: u64, value: u16) {
-        let _effects = self.function.config_write(at, &value.to_le_bytes());
+        self.link.config_write(at, &value.to_le_bytes());
     }
 
     /// What the kernel and the driver write before anything works: PASID before ATS, the allocation before page requests.
@@ -201,7 +211,7 @@ impl Accelerator {
     fn start_page_requests(&mut self) {
         let pri = self.extended_capability(extended_capability::PRI);
         let allocation = self.allocation.to_le_bytes();
-        let _effects = self.function.config_write(pri + u64::from(pcie::pri::OUTSTANDING_ALLOCATION), &allocation);
+        self.link.config_write(pri + u64::from(pcie::pri::OUTSTANDING_ALLOCATION), &allocation);
         let on = PageRequestControl::new().with_enable(true);
         self.config_write16(pri + u64::from(pcie::pri::CONTROL), on.into_bits());
     }
@@ -222,18 +232,58 @@ impl Accelerator {
         self.config_write16(at, DeviceControl::new().with_initiate_flr(true).into_bits());
     }
 
+    /// Resets the function, by the way that `way` chooses where there are several. Whether its connection ended with it.
+    pub fn reset_by(&mut self, way: u64) -> bool {
+        match (&mut self.link, way) {
+            (Link::Wire(wire), 0) => wire.reset(),
+            (Link::Wire(wire), 1) => {
+                wire.reconnect();
+                return true;
+            }
+            _ => self.reset(),
+        }
+        false
+    }
+
+    /// The memory map changes: `Pending` where [`take_released`](Self::take_released) will say that it is over.
+    pub fn change_memory(&mut self, token: u64) -> InvalidateAck {
+        match &mut self.link {
+            Link::Direct(function) => function.shared().memory_changed(token),
+            Link::Wire(wire) => {
+                wire.change_memory(token);
+                InvalidateAck::Pending
+            }
+        }
+    }
+
+    /// Memory changes that are over since the last call.
+    pub fn take_released(&mut self) -> Vec<u64> {
+        match &mut self.link {
+            Link::Direct(_) => self.ports.take_released(),
+            Link::Wire(wire) => wire.take_released(),
+        }
+    }
+
+    /// Whether the transport has nothing under way.
+    pub fn is_quiet(&self) -> bool {
+        match &self.link {
+            Link::Direct(_) => true,
+            Link::Wire(wire) => wire.is_quiet(),
+        }
+    }
+
     fn read32(&mut self, at: u64) -> u32 {
         let mut data = [0; 4];
-        self.function.bar_read(BAR_REGISTERS, at, &mut data);
+        self.link.bar_read(BAR_REGISTERS, at, &mut data);
         u32::from_le_bytes(data)
     }
 
     fn write32(&mut self, at: u64, value: u32) {
-        self.function.bar_write(BAR_REGISTERS, at, &value.to_le_bytes());
+        self.link.bar_write(BAR_REGISTERS, at, &value.to_le_bytes());
     }
 
     fn write64(&mut self, at: u64, value: u64) {
-        self.function.bar_write(BAR_REGISTERS, at, &value.to_le_bytes());
+        self.link.bar_write(BAR_REGISTERS, at, &value.to_le_bytes());
     }
 
     /// STATUS.busy.
@@ -287,12 +337,12 @@ impl Accelerator {
     /// A word of a queue's doorbell page.
     pub fn load(&mut self, queue: usize, word: u64) -> u32 {
         let mut data = [0; 4];
-        self.function.bar_read(BAR_DOORBELLS, queue as u64 * DOORBELL_STRIDE + word, &mut data);
+        self.link.bar_read(BAR_DOORBELLS, queue as u64 * DOORBELL_STRIDE + word, &mut data);
         u32::from_le_bytes(data)
     }
 
     fn store(&mut self, queue: usize, word: u64, value: u32) {
-        self.function.bar_write(BAR_DOORBELLS, queue as u64 * DOORBELL_STRIDE + word, &value.to_le_bytes());
+        self.link.bar_write(BAR_DOORBELLS, queue as u64 * DOORBELL_STRIDE + word, &value.to_le_bytes());
     }
 
     /// Rings: `SQ_TAIL`, and the wake page where the engine may sleep.
@@ -310,7 +360,7 @@ impl Accelerator {
     fn wake_if_armed(&mut self, queue: usize) {
         if self.load(queue, doorbell::ARMED) != 0 {
             let pages = bar_doorbells_size(u32::try_from(QUEUES).expect("few")) / 2;
-            self.function.bar_write(BAR_DOORBELLS, pages + queue as u64 * DOORBELL_STRIDE, &[1; 4]);
+            self.link.bar_write(BAR_DOORBELLS, pages + queue as u64 * DOORBELL_STRIDE, &[1; 4]);
         }
     }
 }

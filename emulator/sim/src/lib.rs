@@ -23,6 +23,7 @@ pub mod process;
 pub mod rng;
 pub mod tables;
 pub mod unit_driver;
+pub mod wire;
 
 mod task;
 mod work;

@@ -52,6 +52,8 @@ mutants! {
     LoseInterrupt: Liveness | Reason,
     /// Some memory changes and resets are reported as over twice.
     ReleaseTwice: ResetAndRelease,
+    /// The VMM forgets a command that it waits for.
+    ForgetCommand: Transport,
     /// The kernel frees pages before their invalidation is over.
     FreeEarly: FreedFrame | FrozenPage | Dirty | Bytes,
     /// The kernel does not invalidate the unit's own translations.

@@ -111,7 +111,8 @@ impl World {
     /// These pages were refused, or nobody answers for them: whoever needs them may fail with `what`; a queue whose rings or
     /// lists they are may halt.
     fn excuse_pages(&mut self, f: usize, pasid: Option<Pasid>, refused: &[usize], what: u8) {
-        let Some(p) = pasid.and_then(|pasid| self.process_of(f, pasid)) else { return };
+        // A dying process's work may still wait for an answer.
+        let Some(p) = pasid.and_then(|pasid| self.processes.iter().position(|p| p.pasid == pasid)) else { return };
         let process = (p, self.processes[p].id);
         let shared = refused.iter().any(|&page| page < DATA);
         for flight in self.flights.values_mut().filter(|flight| flight.process == process && flight.queue.0 == f) {

@@ -15,7 +15,11 @@ impl World {
             let function = &mut self.functions[f];
             function.resetting = true;
             let resets = function.ports.resets();
-            function.reset();
+            let way = self.rng.below(3);
+            if function.reset_by(way) {
+                // Who waited for these is gone with the connection.
+                self.memory_tokens[f].clear();
+            }
             self.excuse(excuse::DROPPED, |flight| flight.queue.0 == f);
             self.tasks.push(Task::new(Kind::Reset { f, resets }));
         }

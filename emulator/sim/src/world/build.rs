@@ -45,11 +45,15 @@ impl World {
         let order = if faults.overflow == 0 { (3, 0) } else { (0, rng.within(86, 94)) };
         let (b, r, l) = (Arc::clone(&bus), Arc::clone(&ram), Arc::clone(&log));
         let unit = UnitDriver::new(b, r, l, &mut frames, device_tables.root(), order);
+        // Messages cost time: two worlds of three do without.
+        let wired = rng.chance(333);
+        log.count(Group::World, if wired { "transport vfio-user" } else { "transport direct" });
         let functions: Vec<_> = FUNCTIONS
             .into_iter()
             .map(|bdf| {
                 let (settings, allocation) = settings(&mut rng, bdf, &faults, &log);
-                Accelerator::new(settings, allocation, &ram, &bus, &log, options.mutant)
+                let wire = wired.then(|| Rng::new(rng.next_u64()));
+                Accelerator::new(settings, allocation, &ram, &bus, &log, options.mutant, wire)
             })
             .collect();
         bus.connect(functions.iter().map(|f| Arc::clone(f.shared())).collect());

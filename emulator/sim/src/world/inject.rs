@@ -59,7 +59,7 @@ impl World {
     fn change_memory(&mut self, f: usize) {
         let token = self.next_token;
         self.next_token += 1;
-        let ack = self.functions[f].shared().memory_changed(token);
+        let ack = self.functions[f].change_memory(token);
         self.log.count(Group::Fault, "memory_change");
         self.log.event(format_args!("memory change {token} of {f}: {ack:?}"));
         if ack == InvalidateAck::Pending {

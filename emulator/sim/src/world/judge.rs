@@ -5,6 +5,7 @@ use super::World;
 use crate::checker::Checker;
 use crate::flight::excuse;
 use crate::frames::FRAME_BYTES;
+use crate::functions::Accelerator;
 use crate::process::{DATA, Life, PAGES};
 
 impl World {
@@ -33,6 +34,7 @@ impl World {
             && self.unit.is_idle()
             && self.unit.no_page_requests()
             && self.memory_tokens.iter().all(BTreeSet::is_empty)
+            && self.functions.iter().all(Accelerator::is_quiet)
     }
 
     /// A phase ended within its bound, or not.

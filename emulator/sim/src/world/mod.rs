@@ -105,7 +105,7 @@ pub struct World {
     pub(crate) completed: u64,
     pub(crate) dropped: u64,
     /// Memory changes that are not over.
-    memory_tokens: Vec<BTreeSet<u64>>,
+    pub(crate) memory_tokens: Vec<BTreeSet<u64>>,
     next_token: u64,
     next_process: u64,
     /// PASIDs whose tables went while their work was under way, and faults of that are recorded.
@@ -243,7 +243,7 @@ impl World {
             self.take_page_requests();
         }
         for (f, tokens) in self.memory_tokens.iter_mut().enumerate() {
-            for token in self.functions[f].ports.take_released() {
+            for token in self.functions[f].take_released() {
                 self.log.check(Checker::ResetAndRelease, tokens.remove(&token), || {
                     format!("memory change {token} of {f} is over twice")
                 });

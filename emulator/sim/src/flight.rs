@@ -49,6 +49,8 @@ pub struct Flight {
     pub answer: (Code, u64, u64),
     /// It cannot get further than this.
     pub most: u64,
+    /// When it was submitted.
+    pub since: u64,
     /// Bits of [`excuse`].
     pub excuses: u8,
     /// Pieces of the list page it uses.

@@ -27,11 +27,11 @@ macro_rules! mutants {
 
 mutants! {
     /// Some device-TLB invalidations never reach their function.
-    SkipDeviceTlb: FreedFrame | FrozenPage | Dirty | Bytes,
+    SkipDeviceTlb: FreedFrame | FrozenPage | Dirty | Bytes | Reason | Once,
     /// Invalidations count as complete when they are sent.
     EarlyAck: WaitOrder,
     /// Some completions of invalidations are lost.
-    LoseCompletion: Liveness,
+    LoseCompletion: Liveness | Reason,
     /// Some invalidations are acknowledged twice.
     AckTwice: Acknowledge,
     /// Some page group responses are lost.
@@ -55,11 +55,11 @@ mutants! {
     /// The VMM forgets a command that it waits for.
     ForgetCommand: Transport,
     /// The kernel frees pages before their invalidation is over.
-    FreeEarly: FreedFrame | FrozenPage | Dirty | Bytes,
+    FreeEarly: FreedFrame | FrozenPage | Dirty | Bytes | Reason | Once,
     /// The kernel does not invalidate the unit's own translations.
-    SkipIotlb: FreedFrame | FrozenPage | Dirty | Bytes,
+    SkipIotlb: FreedFrame | FrozenPage | Dirty | Bytes | Reason | Once,
     /// The kernel reuses a PASID without draining it.
-    SkipDrain: PasidReuse | OneResponse | UnitFaults,
+    SkipDrain: PasidReuse | OneResponse | UnitFaults | Reason,
     /// The driver does not abort the work of a PASID.
     SkipAbort: AfterAbort | PasidReuse,
     /// The driver submits some descriptors twice.

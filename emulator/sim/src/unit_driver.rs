@@ -85,6 +85,8 @@ pub struct UnitDriver {
     page_request_head: u64,
     /// So many bytes before the head are not given back to the unit yet: software may take its time.
     held: u64,
+    /// The page request queue overflowed: the unit answered *success* to groups that nobody served.
+    pub overflowed: bool,
     /// Groups whose last request has not come.
     partial: BTreeMap<(u16, u16), Vec<Request>>,
 }
@@ -143,6 +145,7 @@ impl UnitDriver {
             page_request_bytes: FRAME << page_request_order,
             page_request_head: 0,
             held: held * DESCRIPTOR_SIZE,
+            overflowed: false,
             partial: BTreeMap::new(),
         }
     }
@@ -228,6 +231,7 @@ impl UnitDriver {
         {
             // Whatever is incomplete was answered by the unit (VT-d 4.1 §7.4.1).
             self.partial.clear();
+            self.overflowed = true;
             self.log.event(format_args!("page request queue overflow"));
             self.log.count(Count::Path, "page request queue overflow");
             self.bus.write32(offset::PRS, PageRequestStatus::new().with_overflow(true).into());

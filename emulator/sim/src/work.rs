@@ -11,7 +11,7 @@ use crate::frames::FRAME_BYTES;
 use crate::functions::{KERNEL_QUEUES, QUEUES, RING};
 use crate::mutant::Mutant;
 use crate::process::{BASE, DATA, LIST_PAGE, LISTS, Life, PAGES, Page, Process, Vma};
-use crate::world::World;
+use crate::world::{PATIENCE_STEPS, World};
 
 const DESCRIPTOR: u64 = size_of::<Descriptor>() as u64;
 const COMPLETION: u64 = size_of::<Completion>() as u64;
@@ -118,6 +118,7 @@ impl World {
             new,
             answer,
             most: most.min(length),
+            since: self.step,
             excuses,
             lists: Vec::new(),
             gone: dst.into_iter().flat_map(pages).filter(|&page| process.pages[page].vma == Vma::None).collect(),
@@ -276,11 +277,12 @@ impl World {
             Code::from_raw(completion.status),
             completion.bytes_done
         ));
-        let Some(flight) = self.flights.remove(&cookie) else {
+        let Some(mut flight) = self.flights.remove(&cookie) else {
             self.log.fail(Checker::Once, format!("{cookie} completes, and is not under way"));
             return;
         };
         self.completed += 1;
+        flight.excuses |= self.fruitless(&flight);
         self.log.check(Checker::Once, flight.queue == queue, || format!("{cookie} completes in another queue"));
         if let Some(code) = Code::from_raw(completion.status) {
             self.log.count(Group::Completion, flight::name(code));
@@ -312,7 +314,7 @@ impl World {
         for cookie in gone {
             let flight = self.flights.remove(&cookie).expect("it was just found");
             self.log.event(format_args!("drop {cookie}"));
-            let excused = flight.excuses & excuse::DROPPED != 0;
+            let excused = (flight.excuses | self.fruitless(&flight)) & excuse::DROPPED != 0;
             self.log.count(Group::Completion, "dropped");
             self.log.check(Checker::Once, excused, || format!("{cookie} was lost without a reason"));
             self.dropped += 1;
@@ -325,6 +327,14 @@ impl World {
         for flight in self.flights.values_mut().filter(|flight| meant(flight)) {
             flight.excuses |= what;
         }
+    }
+
+    /// Work gives up on a page when it was *served* often, and for long, and is not there: the unit says so of groups that
+    /// its full queue had no room for.
+    fn fruitless(&self, flight: &Flight) -> u8 {
+        let lasted = self.step >= flight.since + PATIENCE_STEPS;
+        let reasons = if lasted && self.last_overflow > flight.since { excuse::FAULT } else { 0 };
+        excuse::in_queue(flight.queue.1, reasons)
     }
 
     /// Gives all work of a function a reason to fail.

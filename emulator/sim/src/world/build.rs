@@ -87,6 +87,7 @@ impl World {
             kernel_rings: Vec::new(),
             levels,
             page_request_pending: false,
+            last_overflow: 0,
             nap_until: 0,
             napped: false,
         };

@@ -44,7 +44,7 @@ const STEPS: u64 = 4000;
 const BOUND: u64 = 60_000;
 const STEP_NS: u64 = 1000;
 /// Page requests time out after so many steps.
-const PATIENCE_STEPS: u64 = 3000;
+pub(crate) const PATIENCE_STEPS: u64 = 3000;
 
 /// What to run.
 #[derive(Default)]
@@ -115,6 +115,8 @@ pub struct World {
     kernel_rings: Vec<u64>,
     levels: u8,
     page_request_pending: bool,
+    /// When the page request queue overflowed last, as far as the kernel knows.
+    pub(crate) last_overflow: u64,
     nap_until: u64,
     /// The page request thread has just slept, and takes what there is.
     napped: bool,
@@ -222,6 +224,9 @@ impl World {
     pub(crate) fn take_page_requests(&mut self) {
         for group in self.unit.take_page_requests() {
             self.answer_later(group);
+        }
+        if std::mem::take(&mut self.unit.overflowed) {
+            self.last_overflow = self.step;
         }
     }
 

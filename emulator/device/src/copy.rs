@@ -1,14 +1,17 @@
 //! Guest memory as the data path touches it: spans that live no longer than a slice of work, and the loops over them.
 //!
 //! The guest's CPUs may write the same bytes at the same time. A Rust reference or slice into that memory would promise
-//! that they do not, so none is ever made: bytes move by string instructions in inline assembly or by volatile
-//! accesses, and what is computed on (CRC, comparison, descriptors) is copied into memory of our own first.
+//! that they do not, so none is ever made: bytes move by `routines` (inline assembly, or volatile accesses), and what is computed on (CRC, comparison, descriptors) is copied into memory of our own first.
 #![allow(unsafe_code, reason = "raw copies between host pointers into guest memory")]
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::shared::Gate;
+
+mod routines;
+
+use routines::{move_bytes, store_words};
 
 /// One bounded slice of an engine's work.
 ///
@@ -33,6 +36,8 @@ impl Slice {
 pub(crate) struct Span<'slice> {
     host: NonNull<u8>,
     len: usize,
+    /// The translation may be used again in the same slice.
+    lasting: bool,
     slice: PhantomData<&'slice Slice>,
 }
 
@@ -44,7 +49,24 @@ impl<'slice> Span<'slice> {
     /// last emptied its mailbox, or that every emptying since has left valid. They are mapped writable if the span is
     /// given to a function that writes.
     pub(crate) unsafe fn new(_slice: &'slice Slice, host: NonNull<u8>, len: usize) -> Self {
-        Self { host, len, slice: PhantomData }
+        Self { host, len, lasting: true, slice: PhantomData }
+    }
+
+    /// The same, of a translation that serves one access only.
+    pub(crate) fn once(self) -> Self {
+        Self { lasting: false, ..self }
+    }
+
+    /// Whether its translation may be used again in the same slice.
+    pub(crate) fn is_lasting(&self) -> bool {
+        self.lasting
+    }
+
+    /// The span from its byte `offset` on.
+    pub(crate) fn skip(self, offset: usize) -> Self {
+        assert!(offset <= self.len, "beyond a span");
+        // SAFETY: inside the span, or one past its end.
+        Self { host: unsafe { self.host.add(offset) }, len: self.len - offset, ..self }
     }
 
     /// Bytes.
@@ -60,24 +82,22 @@ impl<'slice> Span<'slice> {
         unsafe { move_bytes(self.host.as_ptr(), buf.as_mut_ptr(), buf.len()) }
     }
 
-    /// Writes `buf` to the span's start.
-    pub(crate) fn store(&self, buf: &[u8]) {
-        assert!(buf.len() <= self.len, "store beyond a span");
-        // SAFETY: as in `load`; the span's maker vouches for writability.
-        unsafe { move_bytes(buf.as_ptr(), self.host.as_ptr(), buf.len()) }
+    /// Writes 8-byte words to the span's start, little-endian; the last one release: a guest that sees any of it sees all that
+    /// was written before.
+    pub(crate) fn store_entry<const N: usize>(&self, words: [u64; N]) {
+        assert!(8 * N <= self.len, "store beyond a span");
+        let first = self.host.cast::<u64>();
+        assert!(first.is_aligned(), "a ring's entries are aligned");
+        for (n, word) in words.into_iter().enumerate() {
+            let order = if n + 1 == N { Ordering::Release } else { Ordering::Relaxed };
+            // SAFETY: aligned, and inside the span (above), which is mapped and writable (`new`); the guest's accesses to it
+            // are machine accesses, not Rust ones.
+            unsafe { AtomicU64::from_ptr(first.as_ptr().add(n)) }.store(word.to_le(), order);
+        }
     }
 
-    /// Stores 4 aligned bytes at `offset`, little-endian, release: a guest that sees them sees all that was written before.
-    pub(crate) fn store_release(&self, offset: usize, value: u32) {
-        assert!(offset + 4 <= self.len, "store beyond a span");
-        // SAFETY: inside the span (above), which is mapped and writable (`new`).
-        let word = unsafe { self.host.add(offset) }.cast::<u32>();
-        assert!(word.is_aligned(), "a completion's fields are aligned");
-        // SAFETY: aligned and mapped (above); the guest's accesses to it are machine accesses, not Rust ones.
-        unsafe { AtomicU32::from_ptr(word.as_ptr()) }.store(value.to_le(), Ordering::Release);
-    }
-
-    /// Copies the first `len` bytes of `self` to `to`. Both may be the same memory: then it is a forward byte copy.
+    /// Copies the first `len` bytes of `self` to `to`. Both may be the same memory, by two
+    /// translations: then `to` holds any mix of the bytes.
     pub(crate) fn copy_to(&self, to: Span<'_>, len: usize) {
         assert!(len <= self.len && len <= to.len, "copy beyond a span");
         // SAFETY: both are mapped for the slice (`new`) and long enough (above); `move_bytes` allows overlap.
@@ -96,75 +116,25 @@ impl<'slice> Span<'slice> {
     }
 }
 
-/// Copies bytes upwards, as the machine's string instruction does.
-///
-/// # Safety
-/// `len` bytes at `src` are readable and at `dst` writable. Either may be changed by others meanwhile: the copy then has
-/// any mix of old and new bytes.
-#[cfg(target_arch = "x86_64")]
-unsafe fn move_bytes(src: *const u8, dst: *mut u8, len: usize) {
-    // SAFETY: reads and writes exactly the bytes the caller vouches for; DF is clear by the ABI; assembly is opaque to the
-    // compiler, so that concurrent writes to this memory are no data race of the language's.
-    unsafe {
-        std::arch::asm!("rep movsb", inout("rcx") len => _, inout("rsi") src => _, inout("rdi") dst => _,
-            options(nostack, preserves_flags));
-    }
-}
-
-/// Copies bytes upwards.
-///
-/// # Safety
-/// `len` bytes at `src` are readable and at `dst` writable. Either may be changed by others meanwhile.
-#[cfg(not(target_arch = "x86_64"))]
-unsafe fn move_bytes(src: *const u8, dst: *mut u8, len: usize) {
-    for n in 0..len {
-        // SAFETY: inside what the caller vouches for; volatile, since others may access it.
-        unsafe { dst.add(n).write_volatile(src.add(n).read_volatile()) };
-    }
-}
-
-/// Stores a word `words` times, upwards, at any alignment.
-///
-/// # Safety
-/// `8 * words` bytes at `dst` are writable.
-#[cfg(target_arch = "x86_64")]
-unsafe fn store_words(dst: *mut u8, word: u64, words: usize) {
-    // SAFETY: writes exactly the bytes the caller vouches for; see `move_bytes`.
-    unsafe {
-        std::arch::asm!("rep stosq", inout("rcx") words => _, inout("rdi") dst => _, in("rax") word,
-            options(nostack, preserves_flags));
-    }
-}
-
-/// Stores a word `words` times, upwards, at any alignment.
-///
-/// # Safety
-/// `8 * words` bytes at `dst` are writable.
-#[cfg(not(target_arch = "x86_64"))]
-unsafe fn store_words(dst: *mut u8, word: u64, words: usize) {
-    for (n, byte) in word.to_ne_bytes().iter().cycle().take(words * 8).enumerate() {
-        // SAFETY: inside what the caller vouches for.
-        unsafe { dst.add(n).write_volatile(*byte) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn spans_move_what_they_cover_and_nothing_else() {
-        let mut memory = [0u8; 64];
+        #[repr(align(64))]
+        struct Memory([u8; 64]);
+        let mut memory = Memory([0; 64]);
         let slice = Slice::begin(Gate::default());
-        let host = NonNull::new(memory.as_mut_ptr()).unwrap();
+        let host = NonNull::new(memory.0.as_mut_ptr()).unwrap();
         // SAFETY: `memory` outlives the slice and is only used through the spans until they are gone.
         let (low, high) = unsafe { (Span::new(&slice, host, 32), Span::new(&slice, host.add(32), 32)) };
-        low.store(&[1, 2, 3]);
+        low.store_entry([0x0103_0201]);
         low.copy_to(high, 3);
-        high.store_release(8, 0x0403_0201);
-        let mut back = [0; 12];
+        high.skip(8).store_entry([0x0403_0201, 9]);
+        let mut back = [0; 17];
         high.load(&mut back);
-        assert_eq!(back, [1, 2, 3, 0, 0, 0, 0, 0, 1, 2, 3, 4]);
+        assert_eq!(back, [1, 2, 3, 0, 0, 0, 0, 0, 1, 2, 3, 4, 0, 0, 0, 0, 9]);
         low.fill(0x0807_0605_0403_0201, 11);
         let mut back = [0; 12];
         low.load(&mut back);

@@ -9,6 +9,7 @@
 //!   }
 //! ```
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use svadev_fabric::Upstream;
 use svadev_memory::GuestMemory;
@@ -19,9 +20,20 @@ use crate::copy::Slice;
 use crate::engine_side::Presence;
 use crate::mailbox::{Command, Invalidation, Mailbox};
 use crate::obligation::Obligation;
-use crate::queue::{Horizon, Queue};
+use crate::queue::{Horizon, Queue, SLICE_COST};
 use crate::requester::Requester;
+use crate::schedule::Schedule;
 use crate::shared::FunctionShared;
+
+/// Watched queues that a pass looks at.
+const LOOKS: usize = 16;
+/// So many queues are watched however long they are idle.
+const ALWAYS_WATCHED: usize = 16;
+/// How long a queue beyond those is watched without work, ns. Its next submission costs a trap, some 80 µs; ten times that
+/// is no bad price for not looking at hundreds of doorbells at every pass.
+const WATCH_NS: u64 = 1_000_000;
+/// What a visit costs besides what is done in it: state that was not in the cache.
+const VISIT_COST: i64 = 128;
 
 /// What [`Engine::run`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +60,7 @@ pub struct Engine<M: GuestMemory + ?Sized, U: Upstream + ?Sized> {
     cx: Context<M, U>,
     /// The queues with number `engine` modulo the engines, in order.
     queues: Box<[Queue]>,
-    /// The queue to be served next.
-    next: usize,
+    schedule: Schedule,
     /// Where the mailbox is emptied into; empty between calls.
     taken: Box<Mailbox>,
     /// CONTROL.enable 1 → 0, to be acknowledged when every queue is off.
@@ -75,8 +86,8 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         Self {
             cx: Context::new(index, requester, shared, parts),
             horizons: vec![Horizon::default(); queues.len()].into(),
+            schedule: Schedule::new(queues.len()),
             queues,
-            next: 0,
             taken: Box::new(Mailbox::new(usize::from(settings.queues))),
             disables: Vec::with_capacity(4),
             command: None,
@@ -89,7 +100,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         self.cx.engine
     }
 
-    /// One slice of work, at most 64 KiB of copying, at `now_ns` on a monotonic clock. Messages are taken first: an
+    /// One slice of work, at most 64 KiB of copying, over as many queues as it reaches, at `now_ns` on a monotonic clock. Messages are taken first: an
     /// invalidation that came during the last slice is acknowledged here.
     pub fn run(&mut self, now_ns: u64) -> Progress {
         self.cx.now_ns = now_ns;
@@ -98,8 +109,11 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
             worked |= self.expire();
         }
         worked |= self.move_line();
-        let slice = Slice::begin(self.cx.shared.gate());
-        worked |= self.serve(&slice);
+        self.look();
+        if !self.schedule.is_idle() {
+            let slice = Slice::begin(self.cx.shared.gate());
+            worked |= self.serve(&slice);
+        }
         worked |= self.settle();
         if worked {
             return Progress::Worked;
@@ -113,9 +127,12 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         if !self.presence.is_online() {
             return true;
         }
-        let Self { presence, cx, queues, .. } = self;
-        let arm = || queues.iter().for_each(|queue| queue.arm(cx, true));
-        let rung = || queues.iter().any(|queue| queue.is_rung(cx)) && !mutant!(SleepWithoutDoorbells);
+        let Self { presence, cx, queues, schedule, .. } = self;
+        let arm = || schedule.watched().iter().for_each(|&position| queues[position].arm(cx, true));
+        let rung = || {
+            let rung = schedule.watched().iter().any(|&position| queues[position].is_rung(cx));
+            !schedule.is_idle() || (rung && !mutant!(SleepWithoutDoorbells))
+        };
         if !presence.rest(cx.shared.engine_side(cx.engine), arm, rung) {
             self.unpark();
             return false;
@@ -130,8 +147,8 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
             return false;
         }
         let posted = self.presence.arrive(self.cx.shared.engine_side(self.cx.engine));
-        for queue in &self.queues {
-            queue.arm(&self.cx, false);
+        for &position in self.schedule.watched() {
+            self.queues[position].arm(&self.cx, false);
         }
         if posted {
             self.empty_mailbox();
@@ -139,16 +156,64 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         posted
     }
 
-    /// Serves the next queue that has anything to do.
-    fn serve(&mut self, slice: &Slice) -> bool {
-        for _ in 0..self.queues.len() {
-            let position = self.next;
-            self.next = (position + 1) % self.queues.len();
-            if self.queues[position].serve(&mut self.cx, slice) {
-                return true;
+    /// Looks at some of the queues that had nothing to do.
+    fn look(&mut self) {
+        for _ in 0..self.schedule.watched().len().min(LOOKS) {
+            let Some(position) = self.schedule.next_watched() else { return };
+            let queue = &self.queues[position];
+            if queue.is_rung(&self.cx) {
+                self.schedule.activate(position);
+            } else if self.schedule.watched().len() > ALWAYS_WATCHED
+                && self.cx.now_ns >= queue.idle_since_ns.saturating_add(WATCH_NS)
+            {
+                self.leave_alone(position);
             }
         }
-        false
+    }
+
+    /// No longer looks at a queue that is idle, and says so in its doorbell. As in [`park`](Self::park): of *store the word, full fence,
+    /// load `ARMED`* there and *store `ARMED`, full fence, load the word* here, at least one side sees the other.
+    fn leave_alone(&mut self, position: usize) {
+        let queue = &self.queues[position];
+        queue.arm(&self.cx, true);
+        fence(Ordering::SeqCst);
+        if queue.is_rung(&self.cx) {
+            queue.arm(&self.cx, false);
+            self.schedule.activate(position);
+        } else {
+            self.schedule.unwatch(position);
+        }
+    }
+
+    /// A queue may have something to do, and may have been left alone.
+    fn activate(&mut self, position: usize) {
+        self.queues[position].arm(&self.cx, false);
+        self.schedule.activate(position);
+    }
+
+    /// Serves queues in turn, until the slice is used up or none has anything to do.
+    fn serve(&mut self, slice: &Slice) -> bool {
+        let mut left = SLICE_COST;
+        let mut worked = false;
+        while left > 0 {
+            let Some((position, credit)) = self.schedule.turn(|position| self.queues[position].weight()) else { break };
+            let granted = credit.min(left);
+            let mut budget = granted;
+            let queue = &mut self.queues[position];
+            let served = queue.serve(&mut self.cx, slice, &mut budget);
+            let cost = granted - budget;
+            left -= cost + VISIT_COST;
+            worked |= served.worked;
+            if served.more {
+                self.schedule.spent(position, cost);
+            } else {
+                queue.idle_since_ns = self.cx.now_ns;
+                // Before it is watched, should something else than its wake page have brought it back.
+                queue.arm(&self.cx, false);
+                self.schedule.rests(position, cost, queue.is_on());
+            }
+        }
+        worked
     }
 
     fn take_messages(&mut self) -> bool {
@@ -180,9 +245,11 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
             self.cx.credit();
         }
         self.take_queue_changes();
+        self.take_rung();
         while let Some(obligation) = self.taken.disables.pop() {
-            for queue in &mut self.queues {
-                queue.disable(&mut self.cx);
+            for position in 0..self.queues.len() {
+                self.queues[position].disable(&mut self.cx);
+                self.schedule.activate(position);
             }
             self.disables.push(obligation);
         }
@@ -204,6 +271,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
                 queue.reset(&mut self.cx);
             }
         }
+        self.schedule.clear();
         self.cx.requester.invalidate(Invalidation::ALL);
         if let Some(pending) = self.command.take() {
             self.cx.acknowledge(pending.obligation);
@@ -225,6 +293,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
                 // Nobody waits where the group was abandoned after it was answered.
                 if let Some(waiter) = self.cx.waiter(word * 64 + bit) {
                     self.queues[waiter.queue].answered(&mut self.cx, waiter.part);
+                    self.schedule.activate(waiter.queue);
                 }
             }
         }
@@ -234,13 +303,33 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         if !std::mem::take(&mut self.taken.queues_changed) {
             return;
         }
-        for queue in &mut self.queues {
+        for position in 0..self.queues.len() {
+            let queue = &mut self.queues[position];
             let change = std::mem::take(&mut self.taken.queues[queue.number()]);
             if change.disable {
                 queue.disable(&mut self.cx);
             }
             if let Some(config) = change.enable {
                 queue.enable(&mut self.cx, config);
+            }
+            if change.disable || change.enable.is_some() {
+                self.schedule.activate(position);
+            }
+        }
+    }
+
+    /// Looks again at queues whose wake page was written.
+    fn take_rung(&mut self) {
+        let all = std::mem::take(&mut self.taken.rung_all);
+        if !all && self.taken.rung.iter().all(|&word| word == 0) {
+            return;
+        }
+        let rung = std::mem::take(&mut self.taken.rung);
+        for position in 0..self.queues.len() {
+            let queue = &self.queues[position];
+            let number = queue.number();
+            if queue.is_on() && (all || rung[number / 64] >> (number % 64) & 1 == 1) {
+                self.activate(position);
             }
         }
     }
@@ -250,8 +339,11 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         // Those that go on waiting put theirs in again.
         self.cx.next_deadline_ns = u64::MAX;
         let mut changed = false;
-        for queue in &mut self.queues {
-            changed |= queue.expire(&mut self.cx);
+        for position in 0..self.queues.len() {
+            if self.queues[position].expire(&mut self.cx) {
+                self.schedule.activate(position);
+                changed = true;
+            }
         }
         if let Some(pending) = &self.command
             && self.cx.now_ns < pending.until_ns
@@ -265,6 +357,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
     fn move_line(&mut self) -> bool {
         let Some(waiter) = self.cx.next_in_line() else { return false };
         self.queues[waiter.queue].move_up(&mut self.cx, waiter.part);
+        self.schedule.activate(waiter.queue);
         true
     }
 
@@ -292,14 +385,19 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
     /// stop using a PASID): whoever unbinds it next finds no request of it in any queue. A guest kernel may rely on that:
     /// Linux 7.3 skips its own drain when the process died first (`docs/found.md`).
     fn is_over(&mut self, pending: &Pending) -> bool {
-        let mut queues = self.queues.iter_mut().zip(&self.horizons);
         match pending.command {
             Command::Drain(_) if mutant!(DrainCommandIgnored) => true,
-            Command::Drain(pasid) => queues.all(|(queue, &until)| queue.is_drained(pasid, until)),
+            Command::Drain(pasid) => {
+                self.queues.iter().zip(&self.horizons).all(|(queue, &until)| queue.is_drained(pasid, until))
+            }
             Command::Abort(pasid) => {
                 let mut over = true;
-                for (queue, &until) in queues {
-                    over &= queue.abort(&mut self.cx, pasid, until);
+                for (position, &until) in self.horizons.iter().enumerate() {
+                    let aborting = self.queues[position].abort(&mut self.cx, pasid, until);
+                    over &= aborting.over;
+                    if aborting.changed {
+                        self.schedule.activate(position);
+                    }
                 }
                 self.cx.requester.invalidate(Invalidation::pasid(pasid));
                 over && (self.cx.now_ns >= pending.until_ns

@@ -210,7 +210,7 @@ impl Function {
 
     fn wake(&self, queue: usize) {
         if queue < self.queues.len() {
-            self.shared.ports().wake(self.shared.engine_of(queue));
+            self.shared.ring(queue);
         }
     }
 
@@ -253,6 +253,7 @@ impl Function {
             regs::QUEUE_SIZE => bank.registers.size,
             regs::QUEUE_PASID => bank.registers.pasid,
             regs::QUEUE_VECTOR => bank.registers.vector,
+            regs::QUEUE_SERVICE => bank.registers.service,
             regs::QUEUE_CONTROL => u32::from(bank.enable),
             regs::QUEUE_STATUS => face.status().into_bits(),
             r if r & !4 == regs::QUEUE_FAULT_ADDRESS => half(face.fault_address(), r),
@@ -340,6 +341,7 @@ impl Function {
             regs::QUEUE_SIZE => registers.size = value,
             regs::QUEUE_PASID => registers.pasid = value,
             regs::QUEUE_VECTOR => registers.vector = value,
+            regs::QUEUE_SERVICE => registers.service = value,
             _ => {}
         }
     }

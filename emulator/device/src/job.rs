@@ -13,10 +13,10 @@ use crate::wait::{Patience, Wait};
 /// Bytes that are computed on at once: what fits a buffer on the stack and the first-level cache.
 const CHUNK: usize = 4096;
 
-/// What a piece costs of a slice, however short it is: each may need a translation.
-const PIECE_COST: u64 = 64;
-/// What a list entry costs of a slice: it is read, and looked at again by the overlap check.
-const ENTRY_COST: u64 = 32;
+/// What a piece costs at least, however short it is: each may need a translation.
+pub(crate) const PIECE_COST: i64 = 64;
+/// What a list entry costs: it is read, and looked at again by the overlap check.
+const ENTRY_COST: i64 = 32;
 
 /// Where a job stands.
 #[derive(Debug)]
@@ -147,13 +147,13 @@ impl Job {
         self.done
     }
 
-    /// Does some of the work: at most `budget` bytes, which is reduced by what that cost.
+    /// Does some of the work, while `budget` lasts, from which what it cost is taken. It may be overdrawn by one piece.
     pub(crate) fn step<M, U>(
         &mut self,
         requester: &mut Requester<M, U>,
         slice: &Slice,
         scratch: &mut Vec<(u64, u64)>,
-        budget: &mut u64,
+        budget: &mut i64,
     ) -> Step
     where
         M: GuestMemory + ?Sized,
@@ -164,25 +164,25 @@ impl Job {
             if let Err(refused) = self.fetch_lists(requester, slice) {
                 return refused.into();
             }
-            let entries: u64 = [&self.src, &self.dst].into_iter().flatten().map(Cursor::list_entries).sum();
-            *budget = budget.saturating_sub(entries * ENTRY_COST);
+            let entries: i64 = [&self.src, &self.dst].into_iter().flatten().map(Cursor::list_entries).sum();
+            *budget -= entries * ENTRY_COST;
             match self.check_lists(scratch) {
                 Ok(()) => self.phase = Phase::Run,
                 Err(code) => self.complete(code, 0),
             }
         }
         while matches!(self.phase, Phase::Run) {
-            if *budget == 0 {
+            let Some(limit) = u64::try_from(*budget).ok().filter(|&limit| limit > 0) else {
                 if mutant!(CompletionBeforeData) {
                     self.complete(Code::Success, 0);
                     break;
                 }
                 return Step::Yield;
-            }
+            };
             let before = self.done;
-            let result = self.piece(requester, slice, *budget);
+            let result = self.piece(requester, slice, limit);
             let moved = self.done - before;
-            *budget = budget.saturating_sub(moved.max(PIECE_COST));
+            *budget -= i64::try_from(moved).expect("at most 1 GiB").max(PIECE_COST);
             if moved > 0 {
                 self.patience.progress();
             }
@@ -267,7 +267,10 @@ impl Job {
                 let (mut left, mut right) = ([0; CHUNK], [0; CHUNK]);
                 src.load(&mut left[..n]);
                 dst.load(&mut right[..n]);
-                match left[..n].iter().zip(&right[..n]).position(|(l, r)| l != r) {
+                // Whole first: most comparisons find nothing, and that is the machine's own loop.
+                let differs = |(l, r): (&u8, &u8)| l != r;
+                let unequal = left[..n] != right[..n];
+                match unequal.then(|| left[..n].iter().zip(&right[..n]).position(differs)).flatten() {
                     None => self.advance(n as u64),
                     Some(at) => {
                         self.done += at as u64;

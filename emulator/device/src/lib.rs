@@ -41,6 +41,7 @@ mod queue;
 mod queue_config;
 mod requester;
 mod scatter;
+mod schedule;
 mod shared;
 mod sync;
 mod tlb;

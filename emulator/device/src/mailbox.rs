@@ -2,6 +2,7 @@
 use std::vec::Drain;
 
 use svadev_fabric::{InvalidateRange, InvalidateRequest, Iova, Pasid, PrgIndex};
+use svadev_spec::device::MAX_QUEUES;
 
 use crate::obligation::Obligation;
 use crate::queue_config::QueueConfig;
@@ -83,6 +84,10 @@ pub(crate) struct Mailbox<P: Primitives = Std> {
     pub(crate) queues: Box<[QueueChange]>,
     /// Some element of `queues` is set.
     pub(crate) queues_changed: bool,
+    /// Bit n: the wake page of queue n was written.
+    pub(crate) rung: [u64; MAX_QUEUES as usize / 64],
+    /// Every doorbell is to be looked at: the function was enabled.
+    pub(crate) rung_all: bool,
     /// The command in progress.
     pub(crate) command: Option<(Command, Obligation<P>)>,
 }
@@ -98,8 +103,15 @@ impl<P: Primitives> Mailbox<P> {
             disables: Vec::with_capacity(4),
             queues: vec![QueueChange::default(); queues].into(),
             queues_changed: false,
+            rung: [0; MAX_QUEUES as usize / 64],
+            rung_all: false,
             command: None,
         }
+    }
+
+    /// The wake page of a queue was written.
+    pub(crate) fn ring(&mut self, queue: usize) {
+        self.rung[queue / 64] |= 1 << (queue % 64);
     }
 
     /// Adds an invalidation, collapsing all of them where there is no more room.
@@ -141,6 +153,8 @@ impl<P: Primitives> Mailbox<P> {
             && self.resets.is_empty()
             && self.disables.is_empty()
             && !self.queues_changed
+            && self.rung == [0; MAX_QUEUES as usize / 64]
+            && !self.rung_all
             && self.command.is_none()
     }
 }

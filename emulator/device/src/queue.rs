@@ -3,35 +3,37 @@
 //! The rings are guest memory like any other: each access is translated when it is made, and may have to wait for its page.
 //! Of the doorbell page only `SQ_TAIL` and `CQ_HEAD` are ever read, and both are checked; what the device itself keeps
 //! there is written and never read back.
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 use svadev_fabric::{Pasid, Upstream};
 use svadev_memory::GuestMemory;
 use svadev_mutation::mutant;
-use svadev_spec::device::{Code, Completion, Descriptor, DescriptorFlags, QueueStatus, doorbell, queue_error};
-use zerocopy::{FromZeros, IntoBytes};
+use svadev_spec::device::{Code, Descriptor, DescriptorFlags, QueueStatus, doorbell, queue_error};
 
 use crate::context::{Context, Expiry, Fault, Part, Waiter};
 use crate::copy::Slice;
 use crate::descriptor::{Work, space_of};
 use crate::job::{Job, Phase, Step};
 use crate::queue_config::QueueConfig;
-use crate::requester::{Refusal, Target};
+use crate::requester::Target;
 use crate::scatter::ListBuffer;
 use crate::wait::{Patience, Resume, Wait, WaitFor};
 
+mod express;
+mod rings;
 mod stop;
 
+use rings::Visit;
 pub(crate) use stop::Horizon;
 
-/// Bytes of work in one slice: what an invalidation waits for at most.
-pub(crate) const SLICE_BYTES: u64 = 64 << 10;
-/// What a descriptor costs of a slice besides its bytes, so that a slice of tiny ones ends too.
-const DESCRIPTOR_COST: u64 = 512;
+/// What a slice may cost: bytes of operands, and what is counted as some. It is what an invalidation waits for at most.
+pub(crate) const SLICE_COST: i64 = 64 << 10;
+/// What a descriptor costs besides its bytes. About what a copy moves in the time that a descriptor without operands takes,
+/// so that shares counted in it are shares of the engine's time.
+pub(crate) const DESCRIPTOR_COST: i64 = 512;
 /// Jobs of one queue that are worked on in turn; with fewer, the next descriptor is started.
 const INTERLEAVED: usize = 4;
-const DESCRIPTOR: u64 = size_of::<Descriptor>() as u64;
-const COMPLETION: u64 = size_of::<Completion>() as u64;
 
 #[derive(Debug)]
 enum State {
@@ -54,6 +56,15 @@ enum Then {
     Halted { error: u8, address: u64 },
 }
 
+/// How a visit to a queue ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Served {
+    /// Something was done.
+    pub(crate) worked: bool,
+    /// There may be more to do at once.
+    pub(crate) more: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Queue {
@@ -71,8 +82,16 @@ pub(crate) struct Queue {
     /// Free-running, wider than in the doorbells so that they order without wrapping.
     sq_head: u64,
     cq_tail: u64,
-    /// What software's words were when they were last looked at.
+    /// Software's words (tail, head) as they were last loaded.
     seen: (u32, u32),
+    /// The device's words (head, tail) as they were last stored.
+    shown: (u32, u32),
+    /// `ARMED` was stored as 1.
+    armed: Cell<bool>,
+    /// A completion that wants an interrupt was written since `show`.
+    interrupt: bool,
+    /// Since when it has had nothing to do, ns.
+    pub(crate) idle_since_ns: u64,
     /// Fetched, and not started yet: it waits for a slot, a fence or room for its lists.
     held: Option<Descriptor>,
     jobs: Box<[Option<Job>]>,
@@ -98,12 +117,16 @@ impl Queue {
             number,
             position,
             state: State::Off,
-            config: QueueConfig { sq_base: 0, cq_base: 0, sq_log2: 1, cq_log2: 1, user: None, vector: None },
+            config: QueueConfig { sq_base: 0, cq_base: 0, sq_log2: 1, cq_log2: 1, user: None, vector: None, weight: 1 },
             enable_next: None,
             run: 0,
             sq_head: 0,
             cq_tail: 0,
             seen: (0, 0),
+            shown: (0, 0),
+            armed: Cell::new(false),
+            interrupt: false,
+            idle_since_ns: 0,
             held: None,
             jobs: (0..slots).map(|_| None).collect(),
             free: (0..slots).rev().collect(),
@@ -124,7 +147,12 @@ impl Queue {
         self.number
     }
 
-    fn is_stopping(&self) -> bool {
+    /// Whether it runs, so that its doorbell counts.
+    pub(crate) fn is_on(&self) -> bool {
+        matches!(self.state, State::On)
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
         matches!(self.state, State::Stopping { .. })
     }
 
@@ -141,13 +169,21 @@ impl Queue {
         self.free.len() < self.jobs.len()
     }
 
-    /// Whether software's doorbell words differ from when the queue was last served.
+    /// Its share, in relation to other queues'.
+    pub(crate) fn weight(&self) -> i64 {
+        i64::from(self.config.weight)
+    }
+
+    /// Whether software may have given it something to do since it was last served. One cache line.
     pub(crate) fn is_rung<M, U>(&self, cx: &Context<M, U>) -> bool
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
     {
-        matches!(self.state, State::On) && cx.shared.enabled() && self.words(cx) != self.seen
+        let (tail, head) = self.words(cx);
+        matches!(self.state, State::On)
+            && (tail != self.seen.0 || (head != self.seen.1 && !self.completing.is_empty()))
+            && cx.shared.enabled()
     }
 
     fn words<M, U>(&self, cx: &Context<M, U>) -> (u32, u32)
@@ -159,51 +195,61 @@ impl Queue {
         (doorbells.load(self.number, doorbell::SQ_TAIL), doorbells.load(self.number, doorbell::CQ_HEAD))
     }
 
-    /// One slice of the queue's work. `false`: there was nothing that could be done.
-    pub(crate) fn serve<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice) -> bool
+    /// Works until nothing more can be done or `budget` is used up, from which the cost is taken.
+    pub(crate) fn serve<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice, budget: &mut i64) -> Served
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
     {
         if !self.is_live() || (matches!(self.state, State::On) && !cx.shared.enabled()) {
-            return false;
+            return Served { worked: false, more: false };
         }
         // Before anything is done: a word that changes after this makes `is_rung` say so.
         self.seen = self.words(cx);
-        let mut worked = self.flush(cx, slice);
-        let mut budget = SLICE_BYTES;
-        while budget > 0 && self.is_live() {
-            let mut progress = self.runnable.len() < INTERLEAVED && self.start_next(cx, slice);
+        let mut visit = Visit::new(slice);
+        let mut worked = self.flush(cx, &mut visit);
+        let mut more = true;
+        while *budget > 0 && self.is_live() && more {
+            let mut progress = self.runnable.len() < INTERLEAVED && self.start_next(cx, &mut visit, budget);
             if let Some(slot) = self.runnable.pop_front() {
-                self.run_job(cx, slice, slot, &mut budget);
+                self.run_job(cx, slice, slot, budget);
                 progress = true;
             }
-            progress |= self.flush(cx, slice);
-            if !progress {
-                if self.is_stopping() {
-                    self.stopped(cx);
-                    worked = true;
-                }
-                break;
+            progress |= self.flush(cx, &mut visit);
+            if progress {
+                *budget -= DESCRIPTOR_COST;
+            } else if self.is_stopping() {
+                self.stopped(cx);
+                progress = true;
+            } else {
+                more = false;
             }
-            worked = true;
-            budget = budget.saturating_sub(DESCRIPTOR_COST);
+            worked |= progress;
         }
-        worked
+        self.show(cx);
+        Served { worked, more: more && self.is_live() }
     }
 
     /// Starts the next descriptor, if there is one and it may start. Whether anything changed.
-    fn start_next<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice) -> bool
+    fn start_next<M, U>(&mut self, cx: &mut Context<M, U>, visit: &mut Visit<'_>, budget: &mut i64) -> bool
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
     {
         let mut progress = false;
         if self.held.is_none() {
-            self.held = self.fetch(cx, slice);
+            self.held = self.fetch(cx, visit);
             progress = self.held.is_some();
         }
         let Some(descriptor) = self.held else { return progress };
+        if self.express(cx, visit, &descriptor, budget) {
+            self.held = None;
+            return true;
+        }
+        if self.held.is_none() {
+            // It halted over its completion ring.
+            return true;
+        }
         if self.free.is_empty() {
             return progress;
         }
@@ -243,70 +289,7 @@ impl Queue {
         Some(Job::new(index, &work, || self.buffers.pop().expect("counted above")))
     }
 
-    /// The index below which software has written descriptors, or `None` where its word cannot be true.
-    fn tail(&self, word: u32) -> Option<u64> {
-        let ahead = word.wrapping_sub(low_word(self.sq_head));
-        (ahead <= 1 << self.config.sq_log2).then(|| self.sq_head + u64::from(ahead))
-    }
-
-    /// Takes the next descriptor out of the ring, if there is one.
-    fn fetch<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice) -> Option<Descriptor>
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
-        if self.sq_wait.is_some() {
-            return None;
-        }
-        if let State::Stopping { tail, .. } = self.state {
-            if self.sq_head >= tail {
-                return None;
-            }
-        } else {
-            match self.tail(cx.shared.doorbells().load(self.number, doorbell::SQ_TAIL)) {
-                None => {
-                    self.halt(cx, queue_error::BAD_TAIL, 0);
-                    return None;
-                }
-                Some(tail) if tail == self.sq_head => return None,
-                Some(_) => {}
-            }
-        }
-        let slot = self.sq_head & ((1 << self.config.sq_log2) - 1);
-        let target = Target { space: self.config.user, iova: self.config.sq_base + slot * DESCRIPTOR, write: false };
-        let mut descriptor = Descriptor::new_zeroed();
-        match cx.requester.access(slice, target) {
-            // An entry is aligned to its size, so it never crosses a page.
-            Ok(span) => span.load(descriptor.as_mut_bytes()),
-            Err(refusal) => {
-                self.fetch_refused(cx, slice, target, refusal);
-                return None;
-            }
-        }
-        self.sq_patience.progress();
-        self.sq_head += 1;
-        cx.shared.doorbells().store(self.number, doorbell::SQ_HEAD, low_word(self.sq_head));
-        Some(descriptor)
-    }
-
-    fn fetch_refused<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice, target: Target, refusal: Refusal)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
-        if let State::Stopping { tail, .. } = &mut self.state {
-            *tail = self.sq_head;
-            return;
-        }
-        let waiter = self.waiter(Part::Submission);
-        let fault = Fault { target, refusal, ahead: DESCRIPTOR, stop: false };
-        match cx.fault(slice, waiter, &mut self.sq_patience, &fault) {
-            Ok(wait) => self.sq_wait = Some(wait),
-            Err(_) => self.halt(cx, queue_error::SQ_FAULT, target.iova),
-        }
-    }
-
-    fn run_job<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice, slot: u16, budget: &mut u64)
+    fn run_job<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice, slot: u16, budget: &mut i64)
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
@@ -326,115 +309,6 @@ impl Queue {
                     }
                 }
             }
-        }
-    }
-
-    /// Writes the completions that can be written. Whether there was one.
-    fn flush<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice) -> bool
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
-        let mut wrote = false;
-        let mut interrupt = false;
-        while let Some(&slot) = self.completing.front() {
-            if self.cq_wait.is_some() || !self.has_cq_room(cx) || !self.write_completion(cx, slice, slot) {
-                break;
-            }
-            self.completing.pop_front();
-            wrote = true;
-            interrupt |= self.release(cx, slot).contains(DescriptorFlags::INTERRUPT);
-            self.settle_drains();
-        }
-        if interrupt {
-            self.raise(cx);
-        }
-        wrote
-    }
-
-    fn has_cq_room<M, U>(&mut self, cx: &mut Context<M, U>) -> bool
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
-        let head = cx.shared.doorbells().load(self.number, doorbell::CQ_HEAD);
-        let unread = low_word(self.cq_tail).wrapping_sub(head);
-        // Neither beyond what was written nor further behind it than there are entries.
-        if u64::from(unread) > self.cq_tail.min(1 << self.config.cq_log2) {
-            self.halt(cx, queue_error::BAD_CQ_HEAD, 0);
-            return false;
-        }
-        unread < 1 << self.config.cq_log2 || mutant!(CompletionRingOverrun)
-    }
-
-    fn write_completion<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice, slot: u16) -> bool
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
-        let at = self.cq_tail & ((1 << self.config.cq_log2) - 1);
-        let target = Target { space: self.config.user, iova: self.config.cq_base + at * COMPLETION, write: true };
-        let span = match cx.requester.access(slice, target) {
-            Ok(span) => span,
-            Err(refusal) => {
-                self.completion_refused(cx, slice, target, refusal);
-                return false;
-            }
-        };
-        let job = self.jobs[usize::from(slot)].as_ref().expect("a completing slot has a job");
-        let Phase::Complete(completion) = &job.phase else { unreachable!("a completing job is complete") };
-        let bytes = completion.as_bytes();
-        const SEQ: usize = std::mem::offset_of!(Completion, seq);
-        span.store(&bytes[..SEQ]);
-        // Last, and release: software that reads the sequence number it expects sees the whole entry.
-        self.cq_tail += 1;
-        span.store_release(SEQ, low_word(self.cq_tail));
-        self.cq_patience.progress();
-        cx.shared.doorbells().store(self.number, doorbell::CQ_TAIL, low_word(self.cq_tail));
-        true
-    }
-
-    fn completion_refused<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice, target: Target, refusal: Refusal)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
-        if self.is_stopping() {
-            // Nothing waits for a page any more: what cannot be written now is dropped (`stopped`).
-            return;
-        }
-        let waiter = self.waiter(Part::Completion);
-        let fault = Fault { target, refusal, ahead: COMPLETION, stop: false };
-        match cx.fault(slice, waiter, &mut self.cq_patience, &fault) {
-            Ok(wait) => self.cq_wait = Some(wait),
-            Err(_) => self.halt(cx, queue_error::CQ_FAULT, target.iova),
-        }
-    }
-
-    /// A job whose completion was written is over.
-    fn release<M, U>(&mut self, cx: &Context<M, U>, slot: u16) -> DescriptorFlags
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
-        let job = self.jobs[usize::from(slot)].take().expect("a completing slot has a job");
-        debug_assert!(job.wait.is_none());
-        let flags = job.flags;
-        cx.counters().completions.add(1);
-        cx.counters().bytes.add(job.bytes_done());
-        self.buffers.extend(job.into_buffers());
-        self.free.push(slot);
-        flags
-    }
-
-    fn raise<M, U>(&self, cx: &Context<M, U>)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
-        if let Some(vector) = self.config.vector {
-            cx.counters().interrupts.add(1);
-            cx.shared.ports().interrupt(vector);
         }
     }
 

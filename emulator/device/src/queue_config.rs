@@ -1,6 +1,8 @@
 //! A queue's registers, checked.
 use svadev_fabric::Pasid;
-use svadev_spec::device::{Completion, Descriptor, QueuePasid, QueueSize, QueueVector, RING_LOG2};
+use svadev_spec::device::{
+    Completion, Descriptor, Priority, QueuePasid, QueueService, QueueSize, QueueVector, RING_LOG2,
+};
 
 /// The registers of a queue as software wrote them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -10,6 +12,7 @@ pub(crate) struct QueueRegisters {
     pub(crate) size: u32,
     pub(crate) pasid: u32,
     pub(crate) vector: u32,
+    pub(crate) service: u32,
 }
 
 /// What an enabled queue works with.
@@ -24,6 +27,8 @@ pub(crate) struct QueueConfig {
     pub(crate) user: Option<Pasid>,
     /// MSI-X vector to raise.
     pub(crate) vector: Option<u16>,
+    /// Its share of the engine, in relation to other queues'.
+    pub(crate) weight: u8,
 }
 
 /// A ring at `base` with `1 << log2` entries of `entry` bytes lies within the address space, aligned.
@@ -40,10 +45,13 @@ impl QueueRegisters {
         let clean_size = QueueSize::new().with_sq_log2(size.sq_log2()).with_cq_log2(size.cq_log2());
         let clean_pasid = QueuePasid::new().with_pasid(pasid.pasid()).with_user(pasid.user());
         let clean_vector = QueueVector::new().with_vector(vector.vector()).with_enable(vector.enable());
+        let service = QueueService::from_bits(self.service);
         let clean = self.size == clean_size.into_bits()
             && self.pasid == clean_pasid.into_bits()
-            && self.vector == clean_vector.into_bits();
+            && self.vector == clean_vector.into_bits()
+            && self.service == QueueService::new().with_priority(service.priority()).into_bits();
         let (sq_log2, cq_log2) = (u32::from(size.sq_log2()), u32::from(size.cq_log2()));
+        let priority = Priority::from_raw(service.priority())?;
         let good = clean
             && ring_fits(self.sq_base, sq_log2, size_of::<Descriptor>())
             && ring_fits(self.cq_base, cq_log2, size_of::<Completion>())
@@ -56,6 +64,7 @@ impl QueueRegisters {
             cq_log2,
             user: pasid.user().then(|| Pasid::from_low_bits(pasid.pasid().into())),
             vector: vector.enable().then(|| vector.vector().into()),
+            weight: priority.weight(),
         })
     }
 }
@@ -64,7 +73,8 @@ impl QueueRegisters {
 mod tests {
     use super::*;
 
-    const GOOD: QueueRegisters = QueueRegisters { sq_base: 0x1000, cq_base: 0x2000, size: 0x0406, pasid: 0, vector: 0 };
+    const GOOD: QueueRegisters =
+        QueueRegisters { sq_base: 0x1000, cq_base: 0x2000, size: 0x0406, pasid: 0, vector: 0, service: 0 };
 
     #[test]
     fn registers_become_a_configuration() {
@@ -73,6 +83,8 @@ mod tests {
         assert_eq!((config.sq_log2, config.cq_log2, config.vector), (6, 4, Some(3)));
         assert_eq!(config.user, Some(Pasid::new(0x12345).unwrap()));
         assert_eq!(GOOD.check(0).unwrap().user, None);
+        let weights = [0, 1, 2, 3].map(|service| QueueRegisters { service, ..GOOD }.check(4).unwrap().weight);
+        assert_eq!(weights, [2, 1, 4, 8]);
     }
 
     #[test]
@@ -89,6 +101,8 @@ mod tests {
             QueueRegisters { pasid: 1 << 31 | 1 << 20, ..GOOD },
             QueueRegisters { vector: 1 << 31 | 4, ..GOOD },
             QueueRegisters { vector: 1 << 8, ..GOOD },
+            QueueRegisters { service: 4, ..GOOD },
+            QueueRegisters { service: 1 << 8, ..GOOD },
         ] {
             assert_eq!(bad.check(4), None, "{bad:x?}");
         }

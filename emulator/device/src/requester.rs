@@ -81,17 +81,31 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
     /// The memory at an address, to the end of its page. A cached translation without the needed right is asked for again:
     /// software may raise rights in a table without invalidating, so that only asking tells.
     pub(crate) fn access<'s>(&mut self, slice: &'s Slice, target: Target) -> Result<Span<'s>, Refusal> {
-        let gate = slice.gate;
-        if !(gate.bus_master || mutant!(BusMasterUnchecked)) || !gate.ats || (target.space.is_some() && !gate.pasid) {
+        if !slice.gate.allows(target.space) {
             return Err(Refusal::Blocked);
         }
-        let placed = match self.tlb.lookup(target.space, target.iova) {
-            Some(hit) if hit.rights.allow(target) => {
-                self.shared.engine_counters(self.engine).tlb_hits.add(1);
-                Placed { host: hit.host, size_log2: hit.size_log2, rights: hit.rights }
-            }
-            _ => self.translate(target)?,
-        };
+        match self.cached(slice, target) {
+            Some(span) => Ok(span),
+            None => self.translate(slice, target),
+        }
+    }
+
+    /// As [`access`](Self::access), where the device TLB has the translation.
+    #[inline]
+    pub(crate) fn cached<'s>(&self, slice: &'s Slice, target: Target) -> Option<Span<'s>> {
+        if !slice.gate.allows(target.space) {
+            return None;
+        }
+        let hit = self.tlb.lookup(target.space, target.iova)?;
+        let placed = Placed { host: hit.host, size_log2: hit.size_log2, rights: hit.rights };
+        placed.rights.allow(target).then(|| {
+            self.shared.engine_counters(self.engine).tlb_hits.add(1);
+            Self::span(slice, target, placed)
+        })
+    }
+
+    #[inline]
+    fn span<'s>(slice: &'s Slice, target: Target, placed: Placed) -> Span<'s> {
         debug_assert!(placed.rights.allow(target));
         let offset = target.iova & ((1 << placed.size_log2) - 1);
         let len = usize::try_from((1u64 << placed.size_log2) - offset).expect("at most 1 GiB");
@@ -99,11 +113,11 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
         // SAFETY: `place` found the whole page inside one host window, readable or writable as `rights` say. The window is
         // valid until this engine acknowledges a memory change, which drops it from the TLB; that happens when the engine
         // empties its mailbox, never during a slice (`copy::Slice`).
-        Ok(unsafe { Span::new(slice, placed.host.add(offset), len) })
+        unsafe { Span::new(slice, placed.host.add(offset), len) }
     }
 
     /// Asks the IOMMU, and keeps the answer where that is allowed.
-    fn translate(&mut self, target: Target) -> Result<Placed, Refusal> {
+    fn translate<'s>(&mut self, slice: &'s Slice, target: Target) -> Result<Span<'s>, Refusal> {
         let counters = self.shared.engine_counters(self.engine);
         counters.translations.add(1);
         let request = TranslationRequest {
@@ -120,10 +134,12 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
         }
         let placed = self.place(target, translation)?;
         // PCIe 6.0 §10.2.3: with U set, only untranslated requests are allowed; the answer serves this access and no other.
-        if !translation.untranslated_only || mutant!(UntranslatedOnlyIsKept) {
-            self.tlb.insert(target.space, target.iova, placed.size_log2, placed.host, placed.rights);
+        let span = Self::span(slice, target, placed);
+        if translation.untranslated_only && !mutant!(UntranslatedOnlyIsKept) {
+            return Ok(span.once());
         }
-        Ok(placed)
+        self.tlb.insert(target.space, target.iova, placed.size_log2, placed.host, placed.rights);
+        Ok(span)
     }
 
     /// Finds the page in guest memory: the largest size the TLB knows that both the translation and one host window cover.

@@ -60,7 +60,7 @@ impl Cursor {
     }
 
     /// Entries of its list, 0 without one.
-    pub(crate) fn list_entries(&self) -> u64 {
+    pub(crate) fn list_entries(&self) -> i64 {
         self.operand.entries.into()
     }
 

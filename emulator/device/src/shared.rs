@@ -3,7 +3,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use svadev_fabric::{Bdf, InvalidateAck, InvalidateRequest, PageGroupResponse};
+use svadev_fabric::{Bdf, InvalidateAck, InvalidateRequest, PageGroupResponse, Pasid};
 use svadev_mutation::mutant;
 use svadev_spec::device::{CommandStatus, QueueStatus, Status};
 
@@ -91,6 +91,10 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
+    /// Whether requests for an address space may be sent at all.
+    pub(crate) fn allows(self, space: Option<Pasid>) -> bool {
+        (self.bus_master || mutant!(BusMasterUnchecked)) && self.ats && (self.pasid || space.is_none())
+    }
     fn to_bits(self) -> u32 {
         u32::from(self.bus_master) | u32::from(self.ats) << 1 | u32::from(self.pasid) << 2
     }
@@ -234,6 +238,11 @@ impl FunctionShared {
         self.post(engine, |mailbox| mailbox.credit = true);
     }
 
+    /// A wake page was written: software rang a doorbell that said that nobody looks at it.
+    pub(crate) fn ring(&self, queue: usize) {
+        self.post(self.engine_of(queue), |mailbox| mailbox.ring(queue));
+    }
+
     /// Starts a reset: every engine drops all it has. The caller has reset the registers.
     pub(crate) fn reset(&self) {
         self.enabled.store(false, Ordering::Relaxed);
@@ -248,7 +257,7 @@ impl FunctionShared {
             self.ask_all(Answer::Disable, |mailbox, obligation| mailbox.disables.push(obligation));
         } else if enable && !was {
             for engine in 0..self.engines.len() {
-                self.post(engine, |_| ());
+                self.post(engine, |mailbox| mailbox.rung_all = true);
             }
         }
     }
@@ -347,7 +356,8 @@ impl FunctionShared {
     pub(crate) fn queue(&self, queue: usize) -> &QueueFace {
         &self.queues[queue]
     }
-    pub(crate) fn doorbells(&self) -> &DoorbellPages {
+    /// The doorbell pages, as a program maps them.
+    pub fn doorbells(&self) -> &DoorbellPages {
         &self.doorbells
     }
     pub(crate) fn ports(&self) -> &dyn FunctionPorts {

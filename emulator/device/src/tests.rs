@@ -6,4 +6,5 @@ mod lifecycle;
 mod random;
 mod registers;
 mod rings;
+mod service;
 mod world;

@@ -110,6 +110,8 @@ pub mod regs {
     pub const QUEUE_CONTROL: u64 = 0x1c;
     /// RO, 32, in a queue: [`super::QueueStatus`].
     pub const QUEUE_STATUS: u64 = 0x20;
+    /// RW, 32, in a queue: [`super::QueueService`].
+    pub const QUEUE_SERVICE: u64 = 0x24;
     /// RO, 64, in a queue: the address whose fault halted it.
     pub const QUEUE_FAULT_ADDRESS: u64 = 0x28;
 }
@@ -124,7 +126,7 @@ pub mod doorbell {
     pub const SQ_HEAD: u64 = 0x40;
     /// u32, written by the device: free-running index one past the last completion written.
     pub const CQ_TAIL: u64 = 0x44;
-    /// u32, written by the device: not 0 when its engine sleeps. After a store to `SQ_TAIL` or `CQ_HEAD` and a full
+    /// u32, written by the device: not 0 when its engine sleeps, or has stopped looking at a queue that was long idle. After a store to `SQ_TAIL` or `CQ_HEAD` and a full
     /// fence, software that reads not 0 here must write the wake page (or [`super::regs::WAKE`]).
     pub const ARMED: u64 = 0x48;
 }
@@ -234,6 +236,48 @@ pub struct QueueVector {
     __: u32,
     /// Raise it; otherwise completions are silent.
     pub enable: bool,
+}
+
+/// [`regs::QUEUE_SERVICE`].
+#[bitfield(u32, order = Lsb)]
+pub struct QueueService {
+    /// One of [`Priority`].
+    #[bits(8)]
+    pub priority: u8,
+    #[bits(24)]
+    __: u32,
+}
+
+/// [`QueueService::priority`]: how much of its engine a queue gets while others have work, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Priority {
+    /// Two shares.
+    #[default]
+    Normal = 0,
+    /// One share.
+    Low = 1,
+    /// Four shares.
+    High = 2,
+    /// Eight shares.
+    Urgent = 3,
+}
+
+impl Priority {
+    /// The priority with this value, if there is one.
+    pub fn from_raw(raw: u8) -> Option<Self> {
+        [Self::Normal, Self::Low, Self::High, Self::Urgent].into_iter().find(|&priority| priority as u8 == raw)
+    }
+
+    /// Shares.
+    pub const fn weight(self) -> u8 {
+        match self {
+            Self::Low => 1,
+            Self::Normal => 2,
+            Self::High => 4,
+            Self::Urgent => 8,
+        }
+    }
 }
 
 /// [`regs::QUEUE_STATUS`].

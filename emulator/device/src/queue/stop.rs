@@ -18,6 +18,15 @@ pub(crate) struct Horizon {
     index: u64,
 }
 
+/// How far an abort is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Aborting {
+    /// The queue has done its part.
+    pub(crate) over: bool,
+    /// It has completions to write now, or a stop to finish.
+    pub(crate) changed: bool,
+}
+
 impl Queue {
     /// QUEUE_CONTROL 0 → 1. A queue that is still stopping starts when it has stopped.
     pub(crate) fn enable<M, U>(&mut self, cx: &mut Context<M, U>, config: QueueConfig)
@@ -36,6 +45,9 @@ impl Queue {
         (self.sq_head, self.cq_tail) = (0, 0);
         (self.sq_patience, self.cq_patience) = Default::default();
         self.aborts.clear();
+        self.seen = self.words(cx);
+        (self.shown, self.interrupt) = ((0, 0), false);
+        self.armed.set(false);
         let doorbells = cx.shared.doorbells();
         for word in [doorbell::SQ_HEAD, doorbell::CQ_TAIL, doorbell::ARMED] {
             doorbells.store(self.number, word, 0);
@@ -88,6 +100,8 @@ impl Queue {
         U: Upstream + ?Sized,
     {
         let State::Stopping { then, .. } = self.state else { unreachable!("only a stopping queue has stopped") };
+        // Before the status says that nothing more comes.
+        self.show(cx);
         self.clear(cx);
         match then {
             Then::Off => {
@@ -106,12 +120,13 @@ impl Queue {
         }
     }
 
-    /// Ends the jobs that are meant as *aborted*; their completions are still to be written.
-    fn end_jobs<M, U>(&mut self, cx: &mut Context<M, U>, meant: impl Fn(&Job) -> bool)
+    /// Ends the jobs that are meant as *aborted*; their completions are still to be written. Whether there was one.
+    fn end_jobs<M, U>(&mut self, cx: &mut Context<M, U>, meant: impl Fn(&Job) -> bool) -> bool
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
     {
+        let mut ended = false;
         for slot in 0..u16::try_from(self.jobs.len()).expect("at most 256 slots") {
             let waiter = self.waiter(Part::Job(slot));
             let Some(job) = &mut self.jobs[usize::from(slot)] else { continue };
@@ -127,7 +142,9 @@ impl Queue {
             job.end(Code::Aborted);
             self.completing.push_back(slot);
             self.runnable.retain(|&s| s != slot);
+            ended = true;
         }
+        ended
     }
 
     /// Forgets everything under way.
@@ -148,6 +165,7 @@ impl Queue {
             self.free.push(slot);
         }
         self.held = None;
+        self.interrupt = false;
         self.aborts.clear();
         debug_assert!(!self.jobs_under_way() && self.runnable.is_empty() && self.drains == 0);
     }
@@ -162,6 +180,8 @@ impl Queue {
         self.state = State::Off;
         self.enable_next = None;
         cx.shared.doorbells().clear(self.number);
+        self.shown = (0, 0);
+        self.armed.set(false);
         self.set_face(cx, QueueStatus::new(), 0);
     }
 
@@ -204,26 +224,27 @@ impl Queue {
     }
 
     /// ABORT_PASID: ends the PASID's jobs, and remembers what of it may still be in the ring below `horizon`. A user queue
-    /// of the PASID halts: its very rings are accesses for it. `false` while that is not done.
-    pub(crate) fn abort<M, U>(&mut self, cx: &mut Context<M, U>, pasid: Pasid, horizon: Horizon) -> bool
+    /// of the PASID halts: its very rings are accesses for it.
+    pub(crate) fn abort<M, U>(&mut self, cx: &mut Context<M, U>, pasid: Pasid, horizon: Horizon) -> Aborting
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
     {
         let horizon = self.below(horizon);
         match self.config.user {
-            _ if !self.is_live() => true,
-            Some(user) if user != pasid => true,
+            _ if !self.is_live() => Aborting { over: true, changed: false },
+            Some(user) if user != pasid => Aborting { over: true, changed: false },
             Some(_) => {
-                if matches!(self.state, State::On) {
+                let changed = self.is_on();
+                if changed {
                     self.stop(cx, Then::Halted { error: queue_error::NONE, address: 0 }, true);
                 }
-                false
+                Aborting { over: false, changed }
             }
             None => {
-                self.end_jobs(cx, |job| job.space == Some(pasid) && job.index < horizon);
+                let changed = self.end_jobs(cx, |job| job.space == Some(pasid) && job.index < horizon);
                 self.settle_drains();
-                self.remember_abort(pasid, horizon)
+                Aborting { over: self.remember_abort(pasid, horizon), changed }
             }
         }
     }
@@ -249,13 +270,15 @@ impl Queue {
         self.aborts.iter().any(|&(pasid, until)| space == Some(pasid) && index < until)
     }
 
-    /// Says in the doorbell page that the engine sleeps, or does not.
+    /// Says in the doorbell page that nobody looks at it until the wake page is written, or that somebody does.
     pub(crate) fn arm<M, U>(&self, cx: &Context<M, U>, armed: bool)
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
     {
-        cx.shared.doorbells().store(self.number, doorbell::ARMED, u32::from(armed));
+        if armed != self.armed.replace(armed) {
+            cx.shared.doorbells().store(self.number, doorbell::ARMED, u32::from(armed));
+        }
     }
 
     /// For tests that start near where 32-bit indexes wrap.

@@ -345,8 +345,8 @@ impl World {
         let allocation = pri + u64::from(pcie::pri::OUTSTANDING_ALLOCATION);
         let _ = self.function.config_write(allocation, &512u32.to_le_bytes());
         let _ = self.function.config_write(pri + u64::from(pcie::pri::CONTROL), &1u16.to_le_bytes());
-        for n in 0..16 {
-            let page = RINGS + n * 0x1_0000;
+        for n in 0..2 * self.rings.len().max(8) as u64 {
+            let page = RINGS + n * RING_BYTES;
             for at in (page..page + RING_BYTES).step_by(0x1000) {
                 self.mmu.map(None, at, 12, Page::rw(at));
             }
@@ -418,7 +418,8 @@ impl World {
     pub(super) fn enable_with(&mut self, queue: usize, sq_log2: u8, cq_log2: u8, user: Option<Pasid>) {
         let size = QueueSize::new().with_sq_log2(sq_log2).with_cq_log2(cq_log2);
         let owner = user.map_or(QueuePasid::new(), |p| QueuePasid::new().with_pasid(p.get()).with_user(true));
-        let vector = QueueVector::new().with_vector(u8::try_from(queue).unwrap()).with_enable(true);
+        let vectors = usize::from(self.function.shared().settings().vectors);
+        let vector = QueueVector::new().with_vector(u8::try_from(queue % vectors).unwrap()).with_enable(true);
         self.write64(Self::register(queue, regs::QUEUE_SQ_BASE), Self::sq_base(queue));
         self.write64(Self::register(queue, regs::QUEUE_CQ_BASE), Self::cq_base(queue));
         self.write32(Self::register(queue, regs::QUEUE_SIZE), size.into_bits());

@@ -1,0 +1,257 @@
+//! A queue's rings: descriptors come in, completions go out, and the doorbell page shows how far the device is.
+use svadev_fabric::Upstream;
+use svadev_memory::GuestMemory;
+use svadev_mutation::mutant;
+use svadev_spec::device::{Completion, Descriptor, DescriptorFlags, doorbell, queue_error};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::{Part, Phase, Queue, State, low_word};
+use crate::context::{Context, Fault};
+use crate::copy::{Slice, Span};
+use crate::requester::{Refusal, Target};
+
+const DESCRIPTOR: u64 = size_of::<Descriptor>() as u64;
+const COMPLETION: u64 = size_of::<Completion>() as u64;
+
+/// One visit to a queue: the slice it is part of, and where the rings' entries are. A translation that may be used again is good for
+/// the whole slice (`copy::Slice`), so neighbouring entries cost one lookup.
+pub(super) struct Visit<'s> {
+    pub(super) slice: &'s Slice,
+    sq: Option<(u64, Span<'s>)>,
+    cq: Option<(u64, Span<'s>)>,
+}
+
+impl<'s> Visit<'s> {
+    pub(super) fn new(slice: &'s Slice) -> Self {
+        Self { slice, sq: None, cq: None }
+    }
+}
+
+/// The part of a known span from `iova` on, where it has all of an entry of `len` bytes.
+fn within<'s>(known: Option<(u64, Span<'s>)>, iova: u64, len: u64) -> Option<Span<'s>> {
+    let (start, span) = known?;
+    let offset = usize::try_from(iova.checked_sub(start)?).ok()?;
+    let left = span.len().checked_sub(offset)?;
+    (left as u64 >= len).then(|| span.skip(offset))
+}
+
+impl Queue {
+    /// The index below which software has written descriptors, or `None` where its word cannot be true.
+    pub(super) fn tail(&self, word: u32) -> Option<u64> {
+        let ahead = word.wrapping_sub(low_word(self.sq_head));
+        (ahead <= 1 << self.config.sq_log2).then(|| self.sq_head + u64::from(ahead))
+    }
+
+    /// Takes the next descriptor out of the ring, if there is one.
+    pub(super) fn fetch<M, U>(&mut self, cx: &mut Context<M, U>, visit: &mut Visit<'_>) -> Option<Descriptor>
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        if self.sq_wait.is_some() {
+            return None;
+        }
+        if let State::Stopping { tail, .. } = self.state {
+            if self.sq_head >= tail {
+                return None;
+            }
+        } else {
+            if self.seen.0 == low_word(self.sq_head) {
+                self.seen.0 = cx.shared.doorbells().load(self.number, doorbell::SQ_TAIL);
+            }
+            match self.tail(self.seen.0) {
+                None => {
+                    self.halt(cx, queue_error::BAD_TAIL, 0);
+                    return None;
+                }
+                Some(tail) if tail == self.sq_head => return None,
+                Some(_) => {}
+            }
+        }
+        let slot = self.sq_head & ((1 << self.config.sq_log2) - 1);
+        let iova = self.config.sq_base + slot * DESCRIPTOR;
+        let target = Target { space: self.config.user, iova, write: false };
+        // An entry is aligned to its size, so it never crosses a page.
+        let span = match within(visit.sq, iova, DESCRIPTOR) {
+            Some(span) => span,
+            None => match cx.requester.access(visit.slice, target) {
+                Ok(span) => {
+                    visit.sq = span.is_lasting().then_some((iova, span));
+                    span
+                }
+                Err(refusal) => {
+                    self.fetch_refused(cx, visit.slice, target, refusal);
+                    return None;
+                }
+            },
+        };
+        let mut descriptor = Descriptor::new_zeroed();
+        span.load(descriptor.as_mut_bytes());
+        self.sq_patience.progress();
+        self.sq_head += 1;
+        Some(descriptor)
+    }
+
+    fn fetch_refused<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice, target: Target, refusal: Refusal)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        if let State::Stopping { tail, .. } = &mut self.state {
+            *tail = self.sq_head;
+            return;
+        }
+        let waiter = self.waiter(Part::Submission);
+        let fault = Fault { target, refusal, ahead: DESCRIPTOR, stop: false };
+        match cx.fault(slice, waiter, &mut self.sq_patience, &fault) {
+            Ok(wait) => self.sq_wait = Some(wait),
+            Err(_) => self.halt(cx, queue_error::SQ_FAULT, target.iova),
+        }
+    }
+
+    /// Writes the completions that can be written. Whether there was one.
+    pub(super) fn flush<M, U>(&mut self, cx: &mut Context<M, U>, visit: &mut Visit<'_>) -> bool
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        let mut wrote = false;
+        while let Some(&slot) = self.completing.front() {
+            let Some(entry) = self.completion_entry(cx, visit) else { break };
+            let job = self.jobs[usize::from(slot)].as_ref().expect("a completing slot has a job");
+            let Phase::Complete(completion) = job.phase else { unreachable!("a completing job is complete") };
+            self.write_completion(entry, completion, job.flags);
+            self.completing.pop_front();
+            self.release(cx, slot);
+            self.settle_drains();
+            wrote = true;
+        }
+        wrote
+    }
+
+    /// Where the next completion goes, if it can be written now.
+    pub(super) fn completion_entry<'s, M, U>(
+        &mut self,
+        cx: &mut Context<M, U>,
+        visit: &mut Visit<'s>,
+    ) -> Option<Span<'s>>
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        if self.cq_wait.is_some() || !self.has_cq_room(cx) {
+            return None;
+        }
+        let at = self.cq_tail & ((1 << self.config.cq_log2) - 1);
+        let iova = self.config.cq_base + at * COMPLETION;
+        if let Some(span) = within(visit.cq, iova, COMPLETION) {
+            return Some(span);
+        }
+        let target = Target { space: self.config.user, iova, write: true };
+        match cx.requester.access(visit.slice, target) {
+            Ok(span) => {
+                visit.cq = span.is_lasting().then_some((iova, span));
+                Some(span)
+            }
+            Err(refusal) => {
+                self.completion_refused(cx, visit.slice, target, refusal);
+                None
+            }
+        }
+    }
+
+    fn has_cq_room<M, U>(&mut self, cx: &mut Context<M, U>) -> bool
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        let entries = 1 << self.config.cq_log2;
+        let unread = |tail: u64, head| u64::from(low_word(tail).wrapping_sub(head));
+        if unread(self.cq_tail, self.seen.1) >= entries {
+            self.seen.1 = cx.shared.doorbells().load(self.number, doorbell::CQ_HEAD);
+        }
+        let unread = unread(self.cq_tail, self.seen.1);
+        // Neither beyond what was written nor further behind it than there are entries.
+        if unread > self.cq_tail.min(entries) {
+            self.halt(cx, queue_error::BAD_CQ_HEAD, 0);
+            return false;
+        }
+        unread < entries || mutant!(CompletionRingOverrun)
+    }
+
+    /// Writes the next completion. Its last word holds the sequence number, and is stored last, release: software that reads
+    /// the number it expects sees the whole entry.
+    pub(super) fn write_completion(&mut self, entry: Span<'_>, completion: Completion, flags: DescriptorFlags) {
+        const LAST: usize = std::mem::offset_of!(Completion, status);
+        const _: () = assert!(LAST == 24 && std::mem::offset_of!(Completion, seq) == 28);
+        self.cq_tail += 1;
+        let Completion { cookie, bytes_done, result, status, fault, .. } = completion;
+        let last = u64::from(status) | u64::from(fault) << 16 | u64::from(low_word(self.cq_tail)) << 32;
+        entry.store_entry([cookie, bytes_done, result, last]);
+        self.cq_patience.progress();
+        self.interrupt |= flags.contains(DescriptorFlags::INTERRUPT);
+    }
+
+    /// Shows in the doorbell page how far the device is, and raises the vector if something was written that wants it. Once a
+    /// visit: the page's line is one that software reads, so that each store to it is a trip between two caches.
+    pub(super) fn show<M, U>(&mut self, cx: &Context<M, U>)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        let (head, tail) = (low_word(self.sq_head), low_word(self.cq_tail));
+        let doorbells = cx.shared.doorbells();
+        if head != self.shown.0 {
+            doorbells.store(self.number, doorbell::SQ_HEAD, head);
+        }
+        if tail != self.shown.1 {
+            doorbells.store(self.number, doorbell::CQ_TAIL, tail);
+        }
+        self.shown = (head, tail);
+        if std::mem::take(&mut self.interrupt) {
+            self.raise(cx);
+        }
+    }
+
+    fn completion_refused<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice, target: Target, refusal: Refusal)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        if self.is_stopping() {
+            // Nothing waits for a page any more: what cannot be written now is dropped (`stopped`).
+            return;
+        }
+        let waiter = self.waiter(Part::Completion);
+        let fault = Fault { target, refusal, ahead: COMPLETION, stop: false };
+        match cx.fault(slice, waiter, &mut self.cq_patience, &fault) {
+            Ok(wait) => self.cq_wait = Some(wait),
+            Err(_) => self.halt(cx, queue_error::CQ_FAULT, target.iova),
+        }
+    }
+
+    /// A job whose completion was written is over.
+    fn release<M, U>(&mut self, cx: &Context<M, U>, slot: u16)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        let job = self.jobs[usize::from(slot)].take().expect("a completing slot has a job");
+        debug_assert!(job.wait.is_none());
+        cx.counters().completions.add(1);
+        cx.counters().bytes.add(job.bytes_done());
+        self.buffers.extend(job.into_buffers());
+        self.free.push(slot);
+    }
+
+    pub(super) fn raise<M, U>(&self, cx: &Context<M, U>)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        if let Some(vector) = self.config.vector {
+            cx.counters().interrupts.add(1);
+            cx.shared.ports().interrupt(vector);
+        }
+    }
+}

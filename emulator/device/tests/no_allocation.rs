@@ -47,7 +47,7 @@ fn allocations() -> u64 {
 fn work(n: u32) -> Descriptor {
     let (src, dst) = (BUFFERS + u64::from(n % 32) * 0x4_0000, BUFFERS + (64 << 20));
     let length = [1, 64, 4096, 9000, 70_000][(n / 6) as usize % 5];
-    let flags = if n % 7 == 0 { DescriptorFlags::FENCE } else { DescriptorFlags::INTERRUPT }.bits();
+    let flags = if n.is_multiple_of(7) { DescriptorFlags::FENCE } else { DescriptorFlags::INTERRUPT }.bits();
     match n % 6 {
         0 => Descriptor { opcode: opcode::NOP, flags, ..Descriptor::default() },
         1 => Descriptor { opcode: opcode::FILL, flags, dst, length, operand: 7, ..Descriptor::default() },

@@ -33,6 +33,7 @@ mod counters;
 mod fault;
 mod interrupts;
 mod invalidation;
+pub mod measure;
 mod page_request;
 mod registers;
 mod resolver;

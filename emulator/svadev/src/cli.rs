@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+    bench::row::Suite,
     exit::{Exit, OrExit as _, Outcome},
     topology::{self, Accel, Caching, Levels, Topology},
 };
@@ -40,6 +41,8 @@ pub enum Command {
     Test(TestArgs),
     /// Boot the guest and show what shared virtual addressing does, and what it costs.
     Demo(DemoArgs),
+    /// Measure what everything costs, against baselines of the same run: table, JSON, and a page with plots.
+    Bench(BenchArgs),
     /// The folder with QEMU, the guest kernel and its build tools.
     #[command(subcommand)]
     Kit(KitCommand),
@@ -185,6 +188,50 @@ pub struct DemoArgs {
     pub json: Option<PathBuf>,
 }
 
+/// `svadev bench`
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Exit status: 0 measured, whatever the verdicts (and with --compare, whatever the changes); 1 the guest's \
+program failed or its kernel log is not clean; 2 usage, or a file that cannot be read or written; otherwise as for `test`."
+)]
+pub struct BenchArgs {
+    /// Measure this suite only; may be given again.
+    #[arg(long, value_enum, value_name = "SUITE")]
+    pub suite: Vec<Suite>,
+    /// Less time for each case: everything in under two minutes.
+    #[arg(long)]
+    pub quick: bool,
+    /// Only what needs no guest: the same engines, driven in-process. No kit is needed.
+    #[arg(long)]
+    pub native: bool,
+    /// Only what is measured in the guest.
+    #[arg(long, conflicts_with = "native")]
+    pub guest_only: bool,
+    /// How long each case is measured, seconds.
+    #[arg(long, value_name = "SECS", value_parser = parse_seconds)]
+    pub seconds_per_case: Option<f64>,
+    /// Write the results here: one object a row, and the machine.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write the page with plots here.
+    #[arg(long, value_name = "FILE", default_value = "svadev-bench.html")]
+    pub html: PathBuf,
+    /// Measure nothing: compare two files that `--json` wrote.
+    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"],
+        conflicts_with_all = ["suite", "quick", "native", "guest_only", "seconds_per_case", "json"])]
+    pub compare: Vec<PathBuf>,
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// The host.
+    #[command(flatten)]
+    pub host: HostArgs,
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|s| (0.01..=600.0).contains(s)).ok_or_else(|| "write 0.01 to 600".into())
+}
+
 /// `svadev serve`
 #[derive(Args, Debug)]
 pub struct ServeArgs {
@@ -322,6 +369,10 @@ mod tests {
             (&["svadev", "vm", "--accel", "xen"], "tcg"),
             (&["svadev", "dmar", "--address", "0xfebff001", "-o", "f"], "page"),
             (&["svadev", "vm", "--initrd", "i", "--share", "d"], "--share"),
+            (&["svadev", "bench", "--suite", "dance"], "latency"),
+            (&["svadev", "bench", "--compare", "a.json"], "--compare"),
+            (&["svadev", "bench", "--native", "--guest-only"], "--native"),
+            (&["svadev", "bench", "--seconds-per-case", "nan"], "0.01 to 600"),
         ] {
             let error = Cli::try_parse_from(line).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()));

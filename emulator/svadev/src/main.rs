@@ -8,6 +8,7 @@
 mod say;
 
 mod backend;
+mod bench;
 mod cli;
 mod commands;
 mod console;

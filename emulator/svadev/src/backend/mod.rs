@@ -122,6 +122,24 @@ pub(crate) struct FunctionCounters {
     pub counters: svadev_device::Counters,
 }
 
+/// Reads a backend's counters, also while somebody else runs it.
+#[derive(Clone, Debug)]
+pub(crate) struct CounterSource {
+    bus: Arc<Bus>,
+    functions: Vec<Arc<FunctionShared>>,
+}
+
+impl CounterSource {
+    /// The counters as they are now.
+    pub(crate) fn read(&self) -> Counters {
+        let function = |shared: &Arc<FunctionShared>| FunctionCounters {
+            bdf: shared.bdf().to_string(),
+            counters: shared.counters(),
+        };
+        Counters { unit: self.bus.unit_counters(), functions: self.functions.iter().map(function).collect() }
+    }
+}
+
 impl Backend {
     /// Makes the sockets and starts every thread. What was made is gone again on error.
     pub(crate) fn start(topology: &Topology, options: &BackendOptions) -> anyhow::Result<Self> {
@@ -201,13 +219,19 @@ impl Backend {
         &mut self.events
     }
 
+    /// A write to the unit's registers as its socket thread makes it, for benchmarks of what the guest's traps add nothing to.
+    pub(crate) fn write_unit_register(&self, offset: u64, data: &[u8]) {
+        self.bus.write_register(offset, data);
+    }
+
+    /// What reads the counters later, from wherever.
+    pub(crate) fn counter_source(&self) -> CounterSource {
+        CounterSource { bus: Arc::clone(&self.bus), functions: self.functions.clone() }
+    }
+
     /// What was counted so far.
     pub(crate) fn snapshot(&self) -> Counters {
-        let function = |shared: &Arc<FunctionShared>| FunctionCounters {
-            bdf: shared.bdf().to_string(),
-            counters: shared.counters(),
-        };
-        Counters { unit: self.bus.unit_counters(), functions: self.functions.iter().map(function).collect() }
+        self.counter_source().read()
     }
 
     /// Ends every thread and removes the sockets.

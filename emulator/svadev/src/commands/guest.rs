@@ -19,6 +19,7 @@ use crate::{
     kit::{self, Kit},
     qemu::process::{find_in_path, users_qemu},
     run::{self, Ended, Observer, Plan, Report, Terminal, folder::RunFolder},
+    topology::Accel,
 };
 
 /// What a command wants.
@@ -64,6 +65,8 @@ pub enum Image<'a> {
 pub struct Finished {
     /// What is left of it.
     pub report: Report,
+    /// How QEMU executed it.
+    pub accel: Accel,
     /// Its files.
     folder: RunFolder,
     command: &'static str,
@@ -130,8 +133,8 @@ pub fn run(request: Request<'_>, observer: &mut dyn Observer) -> Outcome<Finishe
         terminal: request.terminal,
         until_placed: request.until_placed,
     };
-    let report = drive(&plan, &folder, observer)?;
-    Ok(Finished { report, folder, command: request.command, keep: host.keep.clone() })
+    let (report, accel) = (drive(&plan, &folder, observer)?, plan.accel);
+    Ok(Finished { report, accel, folder, command: request.command, keep: host.keep.clone() })
 }
 
 /// Starts the backend, runs the plan on it, stops it.
@@ -140,6 +143,7 @@ fn drive(plan: &Plan<'_>, folder: &RunFolder, observer: &mut dyn Observer) -> Ou
         let options = BackendOptions { socket_dir: folder.path().to_owned(), timeout_scale: plan.timeout_scale };
         let mut backend =
             Backend::start(plan.topology, &options).context("starting the backend").or_exit(Exit::Backend)?;
+        observer.backend(backend.counter_source());
         let report = run::run(plan, folder, Some(&mut backend), observer).await;
         backend.stop();
         Ok(report)

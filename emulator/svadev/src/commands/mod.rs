@@ -1,5 +1,6 @@
 //! The subcommands.
 mod accel;
+mod bench;
 mod demo;
 mod guest;
 mod kit;
@@ -16,6 +17,7 @@ pub fn run(command: Command) -> Outcome<u8> {
         Command::Vm(args) => vm::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::QemuArgs(args) => manual::qemu_args(&args),
         Command::Dmar(args) => manual::dmar(&args),

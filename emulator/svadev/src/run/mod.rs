@@ -19,7 +19,7 @@ use self::{
     streams::{Listeners, Senders},
 };
 use crate::{
-    backend::{Backend, BackendEvent},
+    backend::{Backend, BackendEvent, CounterSource},
     console::{self, Input},
     control::Message,
     dmar,
@@ -86,6 +86,8 @@ pub trait Observer {
     fn control(&mut self, message: &Message);
     /// A line of the kernel log.
     fn kernel(&mut self, line: &str);
+    /// The backend has started, and this reads its counters. Called once, before anything else.
+    fn backend(&mut self, _counters: CounterSource) {}
 }
 
 /// How a run ended by itself.

@@ -1,0 +1,169 @@
+//! A program's half of a queue.
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use anyhow::ensure;
+use svadev_spec::device::{Code, Descriptor, DescriptorFlags, DescriptorPasid, doorbell, opcode};
+use zerocopy::IntoBytes as _;
+
+use super::world::{PATIENCE, World, full_fence};
+
+/// A COPY by virtual addresses.
+pub fn copy(from: u64, to: u64, length: u64) -> Descriptor {
+    Descriptor { opcode: opcode::COPY, src: from, dst: to, length, ..Descriptor::default() }
+}
+
+/// The same for a kernel queue, in the address space of a PASID.
+pub fn for_pasid(descriptor: Descriptor, pasid: u32) -> Descriptor {
+    Descriptor { pasid: DescriptorPasid::new().with_pasid(pasid).with_valid(true), ..descriptor }
+}
+
+/// The same, with an interrupt when it is done.
+pub fn with_interrupt(descriptor: Descriptor) -> Descriptor {
+    Descriptor { flags: descriptor.flags | DescriptorFlags::INTERRUPT.bits(), ..descriptor }
+}
+
+/// A wait for another processor, which lets others have this one when it takes long.
+#[derive(Debug, Default)]
+pub struct Spin(u32);
+
+impl Spin {
+    /// Waits a moment. Returns true now and then: time to look at a clock, which costs as much as many moments.
+    pub fn once(&mut self) -> bool {
+        std::hint::spin_loop();
+        self.0 = self.0.wrapping_add(1);
+        let long = self.0.is_multiple_of(1 << 10);
+        if long {
+            std::thread::yield_now();
+        }
+        long
+    }
+}
+
+/// An open queue.
+#[derive(Debug)]
+pub struct Ring<'w> {
+    world: &'w World,
+    number: u16,
+    mask: u32,
+    submissions: u64,
+    completions: u64,
+    /// Free-running: descriptors written, those the device was told of, completions read, those it was told of.
+    tail: u32,
+    rung: u32,
+    head: u32,
+    freed: u32,
+}
+
+impl<'w> Ring<'w> {
+    pub(super) fn new(world: &'w World, number: u16, log2: u8, submissions: u64, completions: u64) -> Self {
+        let mask = (1 << log2) - 1;
+        Self { world, number, mask, submissions, completions, tail: 0, rung: 0, head: 0, freed: 0 }
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u16 {
+        self.number
+    }
+
+    /// Descriptors that were written and whose completions were not read.
+    pub fn pending(&self) -> u32 {
+        self.tail.wrapping_sub(self.head)
+    }
+
+    /// Writes a descriptor. The ring must have room.
+    pub fn put(&mut self, descriptor: &Descriptor) {
+        assert!(self.pending() <= self.mask, "the submission ring is full");
+        let at = self.submissions + 64 * u64::from(self.tail & self.mask);
+        for (word, bytes) in (at..).step_by(8).zip(descriptor.as_bytes().chunks_exact(8)) {
+            let value = u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
+            self.world.memory.word(word).store(value, Ordering::Relaxed);
+        }
+        self.tail = self.tail.wrapping_add(1);
+    }
+
+    /// Tells the device of what was written since the last time, and wakes its engine if it sleeps. Returns whether that took a
+    /// trapped write.
+    pub fn ring(&mut self) -> anyhow::Result<bool> {
+        if self.rung == self.tail && self.freed == self.head {
+            return Ok(false);
+        }
+        if self.freed != self.head {
+            self.world.doorbell(self.number, doorbell::CQ_HEAD).store(self.head, Ordering::Release);
+            self.freed = self.head;
+        }
+        self.world.doorbell(self.number, doorbell::SQ_TAIL).store(self.tail, Ordering::Release);
+        self.rung = self.tail;
+        full_fence();
+        let armed = self.world.doorbell(self.number, doorbell::ARMED).load(Ordering::Acquire) != 0;
+        if armed {
+            self.world.wake(self.number)?;
+        }
+        Ok(armed)
+    }
+
+    /// Reads the next completion, if it is there. Errors: the descriptor failed.
+    pub fn poll(&mut self) -> anyhow::Result<bool> {
+        let at = self.completions + 32 * u64::from(self.head & self.mask);
+        // Status (low 16 bits) and sequence number (high 32) are one word, written last.
+        let last = u64::from_le(self.world.memory.word(at + 24).load(Ordering::Acquire));
+        if last >> 32 != u64::from(self.head.wrapping_add(1)) {
+            return Ok(false);
+        }
+        self.head = self.head.wrapping_add(1);
+        if last & 0xffff != Code::Success as u64 {
+            let code = u16::try_from(last & 0xffff).ok().and_then(Code::from_raw);
+            anyhow::bail!("queue {}: a descriptor ended as {code:?}", self.number);
+        }
+        Ok(true)
+    }
+
+    /// Spins until the device has fetched every descriptor.
+    pub fn wait_fetched(&self) -> anyhow::Result<()> {
+        let (since, mut spin) = (Instant::now(), Spin::default());
+        while self.world.doorbell(self.number, doorbell::SQ_HEAD).load(Ordering::Acquire) != self.tail {
+            ensure!(since.elapsed() < PATIENCE, "queue {}: a descriptor is never fetched", self.number);
+            spin.once();
+        }
+        Ok(())
+    }
+
+    /// Spins until the next completion is there, and reads it.
+    pub fn next(&mut self) -> anyhow::Result<()> {
+        let mut since = None;
+        let mut spin = Spin::default();
+        while !self.poll()? {
+            if spin.once() {
+                let since = since.get_or_insert_with(Instant::now);
+                if since.elapsed() > PATIENCE {
+                    self.world.check_queue(self.number)?;
+                    ensure!(false, "queue {}: a descriptor is never done", self.number);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out `count` descriptors with at most `depth` under way.
+    pub fn stream(
+        &mut self,
+        count: u32,
+        depth: u32,
+        mut descriptor: impl FnMut(u32) -> Descriptor,
+    ) -> anyhow::Result<()> {
+        let (mut put, mut done) = (0, 0);
+        while done < count {
+            while put < count && put - done < depth {
+                self.put(&descriptor(put));
+                put += 1;
+            }
+            self.ring()?;
+            self.next()?;
+            done += 1;
+            while done < put && self.poll()? {
+                done += 1;
+            }
+        }
+        Ok(())
+    }
+}

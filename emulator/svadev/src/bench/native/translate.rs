@@ -1,0 +1,213 @@
+//! `translate`: what the IOMMU takes for a translation, by itself.
+use std::cell::RefCell;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use svadev_fabric::{
+    Access, Bdf, Downstream, InvalidateAck, InvalidateRequest, Iova, Msi, PageGroupResponse, Pasid, TranslationRequest,
+};
+use svadev_iommu::measure::Lookups;
+use svadev_iommu::{Caching, Unit, UnitConfig};
+use svadev_memory::{GuestAddress, Mappings, MemoryMap, Region};
+use svadev_spec::vtd::invalidation::{PasidIotlb, descriptor_type, pasid_iotlb_granularity};
+use svadev_spec::vtd::registers::offset;
+
+use super::Session;
+use super::memory::Shared;
+use super::tables::{DOMAIN, Tables};
+use crate::bench::row::{Goal, Row, Suite, Target};
+use crate::bench::stats::{Samples, alone, paired};
+
+const MEMORY: u64 = 128 << 20;
+const QUEUE: u64 = 0x1000;
+const TABLES: std::ops::Range<u64> = 0x10_0000..MEMORY;
+const DEVICE: Bdf = Bdf(0x0030);
+/// Translations of one turn.
+const TURN: u64 = 1 << 14;
+/// Pages of which one after another is not remembered in the cases of misses: fewer than the caches have room for.
+const COLD: u64 = 4096;
+/// *Flat* is less than this much slower.
+const FLAT: f64 = 1.5;
+
+/// Nobody behind the unit.
+struct Quiet;
+
+impl Downstream for Quiet {
+    fn invalidate(&self, _: Bdf, _: InvalidateRequest) -> InvalidateAck {
+        InvalidateAck::Done
+    }
+    fn page_group_response(&self, _: Bdf, _: PageGroupResponse) {}
+    fn message_interrupt(&self, _: Option<Bdf>, _: Msi) {}
+}
+
+/// A unit of its own over shared memory, with five-level tables that `pasids` PASIDs share.
+struct Translator {
+    unit: Unit<Arc<MemoryMap>>,
+    memory: Shared,
+    tail: u64,
+}
+
+impl Translator {
+    fn new(pasids: u32, pages: u64, config: UnitConfig) -> anyhow::Result<Self> {
+        let (memory, file) = Shared::create(MEMORY)?;
+        let mut tables = Tables::new(&memory, TABLES);
+        tables.attach(DEVICE, pasids);
+        tables.map(0, 0, pages << 12, 12);
+        let root = tables.root();
+        let map = Arc::new(MemoryMap::new(Mappings::new()));
+        let gpa = GuestAddress(0);
+        map.map(Region { gpa, size: MEMORY, offset: 0, read: true, write: true, fd: Some(file) })?;
+        let mut unit = Unit::new(config, map);
+        unit.write_register(offset::IQA, &(QUEUE | 1 << 11).to_le_bytes(), &Quiet);
+        unit.write_register(offset::RTADDR, &(root | 1 << 10).to_le_bytes(), &Quiet);
+        for command in [1u32 << 30, 1 << 26, 1 << 26 | 1 << 31] {
+            unit.write_register(offset::GCMD, &command.to_le_bytes(), &Quiet);
+        }
+        let mut translator = Self { unit, memory, tail: 0 };
+        translator.translate(0, 0)?;
+        Ok(translator)
+    }
+
+    #[inline]
+    fn translate(&mut self, pasid: u64, page: u64) -> anyhow::Result<()> {
+        let request = TranslationRequest {
+            requester: DEVICE,
+            pasid: Some(Pasid::from_low_bits(pasid)),
+            iova: Iova(page << 12),
+            access: Access::READ_WRITE,
+        };
+        // By reference: the result was written field by field, and moving it as a whole would wait for that.
+        let result = &self.unit.translate(request, &Quiet);
+        match result {
+            Ok(translation) if translation.gpa.0 == page << 12 => Ok(()),
+            wrong => anyhow::bail!("page {page:#x} of PASID {pasid} translates to {wrong:?}"),
+        }
+    }
+
+    /// Takes everything of PASID 0 out of the IOTLB, and nothing out of the PASID cache.
+    fn forget(&mut self) {
+        let granularity = pasid_iotlb_granularity::PASID;
+        let low = PasidIotlb::new().with_granularity(granularity).with_domain_id(DOMAIN).into_bits();
+        let at = QUEUE + self.tail;
+        let order = std::sync::atomic::Ordering::Relaxed;
+        self.memory.word(at).store(low | u64::from(descriptor_type::PASID_IOTLB), order);
+        self.memory.word(at + 8).store(0, order);
+        self.tail = (self.tail + 32) % 0x1000;
+        self.unit.write_register(offset::IQT, &self.tail.to_le_bytes(), &Quiet);
+    }
+}
+
+/// A number below `below`, a power of two, in no simple order, and without a division.
+fn scrambled(n: u64, below: u64) -> u64 {
+    n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20 & (below - 1)
+}
+
+/// ns of one of `count`.
+fn each(count: u64, mut run: impl FnMut(u64) -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    let start = Instant::now();
+    for n in 0..count {
+        run(n)?;
+    }
+    Ok(start.elapsed().as_secs_f64() * 1e9 / count as f64)
+}
+
+pub(super) fn run(session: &mut Session<'_>) -> anyhow::Result<()> {
+    lookups(session)?;
+    by_pasids(session)?;
+    misses(session)
+}
+
+/// The IOTLB alone.
+fn lookups(session: &mut Session<'_>) -> anyhow::Result<()> {
+    let turn = |lookups: &Lookups| {
+        each(16 * TURN, |n| {
+            black_box(black_box(lookups).hit(scrambled(n, 64)));
+            Ok(())
+        })
+    };
+    let small = Lookups::new(64, 0);
+    for (entries, stale) in [(64, 0), (1 << 14, 0), (1 << 14, 1 << 14), (1 << 20, 0), (1 << 20, 1 << 20)] {
+        let case = format!("IOTLB hit, {entries} entries, {stale} stale");
+        session.case(Suite::Translate, &case);
+        let lookups = Lookups::new(entries, stale);
+        let pair = paired(session.time, || turn(&lookups), || turn(&small))?;
+        let row = Row::compared(Suite::Translate, case, &pair, "ns", "64 entries");
+        session.rows.push(row.aiming(
+            Goal::G6,
+            match entries {
+                64 => Target::value_at_most(5.0),
+                _ => Target::ratio_at_most(FLAT),
+            },
+        ));
+    }
+    Ok(())
+}
+
+/// Whole requests that hit. The same number of pages is used however many PASIDs they are spread over: what differs is how many
+/// the unit knows. Then, for comparison, every PASID in turn, whose cache lines are the processor's to keep.
+fn by_pasids(session: &mut Session<'_>) -> anyhow::Result<()> {
+    const HOT: u64 = 64;
+    let one = RefCell::new(Translator::new(1, HOT, UnitConfig::default())?);
+    let baseline = || each(TURN, |n| one.borrow_mut().translate(0, scrambled(n, HOT)));
+    for pasids in [1, 16, 256, 4096] {
+        let mut many = Translator::new(pasids, HOT, UnitConfig::default())?;
+        let count = u64::from(pasids);
+        for pasid in 0..count {
+            many.translate(pasid, 0)?;
+        }
+        let spread = count.min(HOT);
+        let case = format!("request that hits, {HOT} pages, {pasids} PASIDs known");
+        session.case(Suite::Translate, &case);
+        let hot = |n: u64| {
+            let page = scrambled(n, HOT);
+            (page % spread * (count / spread), page / spread)
+        };
+        let pair = paired(
+            session.time,
+            || {
+                each(TURN, |n| {
+                    let (pasid, page) = hot(n);
+                    many.translate(pasid, page)
+                })
+            },
+            baseline,
+        )?;
+        let row = Row::compared(Suite::Translate, case, &pair, "ns", "one PASID").plotted(
+            "Translation request that hits",
+            "64 pages in use",
+            count as f64,
+            "PASIDs",
+        );
+        session.rows.push(if pasids == 1 { row } else { row.aiming(Goal::G6, Target::ratio_at_most(FLAT)) });
+
+        let case = format!("request that hits, a page of each of {pasids} PASIDs");
+        session.case(Suite::Translate, &case);
+        let pair = paired(session.time, || each(TURN, |n| many.translate(scrambled(n, count), 0)), baseline)?;
+        let row = Row::compared(Suite::Translate, case, &pair, "ns", "one PASID");
+        session.rows.push(row.plotted("Translation request that hits", "a page of each", count as f64, "PASIDs"));
+    }
+    Ok(())
+}
+
+fn misses(session: &mut Session<'_>) -> anyhow::Result<()> {
+    for (name, caching, stride) in [
+        ("miss, five levels walked", Caching::None, 1),
+        ("miss, upper levels cached", Caching::Strict, 1),
+        ("miss, upper levels cached, pages far apart", Caching::Strict, 509),
+    ] {
+        session.case(Suite::Translate, name);
+        let pages = COLD * 8;
+        let mut unit = Translator::new(1, pages, UnitConfig { caching, ..UnitConfig::default() })?;
+        let samples: Samples = alone(session.time, || {
+            unit.forget();
+            // 509 is prime to the number of pages: none comes twice.
+            each(COLD, |n| unit.translate(0, (n * stride) & (pages - 1)))
+        })
+        .context(name)?;
+        let row = Row::measured(Suite::Translate, name, &samples, "ns");
+        session.rows.push(if stride == 1 { row.aiming(Goal::G6, Target::value_at_most(100.0)) } else { row });
+    }
+    Ok(())
+}

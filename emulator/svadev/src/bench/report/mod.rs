@@ -1,0 +1,177 @@
+//! What is left of a run: rows, the machine, counters; and how they are shown.
+pub mod html;
+mod svg;
+pub mod table;
+
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::machine::Machine;
+use super::row::{Goal, Row, Verdict};
+
+/// Version of the file.
+const FORMAT: u32 = 1;
+/// Longest file that is read, bytes.
+const MAX_FILE: u64 = 64 << 20;
+
+/// A run, as `--json` writes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Where and when.
+    pub machine: Machine,
+    /// One object a row.
+    pub rows: Vec<Row>,
+    /// The backend's counters at places that the guest program marked: what was counted since the place before.
+    #[serde(default)]
+    pub counters: Vec<Mark>,
+}
+
+/// Counters at one place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The place's name.
+    pub label: String,
+    /// What was counted since the last one, by path, where it is not 0.
+    pub counted: std::collections::BTreeMap<String, u64>,
+}
+
+impl Report {
+    /// A report of these rows.
+    pub fn new(machine: Machine, rows: Vec<Row>, counters: Vec<Mark>) -> Self {
+        Self { format: FORMAT, machine, rows, counters }
+    }
+
+    /// Writes it with a line for each row, so that files can be compared by eye, too.
+    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let lines = |values: Vec<String>| match values.is_empty() {
+            true => "[]".to_owned(),
+            false => format!("[\n  {}\n]", values.join(",\n  ")),
+        };
+        let rows = self.rows.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+        let marks = self.counters.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+        let machine = serde_json::to_string(&self.machine)?;
+        let text = format!(
+            "{{\"format\": {}, \"machine\": {machine},\n\"rows\": {},\n\"counters\": {}}}\n",
+            self.format,
+            lines(rows),
+            lines(marks)
+        );
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Reads what `write` wrote. Errors name the file, the cause and what to do.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let name = path.display();
+        let remedy = "give a file that `svadev bench --json FILE` wrote";
+        let size = path.metadata().with_context(|| format!("{name}: {remedy}"))?.len();
+        ensure!(size <= MAX_FILE, "{name}: {size} bytes are too many for a report: {remedy}");
+        let text = std::fs::read_to_string(path).with_context(|| format!("{name}: {remedy}"))?;
+        let value: Value = serde_json::from_str(&text).with_context(|| format!("{name} is not JSON: {remedy}"))?;
+        let format = value["format"].as_u64();
+        ensure!(format.is_some(), "{name} is JSON, but no report: {remedy}");
+        ensure!(
+            format == Some(FORMAT.into()),
+            "{name} has format {}, and this version reads {FORMAT}: measure again with it",
+            value["format"]
+        );
+        serde_json::from_value(value).with_context(|| format!("{name} is damaged: {remedy}"))
+    }
+
+    /// Each goal with its rows.
+    pub fn goals(&self) -> impl Iterator<Item = (Goal, Vec<&Row>)> {
+        Goal::ALL
+            .into_iter()
+            .map(|goal| (goal, self.rows.iter().filter(|row| row.goal == Some(goal) && row.target.is_some()).collect()))
+    }
+}
+
+/// A goal is reached if all of its rows are; `None` where nothing was measured.
+pub fn verdict(rows: &[&Row]) -> Option<Verdict> {
+    let all = rows.iter().filter_map(|row| row.verdict).collect::<Vec<_>>();
+    match all.as_slice() {
+        [] => None,
+        some if some.contains(&Verdict::Missed) => Some(Verdict::Missed),
+        _ => Some(Verdict::Reached),
+    }
+}
+
+/// A verdict in a table, and where there is none.
+pub fn verdict_text(verdict: Option<Verdict>) -> &'static str {
+    verdict.map_or("—", Verdict::name)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::bench::row::{Place, Suite, Target};
+
+    /// A small report of every kind of row.
+    pub(in crate::bench) fn sample() -> Report {
+        let copy = |case: &str, value, baseline, limit| {
+            let row = Row {
+                baseline: Some("memcpy".into()),
+                baseline_value: Some(baseline),
+                ratio: Some(value / baseline),
+                ..Row::new(Place::Native, Suite::Copy, case, value, "GB/s")
+            };
+            row.aiming(Goal::G1, Target::ratio_at_least(limit)).plotted("by size", "device", value * 100.0, "bytes")
+        };
+        let rows = vec![
+            copy("4 KiB", 5.0, 10.0, 0.8),
+            copy("64 KiB", 9.9, 10.0, 0.95),
+            Row::new(Place::Native, Suite::Invalidate, "one <page>", 1.5, "us")
+                .aiming(Goal::G7, Target::value_at_most(2.0)),
+            Row {
+                note: Some("slow & sure".into()),
+                ..Row::new(Place::Guest, Suite::Trap, "register read", 77.0, "us")
+            },
+        ];
+        let machine = Machine { cpu: "a & b".into(), ..Machine::default() };
+        let counted = [("unit.walks".to_owned(), 3)].into();
+        Report::new(machine, rows, vec![Mark { label: "after copy".into(), counted }])
+    }
+
+    #[test]
+    fn a_report_is_read_as_it_was_written_one_row_a_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        let report = sample();
+        report.write(&path).unwrap();
+        assert_eq!(Report::read(&path).unwrap(), report);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().filter(|line| line.contains("\"case\"")).count(), report.rows.len());
+        Report::new(Machine::default(), Vec::new(), Vec::new()).write(&path).unwrap();
+        assert!(Report::read(&path).unwrap().rows.is_empty());
+    }
+
+    #[test]
+    fn what_is_no_report_is_named_with_cause_and_remedy() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b.json");
+        let message = || format!("{:#}", Report::read(&path).unwrap_err());
+        assert!(message().contains("No such file") && message().contains("bench --json"), "{}", message());
+        for (text, cause) in [
+            ("{", "is not JSON"),
+            ("[]", "no report"),
+            (r#"{"format": 9}"#, "format 9"),
+            (r#"{"format": 1, "machine": 3}"#, "is damaged"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            assert!(message().contains(cause) && message().contains("b.json"), "{}", message());
+        }
+    }
+
+    #[test]
+    fn a_goal_is_missed_if_one_of_its_rows_is() {
+        let report = sample();
+        let verdicts: Vec<_> = report.goals().map(|(goal, rows)| (goal, verdict(&rows))).collect();
+        assert_eq!(verdicts[0], (Goal::G1, Some(Verdict::Missed)));
+        assert_eq!(verdicts[1], (Goal::G2, None), "nothing was measured");
+        assert_eq!(verdicts[6], (Goal::G7, Some(Verdict::Reached)));
+    }
+}

@@ -43,6 +43,11 @@ impl Control {
         self.send("alive", "");
     }
 
+    /// The program's port takes input from here on; what came before is lost.
+    pub(crate) fn ready(&self) {
+        self.send("ready", "");
+    }
+
     /// One line of KTAP.
     pub(crate) fn ktap(&self, line: &str) {
         self.send("ktap", line);

@@ -39,10 +39,10 @@ pub(crate) struct Job {
     /// Environment variables to add.
     #[serde(default)]
     pub(crate) env: BTreeMap<String, String>,
-    /// Standard input of the program is empty, instead of the terminal: a serial port cannot say where input ends,
-    /// so a program that reads to the end would wait for ever for whoever has no keyboard.
+    /// Standard input of the program is a pipe, and what comes in on the port goes into it by [`crate::frames`]: a serial port
+    /// cannot say where input ends.
     #[serde(default)]
-    pub(crate) no_input: bool,
+    pub(crate) framed_input: bool,
     /// Mount the host's shared folder.
     #[serde(default)]
     pub(crate) share: bool,

@@ -5,6 +5,7 @@
 //! that hears neither knows that the kernel itself is gone.
 
 mod control;
+mod frames;
 mod job;
 mod kmsg;
 mod module;
@@ -14,7 +15,7 @@ mod relay;
 mod serial;
 mod session;
 
-use std::process::{Stdio, exit};
+use std::process::exit;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use nix::unistd::{Pid, getpid, sync};
 
 use control::Control;
 use job::{Job, Mode};
+use session::Input;
 
 /// Where the launcher puts the job.
 const JOB: &str = "/svadev/job.json";
@@ -36,9 +38,9 @@ const EXIT_USAGE: i32 = 2;
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.split_first() {
-        Some((first, argv)) if first == session::SESSION => exit(session::lead(argv, Stdio::inherit()).into()),
-        Some((first, argv)) if first == session::SESSION_WITHOUT_INPUT => {
-            exit(session::lead(argv, Stdio::null()).into());
+        Some((first, argv)) if first == session::SESSION => exit(session::lead(argv, Input::Terminal).into()),
+        Some((first, argv)) if first == session::SESSION_WITH_FRAMES => {
+            exit(session::lead(argv, Input::Frames).into());
         }
         _ => {}
     }

@@ -35,7 +35,7 @@ pub(crate) fn run(job: &Job, control: &Arc<Control>) -> Result<u8> {
         Mode::Test => run_own(job, "/bin/svadev-smoke", Form::Ktap, Form::KtapDiagnostic, control),
         Mode::Demo => run_own(job, "/bin/svadev-demo", Form::Data, Form::DataDiagnostic, control),
         Mode::Bench => run_own(job, "/bin/svadev-bench", Form::Data, Form::DataDiagnostic, control),
-        Mode::Run => run_on_terminal(job, &job.argv, Discipline::Raw),
+        Mode::Run => run_on_terminal(job, &job.argv, Discipline::Raw, Some(control)),
         Mode::Shell => run_shell(job),
     }
 }
@@ -78,19 +78,25 @@ fn run_shell(job: &Job) -> Result<u8> {
             return Ok(EXIT_NOT_FOUND);
         }
     };
-    run_on_terminal(job, &argv, Discipline::Terminal)
+    // A shell that edits lines throws away what was typed before its prompt: that is what says it is ready.
+    run_on_terminal(job, &argv, Discipline::Terminal, None)
 }
 
 /// A program of the user's: its input, output and error are the program port, which is its controlling terminal.
-fn run_on_terminal(job: &Job, argv: &[String], discipline: Discipline) -> Result<u8> {
+///
+/// `control`: say there that the port takes input.
+fn run_on_terminal(job: &Job, argv: &[String], discipline: Discipline, control: Option<&Control>) -> Result<u8> {
     let folder = folder(job);
     if !Path::new(folder).is_dir() {
         bail!("the working folder {folder} is not in the guest");
     }
     let port = serial::open(serial::PROGRAM, discipline)?;
     set_window_size(&port, job);
+    if let Some(control) = control {
+        control.ready();
+    }
     let mut command = command(job, "/proc/self/exe");
-    command.arg(if job.no_input { session::SESSION_WITHOUT_INPUT } else { session::SESSION }).args(argv);
+    command.arg(if job.framed_input { session::SESSION_WITH_FRAMES } else { session::SESSION }).args(argv);
     command.stdin(port.try_clone()?).stdout(port.try_clone()?).stderr(port);
     let leader = command.spawn().context("start the program's session")?;
     // The port's only holders are the session's from here on.

@@ -3,7 +3,7 @@
 //! When a session's leader ends, the kernel hangs its terminal up and throws away what has not been sent yet. So the program
 //! is not the leader: this is, and it ends only when the port has sent everything.
 #![allow(unsafe_code, reason = "a signal handler, and becoming a session's leader")]
-use std::io::{ErrorKind, Write, stdout};
+use std::io::{ErrorKind, Write, stdin, stdout};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -16,8 +16,8 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 /// First argument that makes `svadev-init` a session's leader.
 pub(crate) const SESSION: &str = "--session";
-/// The same, with empty standard input for the program.
-pub(crate) const SESSION_WITHOUT_INPUT: &str = "--session-without-input";
+/// The same, with a pipe for the program's standard input, filled by [`crate::frames`].
+pub(crate) const SESSION_WITH_FRAMES: &str = "--session-with-frames";
 /// Status of a program that was not found and of one that cannot be run, as shells have it (POSIX XCU 2.8.2).
 const EXIT_NOT_FOUND: u8 = 127;
 const EXIT_NOT_EXECUTABLE: u8 = 126;
@@ -26,16 +26,25 @@ const EXIT_SIGNAL: i32 = 128;
 /// How long the port may take to send what is left; a launcher that does not read must not keep the guest for ever.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The program's standard input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// The terminal itself.
+    Terminal,
+    /// A pipe, which ends where the frames that come in on the terminal say so.
+    Frames,
+}
+
 /// Lead a session on the terminal that is standard input, run the program in it, return its status.
-pub(crate) fn lead(argv: &[String], input: Stdio) -> u8 {
+pub(crate) fn lead(argv: &[String], input: Input) -> u8 {
     match argv {
         [program, arguments @ ..] => run(program, arguments, input),
         [] => EXIT_NOT_FOUND,
     }
 }
 
-fn run(program: &str, arguments: &[String], input: Stdio) -> u8 {
-    let status = match start_session().map(|()| Command::new(program).args(arguments).stdin(input).status()) {
+fn run(program: &str, arguments: &[String], input: Input) -> u8 {
+    let status = match start_session().map(|()| start_and_wait(program, arguments, input)) {
         Ok(Ok(status)) => exit_status(status),
         Ok(Err(e)) => {
             say(&format!("cannot run {program}: {}", why_not(program, &e)));
@@ -48,6 +57,19 @@ fn run(program: &str, arguments: &[String], input: Stdio) -> u8 {
     };
     drain();
     status
+}
+
+fn start_and_wait(program: &str, arguments: &[String], input: Input) -> std::io::Result<ExitStatus> {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    if input == Input::Frames {
+        command.stdin(Stdio::piped());
+    }
+    let mut child = command.spawn()?;
+    if let Some(pipe) = child.stdin.take() {
+        crate::frames::start(stdin(), pipe)?;
+    }
+    child.wait()
 }
 
 /// Become a session's leader with standard input as its terminal, deaf to the keyboard's signals, which are the program's.

@@ -14,9 +14,15 @@ use crate::{
 /// Runs it; the status is the program's, if one was given.
 pub fn run(args: &VmArgs) -> Outcome<u8> {
     let runs_program = !args.program.is_empty();
+    let terminal = match (runs_program, &args.initrd, std::io::stdin().is_terminal()) {
+        (false, ..) => Terminal::Shell,
+        // Our own PID 1 knows frames.
+        (true, None, false) => Terminal::Frames,
+        (true, ..) => Terminal::Streams,
+    };
     let image = match &args.initrd {
         Some(file) => Image::Initrd { file, inject: args.inject },
-        None => Image::Job { job: job(args), needs_module: false },
+        None => Image::Job { job: job(args, terminal), needs_module: false },
     };
     if !runs_program && std::io::stdin().is_terminal() {
         say!("Ctrl-A x ends the guest, Ctrl-A h helps");
@@ -27,7 +33,7 @@ pub fn run(args: &VmArgs) -> Outcome<u8> {
         host: &args.host,
         image,
         share: args.share.as_deref(),
-        terminal: if runs_program { Terminal::Streams } else { Terminal::Shell },
+        terminal,
         until_placed: false,
     };
     let mut observer = Kernel { show: !args.quiet };
@@ -38,7 +44,7 @@ pub fn run(args: &VmArgs) -> Outcome<u8> {
     }
 }
 
-fn job(args: &VmArgs) -> Job {
+fn job(args: &VmArgs, terminal: Terminal) -> Job {
     let mut env = BTreeMap::new();
     if let Ok(term) = std::env::var("TERM") {
         env.insert("TERM".to_owned(), term);
@@ -49,10 +55,8 @@ fn job(args: &VmArgs) -> Job {
     }
     let mode = if args.program.is_empty() { "shell" } else { "run" };
     let cwd = args.share.as_ref().map(|_| "/mnt/share".to_owned());
-    // Input that is piped in ends, which a serial port cannot say: the program gets none rather than one without an end.
-    // A shell can be told to leave (`run::streams`).
-    let no_input = mode == "run" && !std::io::stdin().is_terminal();
-    Job { mode, argv: args.program.clone(), cwd, env, no_input, ..Job::default() }
+    let framed_input = terminal == Terminal::Frames;
+    Job { mode, argv: args.program.clone(), cwd, env, framed_input, ..Job::default() }
 }
 
 struct Kernel {

@@ -32,7 +32,7 @@ pub struct Job {
     /// Environment to add.
     pub env: BTreeMap<String, String>,
     /// The program's standard input is empty.
-    pub no_input: bool,
+    pub framed_input: bool,
     /// Mount the host's folder.
     pub share: bool,
     /// What to multiply time limits by.
@@ -166,7 +166,10 @@ mod tests {
     fn the_job_is_what_pid_1_reads() {
         let job = Job { mode: "run", argv: vec!["/a".into()], timeout_scale: 1, ..Job::default() };
         let text = serde_json::to_string(&job).unwrap();
-        assert_eq!(text, r#"{"mode":"run","argv":["/a"],"env":{},"no_input":false,"share":false,"timeout_scale":1}"#);
+        assert_eq!(
+            text,
+            r#"{"mode":"run","argv":["/a"],"env":{},"framed_input":false,"share":false,"timeout_scale":1}"#
+        );
     }
 
     #[test]

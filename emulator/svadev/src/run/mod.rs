@@ -76,6 +76,8 @@ pub enum Terminal {
     Log,
     /// Our standard streams, as they are.
     Streams,
+    /// Our standard streams; input goes in frames, so that the program hears where it ends.
+    Frames,
     /// Our standard streams, and our terminal, if it is one, passes every key on.
     Shell,
 }
@@ -209,7 +211,7 @@ impl Runner<'_> {
         };
         let raw = match self.plan.terminal {
             Terminal::Shell => console::RawTerminal::enter().or_exit(Exit::Setup)?,
-            Terminal::Log | Terminal::Streams => None,
+            Terminal::Log | Terminal::Streams | Terminal::Frames => None,
         };
         let typed = (self.plan.terminal != Terminal::Log)
             .then(|| Rc::new(tokio::sync::Mutex::new(console::read_input(raw.is_some()))));
@@ -285,8 +287,8 @@ impl Runner<'_> {
             tokio::task::spawn_local(async move { listeners.serve(events, sink, inputs, is_gone).await })
         };
         let typing = start.typed.map(|typed| {
-            let shell = self.plan.terminal == Terminal::Shell;
-            tokio::task::spawn_local(forward_typed(typed.clone(), senders.clone(), is_ready, events.clone(), shell))
+            let form = self.plan.terminal;
+            tokio::task::spawn_local(forward_typed(typed.clone(), senders.clone(), is_ready, events.clone(), form))
         });
         let mut state = State::new(self.plan, address, start.deadline, senders, ready);
         loop {
@@ -464,13 +466,19 @@ fn watch_signals(events: &mpsc::Sender<Event>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Input with its length before it; none is the end (`guest-tests/init/src/frames.rs`).
+fn frame(bytes: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(bytes.len()).expect("input comes in chunks of 4 KiB at most");
+    [&length.to_be_bytes(), bytes].concat()
+}
+
 /// Passes standard input to the guest's program once it listens; a UART forgets what comes before.
 async fn forward_typed(
     typed: Typed,
     senders: Senders,
     mut ready: watch::Receiver<bool>,
     events: mpsc::Sender<Event>,
-    shell: bool,
+    form: Terminal,
 ) {
     if ready.wait_for(|ready| *ready).await.is_err() {
         return;
@@ -478,14 +486,17 @@ async fn forward_typed(
     let mut typed = typed.lock().await;
     while let Some(input) = typed.recv().await {
         match input {
+            Input::Bytes(bytes) if form == Terminal::Frames => _ = senders.program.send(frame(&bytes)).await,
             Input::Bytes(bytes) => _ = senders.program.send(bytes).await,
-            // A terminal that edits lines knows Ctrl-D; for a raw one PID 1 has to see to it. The end of a pipe is read by
-            // whoever reads it, as often as they read; a Ctrl-D once, and never if it comes between two readers.
-            Input::End if shell => loop {
+            // A terminal that edits lines knows Ctrl-D. The end of a pipe is read by whoever reads it, as often as they
+            // read; a Ctrl-D once, and never if it comes between two readers.
+            Input::End if form == Terminal::Shell => loop {
                 _ = senders.program.send(vec![console::END_OF_INPUT]).await;
                 tokio::time::sleep(END_OF_INPUT_PERIOD).await;
             },
-            Input::End => _ = senders.control.send(b"svadev:eof\n".to_vec()).await,
+            Input::End if form == Terminal::Frames => _ = senders.program.send(frame(&[])).await,
+            // Somebody hung up on a raw terminal, which has no way to say so.
+            Input::End => {}
             Input::Quit => _ = events.send(Event::Quit).await,
             Input::Help => say!("{}", console::HELP.trim_end()),
         }

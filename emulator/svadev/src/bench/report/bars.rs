@@ -14,9 +14,12 @@ const NAME: usize = 42;
 /// Rows of one figure that are further apart than this would be lost beside each other: then the axis is logarithmic.
 const WIDE: f64 = 50.0;
 
+/// What the rows of one figure have in common: place, suite, unit.
+type Key<'r> = (Place, Suite, &'r str);
+
 /// A figure for each place, suite and unit with at least two such rows: its title, and its SVG.
 pub fn bars(rows: &[Row]) -> Vec<(String, String)> {
-    let mut groups: Vec<((Place, Suite, &str), Vec<&Row>)> = Vec::new();
+    let mut groups: Vec<(Key<'_>, Vec<&Row>)> = Vec::new();
     for row in rows.iter().filter(|row| row.point.is_none() && row.value > 0.0) {
         let key = (row.place, row.suite, row.unit.as_str());
         match groups.iter_mut().find(|(other, _)| *other == key) {
@@ -24,7 +27,7 @@ pub fn bars(rows: &[Row]) -> Vec<(String, String)> {
             None => groups.push((key, vec![row])),
         }
     }
-    let figure = |((place, suite, unit), rows): ((Place, Suite, &str), Vec<&Row>)| {
+    let figure = |((place, suite, unit), rows): (Key<'_>, Vec<&Row>)| {
         let logarithmic = if spread(&rows) > WIDE { ", logarithmic" } else { "" };
         (format!("{} ({}), {unit}{logarithmic}", suite.name(), place.name()), draw(&rows))
     };

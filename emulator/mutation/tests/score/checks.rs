@@ -110,7 +110,7 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         Mutant::BusMasterUnchecked => device(&["configuration_space_gates_everything"]),
 
         Mutant::ResponseOfAnyPasid => device(&["an_answer_for_another_process"]),
-        Mutant::IndexReusedUnanswered => device(&["an_index_is_not_used_again"]),
+        Mutant::IndexReusedUnanswered => device(&["an_outstanding_index_is_not_taken_again"]),
         Mutant::AllocationIgnored => device(&["the_allocation_is_a_limit"]),
         Mutant::SuccessRetriedForever => device(&["success_that_never_comes_true_ends"]),
         Mutant::InvalidIsNotNarrowed => device(&["a_page_that_is_asked_for_ahead"]),

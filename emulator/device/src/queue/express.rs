@@ -79,7 +79,7 @@ impl Queue {
             status: Code::Success as u16,
             ..Completion::default()
         };
-        self.write_completion(entry, completion, work.flags);
+        self.write_completion(cx, entry, completion, work.flags);
         cx.counters().completions.add(1);
         cx.counters().bytes.add(work.length);
     }

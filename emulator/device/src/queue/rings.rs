@@ -120,7 +120,8 @@ impl Queue {
             let Some(entry) = self.completion_entry(cx, visit) else { break };
             let job = self.jobs[usize::from(slot)].as_ref().expect("a completing slot has a job");
             let Phase::Complete(completion) = job.phase else { unreachable!("a completing job is complete") };
-            self.write_completion(entry, completion, job.flags);
+            let flags = job.flags;
+            self.write_completion(cx, entry, completion, flags);
             self.completing.pop_front();
             self.release(cx, slot);
             self.settle_drains();
@@ -180,8 +181,19 @@ impl Queue {
     }
 
     /// Writes the next completion. Its last word holds the sequence number, and is stored last, release: software that reads
-    /// the number it expects sees the whole entry.
-    pub(super) fn write_completion(&mut self, entry: Span<'_>, completion: Completion, flags: DescriptorFlags) {
+    /// the number it expects sees the whole entry, and before it that the descriptor's place in its ring is free: whoever keeps as
+    /// many descriptors under way as the ring holds submits the next for each completion.
+    pub(super) fn write_completion<M, U>(
+        &mut self,
+        cx: &Context<M, U>,
+        entry: Span<'_>,
+        completion: Completion,
+        flags: DescriptorFlags,
+    ) where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        self.show_head(cx);
         const LAST: usize = std::mem::offset_of!(Completion, status);
         const _: () = assert!(LAST == 24 && std::mem::offset_of!(Completion, seq) == 28);
         self.cq_tail += 1;
@@ -193,23 +205,33 @@ impl Queue {
     }
 
     /// Shows in the doorbell page how far the device is, and raises the vector if something was written that wants it. Once a
-    /// visit: the page's line is one that software reads, so that each store to it is a trip between two caches.
+    /// visit, but for the head before a completion: the page's line is one that software reads, so that each store to it may be a trip
+    /// between two caches.
     pub(super) fn show<M, U>(&mut self, cx: &Context<M, U>)
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
     {
-        let (head, tail) = (low_word(self.sq_head), low_word(self.cq_tail));
-        let doorbells = cx.shared.doorbells();
-        if head != self.shown.0 {
-            doorbells.store(self.number, doorbell::SQ_HEAD, head);
-        }
+        self.show_head(cx);
+        let tail = low_word(self.cq_tail);
         if tail != self.shown.1 {
-            doorbells.store(self.number, doorbell::CQ_TAIL, tail);
+            cx.shared.doorbells().store(self.number, doorbell::CQ_TAIL, tail);
+            self.shown.1 = tail;
         }
-        self.shown = (head, tail);
         if std::mem::take(&mut self.interrupt) {
             self.raise(cx);
+        }
+    }
+
+    fn show_head<M, U>(&mut self, cx: &Context<M, U>)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        let head = low_word(self.sq_head);
+        if head != self.shown.0 {
+            cx.shared.doorbells().store(self.number, doorbell::SQ_HEAD, head);
+            self.shown.0 = head;
         }
     }
 

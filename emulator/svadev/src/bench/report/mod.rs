@@ -1,5 +1,4 @@
 //! What is left of a run: rows, the machine, counters; and how they are shown.
-mod bars;
 pub mod html;
 mod svg;
 pub mod table;

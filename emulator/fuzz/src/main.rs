@@ -112,6 +112,7 @@ fn run_target(target: &'static Target, inputs: &[Vec<u8>], arguments: &Arguments
         };
         *watched.lock().expect("nobody panics while holding it") = Some((Instant::now(), data.clone()));
         if catch_unwind(AssertUnwindSafe(|| target.check(&data))).is_err() {
+            println!("{}: run {} fails", target.name, runs + 1);
             report(target, &write_finding(target, &arguments.findings, "crash", &data)?);
             return Ok(false);
         }

@@ -16,13 +16,10 @@ use std::time::Instant;
 use svadev_fabric::{
     Access, Bdf, Downstream, InvalidateAck, InvalidateRequest, Iova, Msi, PageGroupResponse, Pasid, TranslationRequest,
 };
+use svadev_iommu::measure::{HOT_PAGES, Lookups};
 use svadev_iommu::{Caching, Unit, UnitConfig};
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
 use svadev_spec::vtd::registers::offset;
-
-#[path = "../src/cache/mod.rs"]
-#[allow(dead_code, unused_imports, missing_docs, unreachable_pub, reason = "the caches alone, as the unit has them")]
-mod cache;
 
 const DEVICE: Bdf = Bdf(0x0010);
 const ROOT: u64 = 0x1000;
@@ -152,8 +149,6 @@ fn scrambled(i: u64, below: u64) -> u64 {
 
 /// The IOTLB alone: the hot set is the same in each row, what lies around it grows.
 fn lookups() {
-    use cache::{Clock, Iotlb, Mapping, Space};
-    let mapping = Mapping::new(0x5000, 12, true, true, true).expect("4 KiB is a page's size");
     let loop_alone = best(
         1 << 20,
         |_| {},
@@ -163,28 +158,12 @@ fn lookups() {
     );
     let mut rows = vec![("the loop alone".to_owned(), loop_alone)];
     for (entries, stale) in [(64u64, 0u64), (1 << 14, 0), (1 << 14, 1 << 14), (1 << 20, 0), (1 << 20, 1 << 20)] {
-        let mut iotlb = Iotlb::new(usize::try_from(entries.max(256) * 2).expect("small").min(1 << 20), false);
-        let mut clock = Clock::default();
-        let space = |pasid: u64| Space::new(1, u32::try_from(pasid).expect("small"));
-        for i in 0..stale {
-            iotlb.insert(space(i % 4096), (i / 4096) << 12, mapping, false, &mut clock);
-        }
-        if stale != 0 {
-            iotlb.invalidate_domain(1, &mut clock);
-        }
-        for i in 0..entries {
-            iotlb.insert(space(5), i << 12, mapping, false, &mut clock);
-        }
-        let hot = 64;
-        for i in 0..hot {
-            iotlb.insert(space(5), i << 12, mapping, false, &mut clock);
-        }
+        let lookups = Lookups::new(entries, stale);
         let ns = best(
             1 << 20,
             |_| {},
             |i| {
-                let found = iotlb.get(space(5), scrambled(i, hot) << 12);
-                assert!(black_box(found).is_some());
+                assert!(black_box(lookups.hit(scrambled(i, HOT_PAGES))));
             },
         );
         rows.push((format!("64 hot of {entries} entries, {stale} stale"), ns));

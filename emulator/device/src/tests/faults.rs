@@ -1,5 +1,5 @@
 //! Missing pages: parking, policies, answers of every kind, and what happens when none comes.
-use svadev_fabric::{Pasid, ResponseCode};
+use svadev_fabric::{Pasid, PrgIndex, ResponseCode};
 use svadev_spec::device::{Code, Completion, Descriptor, DescriptorFlags, FaultFlags, ScatterEntry, opcode};
 use svadev_spec::pcie::{self, extended_capability, header};
 use zerocopy::IntoBytes;
@@ -151,10 +151,15 @@ fn an_outstanding_index_is_not_taken_again() {
     w.now += TIMEOUT;
     w.settle();
     w.reap(0);
-    for page in 1..20 {
-        w.submit(0, &[copy(page, page, 64)]);
+    // Twice around all indices.
+    for n in 0..2 * PrgIndex::COUNT as u64 {
+        w.submit(0, &[copy(n, 1, 64)]);
         w.settle();
-        assert_ne!(w.last_group(), late);
+        let group = w.last_group();
+        assert_ne!(group, late, "after {n} others");
+        w.mmu.respond(group, ResponseCode::InvalidRequest);
+        w.settle();
+        assert_eq!(code(&w.reap(0)[0]), Code::PageFault);
     }
 }
 

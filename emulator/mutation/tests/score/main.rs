@@ -13,6 +13,7 @@ mod build;
 mod checks;
 mod run;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -48,6 +49,9 @@ fn main() -> ExitCode {
     build::assert_product_is_clean();
     let binaries = build::build();
     println!("{NAME}: built in {:.0} s, without the feature in any product", begin.elapsed().as_secs_f64());
+    if !checks_exist(&binaries) {
+        return ExitCode::FAILURE;
+    }
     let begin = Instant::now();
     if !checks_pass_without_mutants(&binaries) {
         return ExitCode::FAILURE;
@@ -69,6 +73,21 @@ fn chosen(arguments: &[String]) -> Option<Vec<Mutant>> {
     let named = |mutant: &&Mutant| filters.iter().any(|f| mutant.name().contains(f.as_str()));
     let mutants: Vec<Mutant> = Mutant::ALL.iter().filter(named).copied().collect();
     (!mutants.is_empty()).then_some(mutants)
+}
+
+/// A test that was renamed would no longer be the one that is there for its mutant.
+fn checks_exist(binaries: &Binaries) -> bool {
+    let names: BTreeMap<&str, Vec<String>> =
+        binaries.keys().map(|krate| (krate.as_str(), run::list(binaries, krate))).collect();
+    let mut complete = true;
+    for check in Mutant::ALL.iter().map(|&mutant| first_check(mutant)).chain(ALL_CHECKS.iter().copied()) {
+        let of_crate = names.get(check.krate).unwrap_or_else(|| panic!("no tests of {} were built", check.krate));
+        for part in check.missing(of_crate) {
+            println!("{NAME}: checks.rs names {part} in {}, which has no such test", check.krate);
+            complete = false;
+        }
+    }
+    complete
 }
 
 /// A check that fails anyway catches nothing.
@@ -138,13 +157,13 @@ fn hunt(binaries: &Binaries, mutant: Mutant) -> Row {
 }
 
 fn print_table(rows: &[Row]) {
-    println!("\n{:<36} | {:<86} | seconds", "variant", "caught by");
+    println!("\n{:<36} | {:<92} | seconds", "variant", "caught by");
     for Row { mutant, verdict, time } in rows {
         let (mark, what) = match verdict {
             Ok(test) => ("", test),
             Err(why) => ("NOT CAUGHT: ", why),
         };
-        println!("{:<36} | {:<86} | {:>6.1}", mutant.name(), format!("{mark}{what}"), time.as_secs_f64());
+        println!("{:<36} | {:<92} | {:>6.1}", mutant.name(), format!("{mark}{what}"), time.as_secs_f64());
     }
     println!();
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use svadev_mutation::{Mutant, REACHED, SELECTION};
 
 use crate::build::Binaries;
-use crate::checks::Check;
+use crate::checks::{Check, MODELS};
 
 /// No check takes anywhere near as long; one that does hangs, and is stopped.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -35,20 +35,38 @@ pub(crate) struct Run {
     pub(crate) output: String,
 }
 
+/// A crate's test program.
+fn program(binaries: &Binaries, krate: &str) -> Command {
+    let binary = binaries.get(krate).unwrap_or_else(|| panic!("no tests of {krate} were built"));
+    let mut command = Command::new(&binary.program);
+    command.current_dir(&binary.folder).env_remove(SELECTION);
+    command
+}
+
+/// The names of a crate's tests.
+pub(crate) fn list(binaries: &Binaries, krate: &str) -> Vec<String> {
+    let output = program(binaries, krate).arg("--list").output().expect("a test program that was just built starts");
+    assert!(output.status.success(), "--list of {krate}: {}", output.status);
+    let text = String::from_utf8(output.stdout).expect("names are UTF-8");
+    text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect()
+}
+
 /// Runs `check`'s tests in a process of their own.
 pub(crate) fn run(binaries: &Binaries, check: Check, mutant: Option<Mutant>) -> Run {
-    let binary = binaries.get(check.krate).unwrap_or_else(|| panic!("no tests of {} were built", check.krate));
-    let mut command = Command::new(&binary.program);
-    command.current_dir(&binary.folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = program(binaries, check.krate);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.args(check.tests);
+    if check.tests.is_empty() {
+        command.args(["--skip", MODELS]);
+    }
     // Property tests: the same cases every time, no search for a smaller one, nothing written beside the sources.
     command.env("PROPTEST_RNG_SEED", "1").env("PROPTEST_MAX_SHRINK_ITERS", "0");
     command.env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true");
-    command.env("RUST_BACKTRACE", "0").env_remove(SELECTION);
+    command.env("RUST_BACKTRACE", "0");
     if let Some(mutant) = mutant {
         command.env(SELECTION, mutant.name());
     }
-    let mut child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", binary.program.display()));
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("tests of {}: {e}", check.krate));
     let (sender, receiver) = mpsc::channel();
     read_to_end(child.stdout.take().expect("piped"), sender.clone());
     read_to_end(child.stderr.take().expect("piped"), sender);

@@ -1,7 +1,7 @@
 //! The report as one page that needs nothing else: style and plots are in it, no script, no font, no link outside.
 use std::fmt::Write as _;
 
-use super::{Report, svg, verdict, verdict_text};
+use super::{Report, bars, svg, verdict, verdict_text};
 use crate::bench::row::{Place, Row, Suite, number};
 
 const STYLE: &str = "\
@@ -17,7 +17,7 @@ th:first-child,td:first-child,td.left,th.left{text-align:left}th{color:var(--sof
 .reached{color:var(--good)}.missed{color:var(--bad)}.goal td{font-weight:600}\
 .wide{overflow-x:auto}.plots{display:flex;flex-wrap:wrap;gap:1.5rem}figure{margin:0;flex:1 1 28rem}\
 svg{width:100%;height:auto}svg text{fill:var(--soft);font:12px system-ui,sans-serif}.grid{stroke:var(--rule)}\
-.line{fill:none;stroke:currentColor;stroke-width:2}.dot{fill:currentColor}\
+.line{fill:none;stroke:currentColor;stroke-width:2}.dot{fill:currentColor}.bar{fill:var(--c0);opacity:.75}\
 .c0{color:var(--c0)}.c1{color:var(--c1)}.c2{color:var(--c2)}.c3{color:var(--c3)}.c4{color:var(--c4)}.c5{color:var(--c5)}";
 
 /// Text as HTML and SVG take it. Names of cases come from the guest, too.
@@ -105,11 +105,14 @@ fn goals(html: &mut String, report: &Report) {
 }
 
 fn plots(html: &mut String, report: &Report) {
-    let plots = svg::plots(&report.rows);
+    let mut plots = svg::plots(&report.rows);
+    plots.extend(bars::bars(&report.rows));
     if plots.is_empty() {
         return;
     }
-    html.push_str("<h2>Plots</h2><div class=\"plots\">");
+    html.push_str(
+        "<h2>Plots</h2><p>Dots and bars are medians; a mark across a bar is its baseline.</p><div class=\"plots\">",
+    );
     for (title, svg) in plots {
         _ = writeln!(html, "<figure><figcaption>{}</figcaption>{svg}</figure>", escape(&title));
     }

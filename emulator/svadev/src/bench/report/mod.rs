@@ -1,4 +1,5 @@
 //! What is left of a run: rows, the machine, counters; and how they are shown.
+mod bars;
 pub mod html;
 mod svg;
 pub mod table;

@@ -48,13 +48,16 @@ impl World {
         self.flights.values().filter(|flight| flight.queue == (f, q)).count()
     }
 
-    /// A range of data pages in which nobody writes, and, with `write`, nobody reads; `None` where chance found none.
+    /// A range of data pages in which nobody writes, and, with `write`, nobody reads; `None` where chance found none. Nobody
+    /// starts to read a page that is just being unmapped: it may be there for a while, and what was written to it meanwhile is
+    /// in no book.
     fn range(&mut self, p: usize, len: usize, write: bool, not: Option<(usize, usize)>) -> Option<(usize, usize)> {
         let first = DATA * FRAME_BYTES;
         let start = first + self.rng.index(PAGES * FRAME_BYTES - first - len + 1);
         let free = pages((start, len)).all(|page| {
             let page = &self.processes[p].pages[page];
-            page.writers == 0 && (!write || page.readers == 0)
+            let going = page.vma == Vma::None && page.busy;
+            page.writers == 0 && if write { page.readers == 0 } else { !going }
         });
         let apart = not.is_none_or(|other| pages(other).all(|page| !pages((start, len)).contains(&page)));
         (free && apart).then_some((start, len))

@@ -19,6 +19,7 @@ use svadev_iommu::{Unit, UnitConfig};
 use svadev_memory::Ram;
 
 use crate::checker::Checker;
+use crate::coverage::Group as Count;
 use crate::log::Log;
 use crate::mutant::Mutant;
 
@@ -240,6 +241,11 @@ impl Upstream for Bus {
         }
         let mut result = self.with_unit(|unit, down| unit.translate(request, down));
         if let Ok(translation) = &mut result {
+            match translation.size_log2 {
+                21 => self.log.count(Count::Path, "translation of 2 MiB"),
+                30 => self.log.count(Count::Path, "translation of 1 GiB"),
+                _ => {}
+            }
             translation.access.write |= self.mutant == Some(Mutant::GiveWrite) && translation.access.read;
         }
         self.log.event(format_args!(

@@ -49,6 +49,8 @@ faults! {
     migrate: 60,
     /// Writing is forbidden until the next write.
     protect: 60,
+    /// Pages become a large one, which later changes may split again.
+    collapse: 60,
     /// Pages are unmapped for good, and mapped anew later.
     unmap: 25,
     /// The memory map changes under the functions.

@@ -11,6 +11,8 @@ use crate::log::Log;
 pub const FRAME: u64 = 0x1000;
 /// As an array length.
 pub const FRAME_BYTES: usize = 0x1000;
+/// So many frames at the start of a large frame are used; nobody touches the others, and they cost nothing.
+pub const LARGE_USED: u64 = 12;
 /// What freed frames are filled with.
 const POISON: u8 = 0xdb;
 
@@ -24,12 +26,14 @@ pub struct Frames {
     end: u64,
     /// Freed ones: the last freed is the first used again, which shows stale users soonest.
     freed: Vec<u64>,
+    /// Free large frames, with their log2 of bytes, alike.
+    large: Vec<(u8, u64)>,
 }
 
 impl Frames {
     /// The frames of `first..end`, zeroed.
     pub fn new(ram: Arc<Ram>, log: Arc<Log>, first: u64, end: u64) -> Self {
-        Self { ram, log, next: first, end, freed: Vec::new() }
+        Self { ram, log, next: first, end, freed: Vec::new(), large: Vec::new() }
     }
 
     /// A zeroed frame.
@@ -55,8 +59,27 @@ impl Frames {
 
     /// Nobody may use the frame any more.
     pub fn free(&mut self, frame: u64) {
-        self.ram.write(GuestAddress(frame), &[POISON; FRAME_BYTES]).expect("frames are in memory");
+        self.poison(frame);
         self.freed.push(frame);
+    }
+
+    /// A frame of `1 << size_log2` bytes, with poison in it; `None` where all are in use.
+    pub fn allocate_large(&mut self, size_log2: u8) -> Option<u64> {
+        let n = self.large.iter().rposition(|&(size, _)| size == size_log2)?;
+        let (_, frame) = self.large.remove(n);
+        self.verify_large(frame);
+        Some(frame)
+    }
+
+    /// Nobody may use the frame of `1 << size_log2` bytes any more, or it is a new one.
+    pub fn free_large(&mut self, size_log2: u8, frame: u64) {
+        assert!(frame.is_multiple_of(1 << size_log2), "frames are naturally aligned");
+        (0..LARGE_USED).for_each(|n| self.poison(frame + n * FRAME));
+        self.large.push((size_log2, frame));
+    }
+
+    fn poison(&self, frame: u64) {
+        self.ram.write(GuestAddress(frame), &[POISON; FRAME_BYTES]).expect("frames are in memory");
     }
 
     /// Checks every freed frame.
@@ -64,6 +87,11 @@ impl Frames {
         for &frame in &self.freed {
             self.verify(frame);
         }
+        self.large.iter().for_each(|&(_, frame)| self.verify_large(frame));
+    }
+
+    fn verify_large(&self, frame: u64) {
+        (0..LARGE_USED).for_each(|n| self.verify(frame + n * FRAME));
     }
 
     fn verify(&self, frame: u64) {

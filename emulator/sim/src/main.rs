@@ -171,7 +171,7 @@ fn many(arguments: &Arguments, mutant: Option<Mutant>) -> ExitCode {
 /// Every planted bug: which checker sees it first, and on which seed.
 fn mutants(arguments: &Arguments) -> ExitCode {
     let mut missed = 0;
-    println!("{:<16} {:<16} {:>6}  replay", "mutant", "checker", "seed");
+    println!("{:<18} {:<16} {:>6}  replay", "mutant", "checker", "seed");
     for &mutant in Mutant::ALL {
         let totals = batch(arguments, Some(mutant)).run(|_| ());
         let (seen, seed) = match &totals.failure {
@@ -183,7 +183,7 @@ fn mutants(arguments: &Arguments) -> ExitCode {
         let by = seen.map_or("nobody", |checker| checker.name());
         let replay = seed.map_or(String::new(), |seed| replay(arguments, seed, Some(mutant)));
         let note = if proven { "" } else { "  NOT BY ITS CHECKERS" };
-        println!("{:<16} {by:<16} {:>6}  {replay}{note}", mutant.name(), seed.unwrap_or_default());
+        println!("{:<18} {by:<16} {:>6}  {replay}{note}", mutant.name(), seed.unwrap_or_default());
     }
     println!(
         "{} of {} planted bugs are seen by their checkers",

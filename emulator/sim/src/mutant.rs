@@ -56,6 +56,10 @@ mutants! {
     ForgetCommand: Transport,
     /// The kernel frees pages before their invalidation is over.
     FreeEarly: FreedFrame | FrozenPage | Dirty | Bytes | Reason | Once,
+    /// The kernel invalidates no more than the first 4 KiB of a large page.
+    SmallInvalidation: FreedFrame | FrozenPage | Dirty | Bytes | Reason | Once,
+    /// The kernel says that no table but the last was changed where it takes tables out.
+    LeafOnly: FreedFrame | FrozenPage | Dirty | Bytes | Reason | Once | UnitFaults,
     /// The kernel does not invalidate the unit's own translations.
     SkipIotlb: FreedFrame | FrozenPage | Dirty | Bytes | Reason | Once,
     /// The kernel reuses a PASID without draining it.

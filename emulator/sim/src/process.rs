@@ -1,25 +1,30 @@
 //! Processes of the mock guest: their memory, and what must be in it.
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use svadev_fabric::Pasid;
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
 
 use crate::checker::Checker;
-use crate::frames::{FRAME, FRAME_BYTES, Frames};
+use crate::frames::{FRAME, FRAME_BYTES, Frames, LARGE_USED};
 use crate::log::Log;
 use crate::tables::PageTables;
 
 /// Every process has its pages at the same addresses, so that nothing but the PASID tells them apart.
-pub const BASE: u64 = 0x7f00_0000_0000;
+pub const BASE: u64 = 0x7f00_4000_0000 - LARGE as u64 * FRAME;
 /// Pages 2f and 2f + 1 are the rings of the process's queue on function f.
 pub const LIST_PAGE: usize = 4;
 /// The first page that descriptors work on.
 pub const DATA: usize = 5;
 /// A page that is never writable.
 pub const READ_ONLY: usize = 33;
+/// The first page at a boundary of 1 GiB: this one and all after it may become one large page.
+pub const LARGE: usize = 40;
 /// Pages of a process.
 pub const PAGES: usize = 52;
+
+const _: () = assert!(BASE.is_multiple_of(FRAME) && (PAGES - LARGE) as u64 == LARGE_USED);
 
 /// What a process may do with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +65,15 @@ pub struct Page {
     pub writers: u32,
 }
 
+/// A large page, from [`LARGE`] on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Large {
+    /// Log2 of its bytes: 21 or 30.
+    pub size_log2: u8,
+    /// Its frame, in which each page has its place.
+    pub frame: u64,
+}
+
 /// Whether a fault was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Served {
@@ -95,6 +109,8 @@ pub struct Process {
     pub tables: Option<PageTables>,
     /// Its pages, from [`BASE`] on.
     pub pages: Vec<Page>,
+    /// The last of them are one large page.
+    pub large: Option<Large>,
     /// What must be in them, as far as no descriptor is under way.
     pub oracle: Vec<u8>,
     /// On which functions the PASID is bound.
@@ -134,6 +150,7 @@ impl Process {
             domain_id,
             tables: Some(tables),
             pages: (0..PAGES).map(page).collect(),
+            large: None,
             oracle,
             bound: vec![false; functions],
             life: Life::Alive,
@@ -154,9 +171,17 @@ impl Process {
         (page < PAGES).then_some(page)
     }
 
+    /// Where the entry is that maps a page, and the log2 of the bytes that it maps; all pages that it maps.
+    pub fn leaf(&self, page: usize) -> (u64, u8, Range<usize>) {
+        match self.large {
+            Some(large) if page >= LARGE => (Self::address(LARGE), large.size_log2, LARGE..PAGES),
+            _ => (Self::address(page), 12, page..page + 1),
+        }
+    }
+
     /// Makes a page present, as the kernel's fault handler does.
     pub fn fault_in(&mut self, frames: &mut Frames, page: usize, write: bool) -> Served {
-        let (ram, log, id) = (Arc::clone(&self.ram), Arc::clone(&self.log), self.id);
+        let (address, size_log2, span) = self.leaf(page);
         let Some(tables) = &mut self.tables else { return Served::Never };
         let entry = &mut self.pages[page];
         if entry.vma == Vma::None || (write && entry.vma == Vma::ReadOnly) {
@@ -165,20 +190,19 @@ impl Process {
         if entry.busy {
             return Served::Busy;
         }
-        let address = Self::address(page);
         match entry.place {
-            Place::Frame(frame) => {
-                if write && !tables.get(address, 12).writable() {
-                    check_frozen(&ram, &log, entry, frame, id, page);
+            Place::Frame(_) => {
+                if write && !tables.get(address, size_log2).writable() {
                     // A right that is given needs no invalidation.
-                    tables.change(address, 12, |e| e.with_writable(true));
+                    tables.change(address, size_log2, |e| e.with_writable(true));
+                    span.for_each(|page| self.thaw(page));
                 }
             }
             Place::Out => {
                 let frame = frames.allocate();
                 let zeros = [0; FRAME_BYTES];
                 let bytes = entry.swap.as_deref().unwrap_or(&zeros);
-                ram.write(GuestAddress(frame), bytes).expect("frames are in memory");
+                self.ram.write(GuestAddress(frame), bytes).expect("frames are in memory");
                 // Read faults map read-only now and then, as for a page that is shared.
                 tables.map(
                     frames,
@@ -209,9 +233,22 @@ impl Process {
         }
         let Place::Frame(frame) = self.pages[page].place else { unreachable!("the page was just made present") };
         let tables = self.tables.as_ref().expect("the page is mapped");
-        tables.change(Self::address(page), 12, |e| e.with_accessed(true).with_dirty(true));
+        let (leaf, size_log2, _) = self.leaf(page);
+        tables.change(leaf, size_log2, |e| e.with_accessed(true).with_dirty(true));
         self.ram.write(GuestAddress(frame + address % FRAME), bytes).expect("frames are in memory");
         true
+    }
+
+    /// A page that is in a frame is so no more. A clean page is on disk already.
+    pub fn write_out(&mut self, page: usize, dirty: bool) {
+        let bytes = self.contents(page);
+        let entry = &mut self.pages[page];
+        if let Some(swap) = entry.swap.as_deref().filter(|_| !dirty) {
+            self.log.check(Checker::Dirty, *swap == bytes, || format!("page {page} was written to and is clean"));
+        } else {
+            entry.swap = Some(Box::new(bytes));
+        }
+        entry.place = Place::Out;
     }
 
     /// Zeroes a page wherever it is, as if the process had done so before anything else happened to it.

@@ -41,6 +41,7 @@ impl Words {
 pub struct PageTables {
     words: Words,
     root: u64,
+    /// 4 or 5; less where these were detached from others.
     levels: u8,
     /// What a second stage takes away from each address that these tables hold: 0 where there is none.
     offset: u64,
@@ -138,6 +139,30 @@ impl PageTables {
     /// Clears the entry of a page; returns what it was, accessed and dirty included.
     pub fn clear(&self, iova: u64, size_log2: u8) -> FirstStageEntry {
         self.change(iova, size_log2, |_| FirstStageEntry::new())
+    }
+
+    /// Takes out the tables that map `1 << size_log2` bytes (21 or 30) at `iova` by pages of 4 KiB, as tables of their own: the
+    /// unit may walk them, and set bits in them, until the invalidation is over. `None` where there are none.
+    pub fn detach(&mut self, iova: u64, size_log2: u8) -> Option<Self> {
+        assert!(matches!(size_log2, 21 | 30), "behind an entry that can be of a larger page");
+        let at = self.entry(iova, size_log2)?;
+        let old = FirstStageEntry::from(self.words.exchange(at, 0));
+        assert!(!old.page_size(), "a larger page is in the way of {iova:#x}");
+        if !old.present() {
+            return None;
+        }
+        let root = (old.frame() << 12) - self.offset;
+        let mut tables = vec![root];
+        if size_log2 == 30 {
+            let entries = (0..512).map(|n| FirstStageEntry::from(self.words.load(root + 8 * n)));
+            for entry in entries.filter(|entry| entry.present()) {
+                assert!(!entry.page_size(), "a larger page is in the way of {iova:#x}");
+                tables.push((entry.frame() << 12) - self.offset);
+            }
+        }
+        self.tables.retain(|table| !tables.contains(table));
+        let levels = (size_log2 - 12) / 9;
+        Some(Self { words: self.words.clone(), root, levels, offset: self.offset, tables })
     }
 
     /// Gives the tables themselves back: only after the invalidations that cover them.

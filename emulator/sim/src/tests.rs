@@ -126,5 +126,12 @@ fn the_unit_finds_what_the_builder_maps() {
         assert_eq!(translate(0x7f00_0000_2000).unwrap(), Translation::NOT_PRESENT);
         assert!(tables.clear(pages[0].0, 12).dirty(), "the old entry comes back");
         assert!(!tables.get(pages[0].0, 12).present());
+        // Tables that a large page will take the place of: the bits that the unit set in them are still to be had.
+        tables.map(&mut frames, 0x7f00_0000_3000, 0x4000, 12, true);
+        translate(0x7f00_0000_3000).unwrap();
+        let small = tables.detach(0x7f00_0000_0000, 21).unwrap();
+        assert!(small.get(0x7f00_0000_3000, 12).dirty() && !tables.get(0x7f00_0000_0000, 21).present());
+        tables.map(&mut frames, 0x7f00_0000_0000, 0x60_0000, 21, true);
+        assert!(tables.detach(0x7f40_0000_0000, 30).is_none(), "nothing is mapped there");
     }
 }

@@ -328,13 +328,15 @@ fn device_tlb_low(bdf: Bdf, pasid: Pasid) -> u64 {
     u64::from(low) | u64::from(descriptor_type::PASID_DEVICE_TLB)
 }
 
-/// Drops the unit's translations of `1 << order` pages at `iova`, which is aligned to that.
-pub fn iotlb_pages(domain_id: u16, pasid: Pasid, iova: u64, order: u8) -> Descriptor {
+/// Drops the unit's translations of `1 << order` pages at `iova`, which is aligned to that; with `leaf_only`, not what it knows
+/// of the tables on the way.
+pub fn iotlb_pages(domain_id: u16, pasid: Pasid, (iova, order): (u64, u8), leaf_only: bool) -> Descriptor {
     let low = PasidIotlb::new()
         .with_granularity(pasid_iotlb_granularity::PAGE)
         .with_domain_id(domain_id)
         .with_pasid(pasid.get());
-    let high = InvalidateAddress::new().with_address_mask(order).with_frame(iova >> 12);
+    let high =
+        InvalidateAddress::new().with_address_mask(order).with_frame(iova >> 12).with_invalidation_hint(leaf_only);
     [u64::from(low) | u64::from(descriptor_type::PASID_IOTLB), high.into()]
 }
 

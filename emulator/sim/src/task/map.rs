@@ -2,13 +2,12 @@
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::tables::FirstStageEntry;
 
-use super::{Change, Kind, Task};
-use crate::checker::Checker;
+use super::{Change, Kind, LARGE_ORDER, Remap, Task};
 use crate::coverage::Group;
 use crate::flight::excuse;
 use crate::frames::FRAME_BYTES;
 use crate::mutant::Mutant;
-use crate::process::{DATA, Life, PAGES, Place, Process, READ_ONLY, Vma, read_frame};
+use crate::process::{DATA, LARGE, Life, Place, Process, READ_ONLY, Vma, read_frame};
 use crate::world::World;
 
 impl World {
@@ -36,40 +35,36 @@ impl World {
         if change == Change::Unmap && (page < DATA || page == READ_ONLY) {
             return;
         }
-        let first = page >> order << order;
-        self.tasks.push(Task::new(Kind::Map { p, change, first, order, taken: Vec::new() }));
+        self.tasks.push(Task::new(Kind::Map(Remap::new(p, change, page, order))));
     }
 
     pub(super) fn poll_map(&mut self, task: &mut Task) -> bool {
-        let Kind::Map { p, change, first, order, taken } = &mut task.kind else { unreachable!("of this kind") };
-        let (p, change, first, order) = (*p, *change, *first, *order);
+        let Kind::Map(remap) = &mut task.kind else { unreachable!("of this kind") };
         match task.stage {
             0 => {
-                if self.processes[p].life != Life::Alive {
+                if self.processes[remap.p].life != Life::Alive {
                     return true;
                 }
-                *taken = self.take(p, change, first..(first + (1 << order)).min(PAGES));
-                if taken.is_empty() {
-                    return true;
-                }
+                self.take(remap);
                 task.stage = 1;
-                false
+                remap.taken.is_empty()
             }
             1 => {
-                let descriptors = self.invalidations(p, first, order);
+                let descriptors = self.invalidations(remap);
                 if self.mutant == Some(Mutant::FreeEarly) {
-                    self.finish_map(task);
+                    self.finish_map(remap);
                 }
                 self.submit(task, &descriptors, false);
                 false
             }
             2 => {
-                self.finish_map(task);
+                self.finish_map(remap);
                 task.stage = 3;
-                change != Change::Unmap
+                remap.change != Change::Unmap
             }
             // Unmapped: something new is mapped there when the last descriptor that knew the old one is gone.
             _ => {
+                let (p, first) = (remap.p, remap.page);
                 let page = &self.processes[p].pages[first];
                 if self.processes[p].life != Life::Alive {
                     return true;
@@ -89,9 +84,19 @@ impl World {
     }
 
     /// Takes rights away from pages that have them: entries first, as a kernel does. Faults have to wait from here on.
-    fn take(&mut self, p: usize, change: Change, pages: std::ops::Range<usize>) -> Vec<(usize, FirstStageEntry)> {
-        let (id, mut taken) = (self.processes[p].id, Vec::new());
-        for n in pages {
+    fn take(&mut self, remap: &mut Remap) {
+        let (p, page) = (remap.p, remap.page);
+        match remap.change {
+            Change::Collapse => self.take_small(remap),
+            _ if page >= LARGE && self.processes[p].large.is_some() => self.take_large(remap),
+            _ => self.take_pages(remap),
+        }
+    }
+
+    fn take_pages(&mut self, remap: &mut Remap) {
+        let (p, change) = (remap.p, remap.change);
+        let id = self.processes[p].id;
+        for n in remap.pages() {
             let process = &mut self.processes[p];
             if process.pages[n].busy || process.pages[n].vma == Vma::None {
                 continue;
@@ -116,7 +121,7 @@ impl World {
                 (true, Change::Protect) => tables.change(Process::address(n), 12, |e| e.with_writable(false)),
                 (true, _) => tables.clear(Process::address(n), 12),
             };
-            taken.push((n, old));
+            remap.taken.push((n, old));
             if change == Change::Unmap {
                 for flight in self.flights.values_mut().filter(|f| f.process == (p, id) && f.pages().any(|m| m == n)) {
                     flight.excuses |= excuse::FAULT;
@@ -124,29 +129,24 @@ impl World {
                 }
             }
         }
-        taken
     }
 
     /// The invalidation is over: nobody uses the old mappings any more.
-    fn finish_map(&mut self, task: &mut Task) {
-        let Kind::Map { p, change, taken, .. } = &mut task.kind else { unreachable!("of this kind") };
-        for (n, mut old) in std::mem::take(taken) {
+    fn finish_map(&mut self, remap: &mut Remap) {
+        if remap.order >= LARGE_ORDER {
+            self.finish_large(remap);
+            return;
+        }
+        let (p, change) = (remap.p, remap.change);
+        for (n, mut old) in std::mem::take(&mut remap.taken) {
             old.set_dirty(old.dirty() && (self.mutant != Some(Mutant::ForgetDirty) || n % 4 != 3));
-            let process = &mut self.processes[*p];
+            let process = &mut self.processes[p];
             let page = &mut process.pages[n];
             page.busy = false;
             let Place::Frame(frame) = page.place else { continue };
             match change {
                 Change::Evict => {
-                    // A clean page is on disk already.
-                    let bytes = read_frame(&self.ram, frame);
-                    if let Some(swap) = page.swap.as_deref().filter(|_| !old.dirty()) {
-                        self.log
-                            .check(Checker::Dirty, *swap == bytes, || format!("page {n} was written to and is clean"));
-                    } else {
-                        page.swap = Some(Box::new(bytes));
-                    }
-                    page.place = Place::Out;
+                    process.write_out(n, old.dirty());
                     self.frames.free(frame);
                 }
                 Change::Unmap => {
@@ -164,6 +164,7 @@ impl World {
                     self.frames.free(frame);
                 }
                 Change::Protect => page.frozen = Some(Box::new(read_frame(&self.ram, frame))),
+                Change::Collapse | Change::Split => unreachable!("these are of large pages"),
             }
         }
     }

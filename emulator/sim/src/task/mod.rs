@@ -1,6 +1,7 @@
 //! What the kernel does step by step, with other things happening in between: each task is a script whose steps may have to wait.
 mod answer;
 mod function;
+mod large;
 mod map;
 mod tear_down;
 
@@ -9,9 +10,13 @@ use svadev_spec::vtd::tables::FirstStageEntry;
 
 use crate::frames::FRAME;
 use crate::mutant::Mutant;
-use crate::process::{BASE, Process};
+use crate::process::{PAGES, Process};
+use crate::tables::PageTables;
 use crate::unit_driver::{Descriptor, Group, Waiting, device_tlb_pages, iotlb_pages};
 use crate::world::World;
+
+/// Changes of so many pages or more are of a large one.
+const LARGE_ORDER: u8 = 9;
 
 /// A task.
 #[derive(Debug)]
@@ -30,6 +35,10 @@ enum Change {
     Migrate,
     Protect,
     Unmap,
+    /// Small pages become a large one.
+    Collapse,
+    /// A large page becomes small ones.
+    Split,
 }
 
 impl Change {
@@ -40,14 +49,49 @@ impl Change {
             Self::Migrate => "migrate",
             Self::Protect => "protect",
             Self::Unmap => "unmap",
+            Self::Collapse => "collapse",
+            Self::Split => "split",
         }
+    }
+}
+
+/// A change of the mappings of `1 << order` pages, with `page` among them.
+#[derive(Debug)]
+struct Remap {
+    p: usize,
+    change: Change,
+    page: usize,
+    order: u8,
+    /// The pages it took, and their entries as they were; of a large page, the first.
+    taken: Vec<(usize, FirstStageEntry)>,
+    /// A large frame to move to.
+    frame: Option<u64>,
+    /// Tables that a large page takes the place of.
+    tables: Option<PageTables>,
+}
+
+impl Remap {
+    fn new(p: usize, change: Change, page: usize, order: u8) -> Self {
+        Self { p, change, page, order, taken: Vec::new(), frame: None, tables: None }
+    }
+
+    /// Address of the first of its pages; not all of them are the process's.
+    fn start(&self) -> u64 {
+        let shift = 12 + self.order;
+        Process::address(self.page) >> shift << shift
+    }
+
+    /// Those of its pages that are.
+    fn pages(&self) -> impl Iterator<Item = usize> + use<> {
+        let range = self.start()..self.start() + (FRAME << self.order);
+        (0..PAGES).filter(move |&page| range.contains(&Process::address(page)))
     }
 }
 
 #[derive(Debug)]
 enum Kind {
-    /// Change mappings of `1 << order` pages; entries as they were, for the pages it took.
-    Map { p: usize, change: Change, first: usize, order: u8, taken: Vec<(usize, FirstStageEntry)> },
+    /// Change mappings.
+    Map(Remap),
     /// Answer a page request group.
     Answer { f: usize, group: Group, forced: Option<ResponseCode>, twice: bool },
     /// End a process, before (`exit`) or after the driver aborted it; now at function `f`.
@@ -77,7 +121,7 @@ impl World {
             task.stage += 1;
         }
         match &mut task.kind {
-            Kind::Map { .. } => self.poll_map(task),
+            Kind::Map(_) => self.poll_map(task),
             Kind::Answer { .. } => self.poll_answer(task),
             Kind::TearDown { .. } => self.poll_tear_down(task),
             &mut Kind::Reset { f, resets } => self.poll_reset(f, resets),
@@ -102,18 +146,19 @@ impl World {
         task.waiting = self.unit.submit(descriptors, drain);
     }
 
-    /// The invalidations for a range of a process: of the unit once, of each function's device TLB.
-    fn invalidations(&self, p: usize, first: usize, order: u8) -> Vec<Descriptor> {
-        let process = &self.processes[p];
-        let address = Process::address(first);
+    /// The invalidations for a change: of the unit once, of each function's device TLB.
+    fn invalidations(&self, remap: &Remap) -> Vec<Descriptor> {
+        let process = &self.processes[remap.p];
+        let small = self.mutant == Some(Mutant::SmallInvalidation) && remap.order >= LARGE_ORDER;
+        let (address, order) = (remap.start(), if small { 0 } else { remap.order });
         let bound = (0..self.functions.len()).filter(|&f| process.bound[f]);
         let mut all: Vec<_> =
             bound.map(|f| device_tlb_pages(self.functions[f].bdf, process.pasid, address, order)).collect();
         if !all.is_empty() && self.mutant != Some(Mutant::SkipIotlb) {
-            all.insert(0, iotlb_pages(process.domain_id, process.pasid, address, order));
+            // The hint is that no table but the last was changed.
+            let hint = self.mutant == Some(Mutant::LeafOnly) && remap.change == Change::Collapse;
+            all.insert(0, iotlb_pages(process.domain_id, process.pasid, (address, order), hint));
         }
         all
     }
 }
-
-const _: () = assert!(BASE.is_multiple_of(FRAME));

@@ -7,7 +7,7 @@ use crate::coverage::Group;
 use crate::flight::excuse;
 use crate::functions::{KERNEL_QUEUES, QUEUES};
 use crate::mutant::Mutant;
-use crate::process::{Life, Place};
+use crate::process::{LARGE, Life, Place};
 use crate::unit_driver::pasid_gone;
 use crate::world::World;
 
@@ -173,6 +173,10 @@ impl World {
     fn release(&mut self, p: usize) {
         // Kernel queues may still have descriptors of it, which will end as aborted; what they did no longer matters.
         let process = &mut self.processes[p];
+        if let Some(large) = process.large.take() {
+            self.frames.free_large(large.size_log2, large.frame);
+            process.pages[LARGE..].iter_mut().for_each(|page| page.place = Place::Out);
+        }
         for page in &mut process.pages {
             if let Place::Frame(frame) = page.place {
                 page.place = Place::Out;

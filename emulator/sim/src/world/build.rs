@@ -8,7 +8,8 @@ use svadev_iommu::{Caching, UnitConfig};
 use svadev_memory::Ram;
 
 use super::{
-    FUNCTIONS, KERNEL_DOMAIN, Options, PATIENCE_STEPS, PROCESSES, RAM_BYTES, RINGS, SECOND_STAGE, STEP_NS, World,
+    FUNCTIONS, KERNEL_DOMAIN, LARGE_FRAMES, MEMORY_BYTES, Options, PATIENCE_STEPS, PROCESSES, RAM_BYTES, RINGS,
+    SECOND_STAGE, STEP_NS, World,
 };
 use crate::bus::Bus;
 use crate::coverage::Group;
@@ -25,8 +26,12 @@ impl World {
     pub(super) fn new(seed: u64, options: Options) -> Self {
         let mut rng = Rng::new(seed);
         let log = Arc::new(Log::new(options.sink));
-        let ram = Arc::new(Ram::new(usize::try_from(RAM_BYTES).expect("a small world")).expect("memory for the world"));
+        let ram =
+            Arc::new(Ram::new(usize::try_from(MEMORY_BYTES).expect("a small world")).expect("memory for the world"));
         let mut frames = Frames::new(Arc::clone(&ram), Arc::clone(&log), FRAME, RAM_BYTES);
+        for (size_log2, first) in LARGE_FRAMES {
+            (0..=PROCESSES as u64).for_each(|n| frames.free_large(size_log2, first + (n << size_log2)));
+        }
         let faults = Faults::draw(&mut rng);
         let levels = rng.pick(&[4, 5]);
         let drawn = rng.pick(&[Caching::None, Caching::Strict, Caching::Adversarial]);

@@ -19,6 +19,7 @@ impl World {
         let mut happens = |rate| self.rng.chance(rate);
         let (evict, migrate, protect, unmap) =
             (happens(faults.evict), happens(faults.migrate), happens(faults.protect), happens(faults.unmap));
+        let collapse = happens(faults.collapse);
         // These end much at once: a tenth of their rate is plenty.
         let rare = |happened: bool, rng: &mut Rng| happened && rng.chance(300);
         let (memory, disable) = (happens(faults.memory_change), happens(faults.disable));
@@ -37,6 +38,9 @@ impl World {
         }
         if unmap {
             self.unmap(p);
+        }
+        if collapse {
+            self.collapse(p);
         }
         if memory {
             self.change_memory(f);

@@ -28,7 +28,11 @@ use crate::tables::DeviceTables;
 use crate::task::Task;
 use crate::unit_driver::UnitDriver;
 
+/// Memory whose frames are of 4 KiB, and that the driver's own DMA reaches.
 const RAM_BYTES: u64 = 32 << 20;
+/// Frames of 2 MiB, then of 1 GiB, lie after it: as many as there are processes, and one to move to. They are sparse.
+const LARGE_FRAMES: [(u8, u64); 2] = [(21, RAM_BYTES), (30, 1 << 30)];
+const MEMORY_BYTES: u64 = 5 << 30;
 /// Requester IDs; one in each half of its bus's context tables.
 const FUNCTIONS: [Bdf; 2] = [Bdf(0x0010), Bdf(0x00a1)];
 const PROCESSES: usize = 3;

@@ -31,7 +31,7 @@ mutants! {
     /// Invalidations count as complete when they are sent.
     EarlyAck: WaitOrder,
     /// Some completions of invalidations are lost.
-    LoseCompletion: Liveness | Reason,
+    LoseCompletion: Liveness | Reason | PasidReuse,
     /// Some invalidations are acknowledged twice.
     AckTwice: Acknowledge,
     /// Some page group responses are lost.

@@ -57,6 +57,8 @@ pub struct Page {
     pub swap: Option<Box<[u8; FRAME_BYTES]>>,
     /// Somebody is changing the mapping: faults have to wait.
     pub busy: bool,
+    /// A fault waited, and has not been served: the next change waits for that, or a page that always changes is never there.
+    pub wanted: bool,
     /// Its contents when writing was forbidden: they cannot change before it is allowed again.
     pub frozen: Option<Box<[u8; FRAME_BYTES]>>,
     /// Descriptors that read it.
@@ -140,6 +142,7 @@ impl Process {
             place: Place::Out,
             swap: Some(Box::new(oracle[n * FRAME_BYTES..][..FRAME_BYTES].try_into().expect("a whole page"))),
             busy: false,
+            wanted: false,
             frozen: None,
             readers: 0,
             writers: 0,
@@ -184,11 +187,13 @@ impl Process {
         let (address, size_log2, span) = self.leaf(page);
         let Some(tables) = &mut self.tables else { return Served::Never };
         let entry = &mut self.pages[page];
-        if entry.vma == Vma::None || (write && entry.vma == Vma::ReadOnly) {
-            return Served::Never;
-        }
-        if entry.busy {
+        let possible = entry.vma == Vma::Writable || (entry.vma == Vma::ReadOnly && !write);
+        if possible && entry.busy {
             return Served::Busy;
+        }
+        entry.wanted = false;
+        if !possible {
+            return Served::Never;
         }
         match entry.place {
             Place::Frame(_) => {

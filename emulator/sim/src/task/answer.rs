@@ -75,6 +75,8 @@ impl World {
             match served {
                 Served::Yes => {}
                 Served::Busy => {
+                    let (p, page) = p.zip(page).expect("it is a page of a process");
+                    self.processes[p].pages[page].wanted = true;
                     task.until = self.step + 5;
                     return false;
                 }

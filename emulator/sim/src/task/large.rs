@@ -17,7 +17,7 @@ impl World {
     /// Takes the small pages away, with their tables, if each of them may be part of a large page and a frame is free.
     pub(super) fn take_small(&mut self, remap: &mut Remap) {
         let process = &mut self.processes[remap.p];
-        let fit = process.pages[LARGE..].iter().all(|page| !page.busy && page.vma == Vma::Writable);
+        let fit = process.pages[LARGE..].iter().all(|page| !page.busy && !page.wanted && page.vma == Vma::Writable);
         if process.large.is_some() || !fit {
             return;
         }
@@ -39,7 +39,7 @@ impl World {
     pub(super) fn take_large(&mut self, remap: &mut Remap) {
         let process = &mut self.processes[remap.p];
         let large = process.large.expect("the caller looked");
-        if process.pages[LARGE].busy {
+        if process.pages[LARGE..].iter().any(|page| page.busy || page.wanted) {
             return;
         }
         if remap.change == Change::Unmap || self.rng.chance(400) {

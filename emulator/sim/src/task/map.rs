@@ -98,7 +98,7 @@ impl World {
         let id = self.processes[p].id;
         for n in remap.pages() {
             let process = &mut self.processes[p];
-            if process.pages[n].busy || process.pages[n].vma == Vma::None {
+            if process.pages[n].busy || process.pages[n].wanted || process.pages[n].vma == Vma::None {
                 continue;
             }
             let present = matches!(process.pages[n].place, Place::Frame(_));

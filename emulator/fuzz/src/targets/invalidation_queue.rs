@@ -1,12 +1,13 @@
 //! Invalidation descriptors in memory, of any shape, with functions that answer late.
 //!
 //! Holds: a wait completes only when every older invalidation has; nothing but a wait's status and page requests is written; one
-//! doorbell costs no more than the ring has entries; an error stops the queue until software clears it; and a new start
-//! serves a clean wait.
+//! doorbell costs no more than the ring has entries; the head steps over no wait that is not over and over no type that
+//! there is not; a queue that waits for nobody and has no error is empty; and a new start serves a clean wait.
 use std::collections::BTreeSet;
 
 use svadev_fabric::{Bdf, InvalidateTag, TranslationRequest};
-use svadev_spec::vtd::registers::{FaultStatus, InvalidationQueueAddress, InvalidationQueueError, offset};
+use svadev_memory::{GuestAddress, GuestMemory};
+use svadev_spec::vtd::registers::{FaultStatus, Global, InvalidationQueueAddress, InvalidationQueueError, offset};
 
 use crate::worlds::tables::{DEVICE, OTHER, domain};
 use crate::worlds::unit::{self, QUEUE, STATUS, World};
@@ -35,6 +36,9 @@ struct Rig {
     /// Completions that functions owe.
     owed: BTreeSet<(Bdf, InvalidateTag)>,
     invalidations: u64,
+    /// Where the head was, bytes, and how many waits were over, when the last operation ended.
+    head: u64,
+    waits: u64,
 }
 
 pub(super) fn run(data: &[u8]) {
@@ -46,7 +50,7 @@ pub(super) fn run(data: &[u8]) {
         .with_queue_size(header >> 2 & 1)
         .with_descriptor_width(header & 8 == 0);
     world.bring_up(header & 16 != 0, queue.into());
-    let mut rig = Rig { world, tail: 0, owed: BTreeSet::new(), invalidations: 0 };
+    let mut rig = Rig { world, tail: 0, owed: BTreeSet::new(), invalidations: 0, head: 0, waits: 0 };
     while !input.is_empty() {
         rig.step(&mut input);
         rig.check();
@@ -114,6 +118,13 @@ impl Rig {
                 self.world.unit.invalidate_timed_out(bdf, &self.world.ports);
                 let status = FaultStatus::from(self.world.read32(offset::FSTS));
                 assert!(!due || status.invalidation_timeout_error(), "ITE");
+                let head = self.world.read64(offset::IQH);
+                let next = (self.head + self.width()) % self.bytes();
+                assert!(
+                    head == self.head || due && head == next,
+                    "the wait that hoped for it is given up, and no more"
+                );
+                self.head = head;
             }
             op::CLEAR => self.world.write32(offset::FSTS, input.u8().into()),
             op::RESTART => self.restart(),
@@ -131,6 +142,7 @@ impl Rig {
     fn restart(&mut self) {
         self.world.write32(offset::GCMD, 1 << 31);
         self.owed.clear();
+        self.head = 0;
         self.check();
         self.tail = 0;
         self.world.write64(offset::IQT, 0);
@@ -142,6 +154,7 @@ impl Rig {
         let events = self.world.check();
         let entries = self.bytes() / self.width();
         assert!(events.len() as u64 <= 3 * entries, "{} events for {entries} descriptors", events.len());
+        let overwritten = events.iter().any(|event| matches!(event, Event::Store { at, .. } if in_queue(*at)));
         for event in events {
             match event {
                 Event::Invalidate { to, tag, pending } => {
@@ -165,6 +178,28 @@ impl Rig {
         let stopped = FaultStatus::from(self.world.read32(offset::FSTS)).invalidation_queue_error();
         let error = InvalidationQueueError::from(self.world.read64(offset::IQERCD)).queue_error_information();
         assert_eq!(stopped, error != 0, "IQE has a reason, and only IQE has");
+        let stopped = stopped || FaultStatus::from(self.world.read32(offset::FSTS)).invalidation_timeout_error();
+        let running = Global::from(self.world.read32(offset::GSTS)).queued_invalidation_enable();
+        if running && !stopped && self.owed.is_empty() {
+            assert_eq!(head, self.world.read64(offset::IQT), "nothing keeps the queue from its tail");
+        }
+        self.check_passed(head, overwritten);
+    }
+
+    /// Looks at the descriptors that the head has gone over since the last time, unless a status was written over the queue.
+    fn check_passed(&mut self, head: u64, overwritten: bool) {
+        let (width, bytes) = (self.width(), self.bytes());
+        let mut waits = 0;
+        while self.head != head && !overwritten {
+            let at = GuestAddress(QUEUE + self.head);
+            let kind = self.world.memory.ram.load_u64(at).expect("the queue is in memory") & 0xe0f;
+            assert!((1..=9).contains(&kind), "the head went over a descriptor of type {kind:#x}");
+            waits += u64::from(kind == 5);
+            self.head = (self.head + width) % bytes;
+        }
+        let before = std::mem::replace(&mut self.waits, self.world.unit.counters().waits);
+        assert!(overwritten || self.waits - before == waits, "the head goes over waits that are over");
+        self.head = head;
     }
 
     fn serves_a_clean_wait(&mut self) {
@@ -184,6 +219,10 @@ impl Rig {
             assert_eq!(head, 0, "scalable mode takes wide descriptors only");
         }
     }
+}
+
+fn in_queue(at: u64) -> bool {
+    (QUEUE..QUEUE + 0x2000).contains(&at)
 }
 
 /// A descriptor near what is valid: type, fields, and now and then a bit too many.

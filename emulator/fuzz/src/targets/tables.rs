@@ -181,8 +181,8 @@ fn check(answer: &Answer, iova: u64) {
 pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     // Every PASID, four pages each of another kind.
     let ask = |seed: Seed, op: u8, rights: u8| {
-        seed.repeat(6, |seed, pasid| {
-            let pasid = u8::try_from(pasid).expect("below 6");
+        seed.repeat(7, |seed, pasid| {
+            let pasid = u8::try_from(pasid).expect("below 7");
             seed.repeat(4, |seed, n| {
                 let seed = seed.u8(op).u8(rights | 4).u8(pasid);
                 match n {

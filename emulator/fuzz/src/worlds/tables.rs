@@ -43,11 +43,14 @@ pub(crate) mod pasid {
     pub(crate) const SECOND: u32 = 3;
     pub(crate) const NESTED: u32 = 4;
     pub(crate) const PASS_THROUGH: u32 = 5;
+    /// In [`FIRST`]'s domain, with other pages at the same addresses: its level-4 table is the level-5 table of another.
+    pub(crate) const NEIGHBOUR: u32 = 6;
 }
 
 /// Domain of the PASID with this number.
 pub(crate) fn domain(pasid: u32) -> u16 {
-    u16::try_from(pasid % 64).expect("below 64") + 16
+    let owner = if pasid == pasid::NEIGHBOUR { pasid::FIRST } else { pasid };
+    u16::try_from(owner % 64).expect("below 64") + 16
 }
 
 const P: u64 = 1;
@@ -93,9 +96,10 @@ fn pasids(store: impl Fn(u64, u64)) {
         (pasid::SECOND, translation_type::SECOND_STAGE),
         (pasid::NESTED, translation_type::NESTED),
         (pasid::PASS_THROUGH, translation_type::PASS_THROUGH),
+        (pasid::NEIGHBOUR, translation_type::FIRST_STAGE),
     ] {
         let level5 = number == pasid::FIRST_LEVEL5;
-        let first = if level5 { FIRST_LEVEL5 } else { FIRST };
+        let first = if level5 || number == pasid::NEIGHBOUR { FIRST_LEVEL5 } else { FIRST };
         let at = PASID_TABLE + 64 * u64::from(number);
         store(at + 8, PasidTable1::new().with_domain_id(domain(number)).with_page_walk_snoop(true).into());
         if matches!(kind, translation_type::FIRST_STAGE | translation_type::NESTED) {

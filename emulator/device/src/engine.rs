@@ -29,9 +29,12 @@ use crate::shared::FunctionShared;
 const LOOKS: usize = 16;
 /// So many queues are watched however long they are idle.
 const ALWAYS_WATCHED: usize = 16;
-/// How long a queue beyond those is watched without work, ns. Its next submission costs a trap, some 80 µs; ten times that
-/// is no bad price for not looking at hundreds of doorbells at every pass.
-const WATCH_NS: u64 = 1_000_000;
+/// How long a queue beyond those is watched without work, ns, and how long at most. Its next submission costs a trap, some 80 µs;
+/// ten times that is no bad price for not looking at hundreds of doorbells at every pass. A queue that is used from time to time
+/// is watched longer each time that it was left alone too early: else the traps of many such queues would stretch the time between
+/// two uses of each until all of them trap.
+pub(crate) const WATCH_NS: u64 = 1_000_000;
+const WATCH_NS_MOST: u64 = 256_000_000;
 /// What a visit costs besides what is done in it: state that was not in the cache.
 const VISIT_COST: i64 = 128;
 
@@ -164,7 +167,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
             if queue.is_rung(&self.cx) {
                 self.schedule.activate(position);
             } else if self.schedule.watched().len() > ALWAYS_WATCHED
-                && self.cx.now_ns >= queue.idle_since_ns.saturating_add(WATCH_NS)
+                && self.cx.now_ns >= queue.idle_since_ns.saturating_add(queue.watch_ns)
             {
                 self.leave_alone(position);
             }
@@ -174,6 +177,8 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
     /// No longer looks at a queue that is idle, and says so in its doorbell. As in [`park`](Self::park): of *store the word, full fence,
     /// load `ARMED`* there and *store `ARMED`, full fence, load the word* here, at least one side sees the other.
     fn leave_alone(&mut self, position: usize) {
+        let queue = &mut self.queues[position];
+        queue.watch_ns = (queue.watch_ns / 2).max(WATCH_NS);
         let queue = &self.queues[position];
         queue.arm(&self.cx, true);
         fence(Ordering::SeqCst);
@@ -187,6 +192,10 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
 
     /// A queue may have something to do, and may have been left alone.
     fn activate(&mut self, position: usize) {
+        if self.schedule.is_nowhere(position) {
+            let queue = &mut self.queues[position];
+            queue.watch_ns = queue.watch_ns.saturating_mul(4).min(WATCH_NS_MOST);
+        }
         self.queues[position].arm(&self.cx, false);
         self.schedule.activate(position);
     }

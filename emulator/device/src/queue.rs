@@ -14,6 +14,7 @@ use svadev_spec::device::{Code, Descriptor, DescriptorFlags, QueueStatus, doorbe
 use crate::context::{Context, Expiry, Fault, Part, Waiter};
 use crate::copy::Slice;
 use crate::descriptor::{Work, space_of};
+use crate::engine::WATCH_NS;
 use crate::job::{Job, Phase, Step};
 use crate::queue_config::QueueConfig;
 use crate::requester::Target;
@@ -92,6 +93,8 @@ pub(crate) struct Queue {
     interrupt: bool,
     /// Since when it has had nothing to do, ns.
     pub(crate) idle_since_ns: u64,
+    /// How long it is watched without work, ns.
+    pub(crate) watch_ns: u64,
     /// Fetched, and not started yet: it waits for a slot, a fence or room for its lists.
     held: Option<Descriptor>,
     jobs: Box<[Option<Job>]>,
@@ -127,6 +130,7 @@ impl Queue {
             armed: Cell::new(false),
             interrupt: false,
             idle_since_ns: 0,
+            watch_ns: WATCH_NS,
             held: None,
             jobs: (0..slots).map(|_| None).collect(),
             free: (0..slots).rev().collect(),

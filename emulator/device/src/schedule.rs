@@ -108,6 +108,11 @@ impl Schedule {
         }
     }
 
+    /// Whether a queue is neither served nor watched.
+    pub(crate) fn is_nowhere(&self, queue: usize) -> bool {
+        self.places[queue] == Place::Nowhere
+    }
+
     /// The queues that are watched.
     pub(crate) fn watched(&self) -> &[usize] {
         &self.watched

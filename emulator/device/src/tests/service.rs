@@ -170,3 +170,32 @@ fn a_queue_that_is_left_alone_is_enabled_and_reset_as_any() {
     w.settle();
     assert_eq!(armed(&w).len(), 0);
 }
+
+#[test]
+fn many_queues_that_are_used_now_and_then_stop_trapping() {
+    const QUEUES: usize = 64;
+    let mut w = world(QUEUES as u16);
+    (0..QUEUES).for_each(|queue| w.enable(queue, 4, None));
+    leave_alone(&mut w);
+    let mut wakes = Vec::new();
+    for _ in 0..20 {
+        let mut round = 0;
+        for queue in 0..QUEUES {
+            w.submit(queue, &[Descriptor::default()]);
+            if w.word(queue, doorbell::ARMED) != 0 {
+                round += 1;
+                wake(&mut w, queue);
+            }
+            // A pass looks at some of the watched queues only.
+            for _ in 0..QUEUES {
+                w.step();
+            }
+            assert_eq!(w.reap(queue).len(), 1);
+            // A round takes 6.4 ms, so each queue idles for longer than the least time.
+            w.now += 100_000;
+        }
+        wakes.push(round);
+    }
+    assert!(wakes[0] >= QUEUES - 16, "they were left alone: {wakes:?}");
+    assert_eq!(wakes.iter().skip(5).sum::<usize>(), 0, "wakes, round by round: {wakes:?}");
+}

@@ -174,7 +174,7 @@ fn a_queue_that_is_left_alone_is_enabled_and_reset_as_any() {
 #[test]
 fn many_queues_that_are_used_now_and_then_stop_trapping() {
     const QUEUES: usize = 64;
-    let mut w = world(QUEUES as u16);
+    let mut w = world(u16::try_from(QUEUES).unwrap());
     (0..QUEUES).for_each(|queue| w.enable(queue, 4, None));
     leave_alone(&mut w);
     let mut wakes = Vec::new();

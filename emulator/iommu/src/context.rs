@@ -1,5 +1,5 @@
 //! From a requester and a PASID to an address space: root, context and PASID tables (§3.4).
-use svadev_fabric::Bdf;
+use svadev_fabric::{Bdf, Pasid};
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
@@ -11,6 +11,7 @@ use svadev_spec::vtd::tables::{
 };
 
 use crate::UnitConfig;
+use crate::audit::Value;
 use crate::cache::{Clock, Floors, Space, Table};
 use crate::config::Caching;
 use crate::fault::{Fault, Request, RequestKind};
@@ -28,7 +29,7 @@ pub(crate) enum Stages {
 }
 
 /// What the tables say about the requests of one PASID, or of one function in legacy mode.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct AddressSpace {
     /// Tags of its IOTLB entries.
     pub(crate) space: Space,
@@ -56,7 +57,7 @@ impl AddressSpace {
 }
 
 /// A context entry.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Context {
     Legacy(LegacyContext),
     Scalable(ScalableContext),
@@ -65,16 +66,36 @@ pub(crate) enum Context {
 impl Context {
     /// For places of the context cache that are empty.
     const BLANK: Self = Self::Legacy(LegacyContext { address_space: AddressSpace::BLANK });
+
+    /// Whether what `old` let in is let in, and led to the same tables.
+    pub(crate) fn allows_all_of(&self, old: &Self) -> bool {
+        match (self, old) {
+            (Self::Legacy(new), Self::Legacy(old)) => {
+                let (new, old) = (new.address_space, old.address_space);
+                new.space == old.space && new.stages == old.stages && (new.serves_ats || !old.serves_ats)
+            }
+            (Self::Scalable(new), Self::Scalable(old)) => {
+                new.low.frame() == old.low.frame()
+                    && new.low.pasid_directory_size() >= old.low.pasid_directory_size()
+                    && (new.low.device_tlb_enable() || !old.low.device_tlb_enable())
+                    && (new.low.pasid_enable() || !old.low.pasid_enable())
+                    && (new.low.page_request_enable() || !old.low.page_request_enable())
+                    && (new.high.rid_pasid(), new.high.rid_privileged())
+                        == (old.high.rid_pasid(), old.high.rid_privileged())
+            }
+            _ => false,
+        }
+    }
 }
 
 /// A legacy context entry (§9.3).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct LegacyContext {
     address_space: AddressSpace,
 }
 
 /// A scalable-mode context entry (§9.4).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct ScalableContext {
     low: ContextLow,
     high: ContextHigh,
@@ -134,6 +155,24 @@ impl EntryCaches {
             .max(self.pasid_domains.of(domain_id.into()))
             .max(self.pasid_tags.of(pasid_hash(domain_id, pasid)));
         (born > floor).then_some(entry)
+    }
+
+    /// Calls `f` for up to `count` places of the PASID cache, after `cursor`, where something lives.
+    pub(crate) fn each(&self, cursor: &mut usize, count: usize, mut f: impl FnMut((u16, u32), &AddressSpace)) {
+        self.pasids.each_after(cursor, count, |(source_id, pasid), _, _| {
+            if let Some(entry) = self.pasid(source_id, pasid) {
+                f((source_id, pasid), entry);
+            }
+        });
+    }
+
+    /// Calls `f` for every entry that lives in the context cache.
+    pub(crate) fn each_context(&self, mut f: impl FnMut(u16, &Context)) {
+        self.contexts.each_after(&mut 0, usize::MAX, |source_id, _, _| {
+            if let Some(context) = self.context(source_id) {
+                f(source_id, context);
+            }
+        });
     }
 
     /// Every context entry, and with them every PASID entry: they were reached through one.
@@ -271,7 +310,32 @@ impl<M: GuestMemory> Resolver<'_, M> {
         let context = self.load_context(requester, scalable)?;
         let born = self.clock.tick();
         self.entries.contexts.insert(requester.0, requester.0.into(), context, born, |_, _| true);
+        if let Some(audit) = &mut self.audit {
+            audit.context_cached(requester, Value::Context(context));
+        }
         Ok(context)
+    }
+
+    /// The context entry of a requester as it is in memory.
+    pub(crate) fn live_context(&self, requester: Bdf) -> Option<Context> {
+        let scalable = match self.root.translation_table_mode() {
+            translation_table_mode::SCALABLE => true,
+            translation_table_mode::LEGACY => false,
+            _ => return None,
+        };
+        self.load_context(requester, scalable).ok()
+    }
+
+    /// What the tables in memory say about the requests of a PASID, or of a requester without one.
+    pub(crate) fn live_address_space(&self, requester: Bdf, pasid: Option<Pasid>) -> Option<AddressSpace> {
+        let context = match (self.live_context(requester)?, pasid) {
+            (Context::Legacy(context), None) => return Some(context.address_space),
+            (Context::Legacy(_), Some(_)) => return None,
+            (Context::Scalable(context), _) => context,
+        };
+        let pasid = pasid.map_or(context.high.rid_pasid(), Pasid::get);
+        let fits = u64::from(pasid) < context.pasid_limit() && pasid >> self.config.max_pasid_bits == 0;
+        fits.then(|| self.load_pasid_entry(context, pasid).ok()).flatten()
     }
 
     fn load_context(&self, requester: Bdf, scalable: bool) -> Result<Context, Fault> {
@@ -373,6 +437,9 @@ impl<M: GuestMemory> Resolver<'_, M> {
         let born = self.clock.tick();
         let hash = pasid_hash(requester.0, pasid);
         self.entries.pasids.insert((requester.0, pasid), hash, entry, born, |_, _| true);
+        if let Some(audit) = &mut self.audit {
+            audit.pasid_cached(requester, pasid, Value::Pasid(entry));
+        }
         Ok(entry)
     }
 

@@ -22,6 +22,7 @@ use svadev_spec::vtd::registers::{
 };
 
 use crate::Unit;
+use crate::audit::Scope;
 use crate::cache::Space;
 use crate::config::MAX_ADDRESS_MASK;
 
@@ -167,6 +168,16 @@ impl<M: GuestMemory> Unit<M> {
         Ok([load(at)?, load(at + 8)?])
     }
 
+    fn audit_invalidated(&mut self, scope: Scope) {
+        if let Some(audit) = &mut self.audit {
+            audit.invalidated(scope);
+            if !self.global.queued_invalidation_enable() {
+                // A register-based command is complete when its start bit is clear again (§6.5.1).
+                audit.completed();
+            }
+        }
+    }
+
     fn scalable(&self) -> bool {
         self.root.translation_table_mode() == translation_table_mode::SCALABLE
     }
@@ -225,6 +236,10 @@ impl<M: GuestMemory> Unit<M> {
             }
             _ => return false,
         }
+        self.audit_invalidated(match granularity {
+            context_granularity::DEVICE => Scope::Source { source_id, function_mask },
+            _ => Scope::Contexts,
+        });
         self.counters.invalidations_context += 1;
         true
     }
@@ -232,17 +247,25 @@ impl<M: GuestMemory> Unit<M> {
     /// §6.5.2.2.
     fn pasid_cache(&mut self, low: PasidCache, high: u64) -> Result<Step, QueueError> {
         reserved(low.reserved0() != 0 || low.reserved1() != 0 || low.reserved2() != 0 || high != 0)?;
-        match low.granularity() {
+        let scope = match low.granularity() {
             pasid_cache_granularity::DOMAIN => {
                 self.entries.invalidate_pasid_domain(low.domain_id(), &mut self.clock);
+                Scope::PasidsOfDomain(low.domain_id())
             }
-            pasid_cache_granularity::PASID if mutant!(PasidCacheInvalidationDoesNothing) => {}
+            pasid_cache_granularity::PASID if mutant!(PasidCacheInvalidationDoesNothing) => {
+                Scope::Pasid { domain_id: low.domain_id(), pasid: low.pasid() }
+            }
             pasid_cache_granularity::PASID => {
                 self.entries.invalidate_pasid(low.domain_id(), low.pasid(), &mut self.clock);
+                Scope::Pasid { domain_id: low.domain_id(), pasid: low.pasid() }
             }
-            pasid_cache_granularity::GLOBAL => self.entries.invalidate_pasids(&mut self.clock),
+            pasid_cache_granularity::GLOBAL => {
+                self.entries.invalidate_pasids(&mut self.clock);
+                Scope::Pasids
+            }
             _ => return Err(QueueError::Reserved),
-        }
+        };
+        self.audit_invalidated(scope);
         self.counters.invalidations_pasid_cache += 1;
         Ok(Step::Done)
     }
@@ -256,17 +279,25 @@ impl<M: GuestMemory> Unit<M> {
 
     /// Returns false for a reserved granularity, or an address mask beyond CAP.MAMV.
     fn invalidate_iotlb(&mut self, granularity: u8, domain_id: u16, address: InvalidateAddress) -> bool {
-        match granularity {
-            iotlb_granularity::GLOBAL => self.iotlb.invalidate_all(&mut self.clock),
-            iotlb_granularity::DOMAIN => self.iotlb.invalidate_domain(domain_id, &mut self.clock),
+        let scope = match granularity {
+            iotlb_granularity::GLOBAL => {
+                self.iotlb.invalidate_all(&mut self.clock);
+                Scope::Iotlb
+            }
+            iotlb_granularity::DOMAIN => {
+                self.iotlb.invalidate_domain(domain_id, &mut self.clock);
+                Scope::Domain(domain_id)
+            }
             iotlb_granularity::PAGE if address.address_mask() <= MAX_ADDRESS_MASK => {
                 let space = Space::of_domain(domain_id);
                 let iova = address.frame() << 12;
                 let hint = address.invalidation_hint();
                 self.iotlb.invalidate_pages(space, iova, address.address_mask(), hint, &mut self.clock);
+                Scope::Pages { space, iova, pages_log2: address.address_mask(), leaf_only: hint }
             }
             _ => return false,
-        }
+        };
+        self.audit_invalidated(scope);
         self.counters.invalidations_iotlb += 1;
         true
     }
@@ -275,14 +306,19 @@ impl<M: GuestMemory> Unit<M> {
     fn pasid_iotlb(&mut self, low: PasidIotlb, high: InvalidateAddress) -> Result<Step, QueueError> {
         reserved(low.reserved0() != 0 || low.reserved1() != 0 || low.reserved2() != 0 || high.reserved() != 0)?;
         let space = Space::new(low.domain_id(), low.pasid());
-        match low.granularity() {
-            pasid_iotlb_granularity::PASID => self.iotlb.invalidate_pasid(space, &mut self.clock),
+        let scope = match low.granularity() {
+            pasid_iotlb_granularity::PASID => {
+                self.iotlb.invalidate_pasid(space, &mut self.clock);
+                Scope::Space(space)
+            }
             pasid_iotlb_granularity::PAGE if high.address_mask() <= MAX_ADDRESS_MASK => {
                 let (iova, hint) = (high.frame() << 12, high.invalidation_hint());
                 self.iotlb.invalidate_pages(space, iova, high.address_mask(), hint, &mut self.clock);
+                Scope::Pages { space, iova, pages_log2: high.address_mask(), leaf_only: hint }
             }
             _ => return Err(QueueError::Reserved),
-        }
+        };
+        self.audit_invalidated(scope);
         self.counters.invalidations_pasid_iotlb += 1;
         Ok(Step::Done)
     }
@@ -324,6 +360,7 @@ impl<M: GuestMemory> Unit<M> {
             return Step::Park;
         }
         self.counters.invalidations_device_tlb += 1;
+        self.audit_invalidated(Scope::Function { to, pasid, global, range });
         if mutant!(SkipDeviceTlbFlush) {
             return Step::Done;
         }
@@ -356,6 +393,9 @@ impl<M: GuestMemory> Unit<M> {
             self.memory.store_u32(GuestAddress(high), low.status_data()).map_err(|_| QueueError::Fetch)?;
         }
         self.counters.waits += 1;
+        if let Some(audit) = &mut self.audit {
+            audit.completed();
+        }
         // A second completion while IWC is set sends nothing: software has not looked at the first (§6.5.2.8).
         if low.interrupt() && !self.queue.wait_completed {
             self.queue.wait_completed = true;
@@ -393,6 +433,9 @@ impl<M: GuestMemory> Unit<M> {
             prg_index: PrgIndex::from_low_bits(high.prg_index().into()),
             code,
         };
+        if let Some(audit) = &mut self.audit {
+            audit.page_answered(Bdf(low.requester_id()), response);
+        }
         if mutant!(AnswerLost) {
             return Ok(Step::Done);
         }
@@ -428,6 +471,9 @@ impl<M: GuestMemory> Unit<M> {
             return;
         }
         self.queue.outstanding.clear();
+        if let Some(audit) = &mut self.audit {
+            audit.abandoned();
+        }
         if self.queue.parked {
             self.queue.parked = false;
             // Parked at a wait, which is aborted, or at a device-TLB invalidation, which is as good as timed out, too.

@@ -10,7 +10,7 @@
 //! | the socket thread of the unit's PCI function | [`Unit::read_register`], [`Unit::write_register`], [`Unit::reset`] |
 //! | engines, through `svadev_fabric::Upstream` | [`Unit::translate`], [`Unit::page_request`], [`Unit::invalidate_complete`] |
 //! | functions without a device TLB | [`Unit::access`] |
-//! | whoever owns a clock | [`Unit::invalidate_timed_out`] |
+//! | whoever owns a clock | [`Unit::invalidate_timed_out`], [`Unit::audit_at`], [`Unit::audit_slice`] |
 //!
 //! A request goes from requester and PASID to an address space (`context`: root, context and PASID tables), then through the page
 //! tables (`walk`), with caches on both ways (`cache`). Invalidations come in through a queue (`invalidation`), page requests go out
@@ -26,6 +26,7 @@
 //! [`REGISTER_SPACE`], [`FAULT_RECORD_OFFSET`], [`IOTLB_REGISTER_OFFSET`], [`MAX_ADDRESS_MASK`]; capabilities are in [`UnitConfig`].
 #![forbid(unsafe_code)]
 
+mod audit;
 mod cache;
 mod config;
 mod context;
@@ -44,6 +45,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use audit::{AuditConfig, AuditCounters, Cached, Event, Finding, FindingKind};
 pub use config::{Caching, MAX_ADDRESS_MASK, UnitConfig};
 pub use counters::Counters;
 pub use fault::Blocked;

@@ -201,6 +201,9 @@ impl<M: GuestMemory> Unit<M> {
             self.root = self.root_register;
             self.global.set_root_table_pointer(true);
             // CAP.ESRTPS: every cache is emptied with it.
+            if let Some(audit) = &mut self.audit {
+                audit.emptied();
+            }
             if !mutant!(RootPointerKeepsCaches) {
                 self.entries.invalidate_contexts(&mut self.clock);
                 self.iotlb.invalidate_all(&mut self.clock);
@@ -209,6 +212,9 @@ impl<M: GuestMemory> Unit<M> {
         if command.queued_invalidation_enable() != self.global.queued_invalidation_enable() {
             self.global.set_queued_invalidation_enable(command.queued_invalidation_enable());
             self.queue.restart();
+            if let Some(audit) = &mut self.audit {
+                audit.abandoned();
+            }
             self.process_queue(ports);
         }
         if command.translation_enable() != self.global.translation_enable() {

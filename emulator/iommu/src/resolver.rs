@@ -4,7 +4,9 @@ use std::cell::OnceCell;
 use svadev_memory::GuestMemory;
 use svadev_spec::vtd::registers::RootTableAddress;
 
+use crate::audit::Auditor;
 use crate::cache::{Clock, Iotlb};
+use crate::config::Caching;
 use crate::context::EntryCaches;
 use crate::counters::Counters;
 use crate::walk::Limits;
@@ -22,11 +24,17 @@ pub(crate) struct Resolver<'a, M: GuestMemory + 'a> {
     pub(crate) clock: &'a mut Clock,
     pub(crate) entries: &'a mut EntryCaches,
     pub(crate) iotlb: &'a mut Iotlb,
+    pub(crate) audit: Option<&'a mut Auditor>,
 }
 
 impl<'a, M: GuestMemory> Resolver<'a, M> {
     pub(crate) fn view(&self) -> &M::View<'a> {
         self.view.get_or_init(|| self.memory.view())
+    }
+
+    /// Whether anything is remembered at all.
+    pub(crate) fn caches(&self) -> bool {
+        self.config.caching != Caching::None
     }
 }
 
@@ -42,6 +50,7 @@ impl<M: GuestMemory> Unit<M> {
             clock: &mut self.clock,
             entries: &mut self.entries,
             iotlb: &mut self.iotlb,
+            audit: self.audit.as_deref_mut(),
         }
     }
 }

@@ -9,6 +9,7 @@ use svadev_spec::vtd::registers::translation_table_mode;
 use svadev_spec::vtd::{FaultReason, INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
 
 use crate::Unit;
+use crate::audit::Value;
 use crate::cache::{Mapping, Space};
 use crate::config::Caching;
 use crate::context::{AddressSpace, Stages};
@@ -42,7 +43,7 @@ impl<M: GuestMemory> Unit<M> {
         }
         let request = Request { requester, pasid, iova, access, kind: RequestKind::Translation };
         let result = self.resolver().resolve(&request);
-        match result {
+        let answer = match result {
             Ok(translation) => Ok(translation),
             Err(fault) => match fault.reason.translation_response() {
                 TranslationResponse::NoRights => {
@@ -60,7 +61,11 @@ impl<M: GuestMemory> Unit<M> {
                     Err(AtsError::CompleterAbort)
                 }
             },
+        };
+        if self.audit.is_some() {
+            self.audit_translation(TranslationRequest { requester, pasid, iova, access }, answer);
         }
+        answer
     }
 
     /// Translates an untranslated access (§3.6 to §3.8). The translation holds until the unit is used again: the access must be
@@ -89,6 +94,9 @@ impl<M: GuestMemory> Unit<M> {
         } else {
             self.resolver().resolve(&request)
         };
+        if let (Some(_), Ok(answer)) = (&self.audit, &result) {
+            self.audit_access((requester, pasid), iova, answer);
+        }
         result.map_err(|fault| {
             self.record_fault(&request, fault, ports);
             Blocked::Fault(fault.reason)
@@ -135,13 +143,19 @@ impl<M: GuestMemory> Resolver<'_, M> {
     fn resolve_slowly(&mut self, request: &Request) -> Result<Translation, Fault> {
         let (space, privileged) = self.address_space(request)?;
         let want = want(request, privileged);
-        self.translate_in(&space, request.iova.0, want).map_err(|reason| Fault {
+        self.translate_in(&space, request, want).map_err(|reason| Fault {
             reason: if space.legacy { in_legacy_mode(reason, want) } else { reason },
             fault_processing_disable: space.fault_processing_disable,
         })
     }
 
-    fn translate_in(&mut self, space: &AddressSpace, iova: u64, want: Want) -> Result<Translation, FaultReason> {
+    fn translate_in(
+        &mut self,
+        space: &AddressSpace,
+        request: &Request,
+        want: Want,
+    ) -> Result<Translation, FaultReason> {
+        let iova = request.iova.0;
         if space.stages == Stages::PassThrough {
             return self.pass_through(iova);
         }
@@ -153,6 +167,9 @@ impl<M: GuestMemory> Resolver<'_, M> {
         }
         self.counters.iotlb_misses += 1;
         self.counters.walks += 1;
+        if let Some(audit) = &mut self.audit {
+            audit.serves(space, (request.requester, request.pasid));
+        }
         let leaf = self.walk(space, iova, want)?;
         let page = without_interrupt_range(leaf, iova)?;
         if cacheable {
@@ -161,6 +178,10 @@ impl<M: GuestMemory> Resolver<'_, M> {
             if let Some(mapping) = Mapping::new(page.address, page.size_log2, page.read, write, want.dirty) {
                 let nested = matches!(space.stages, Stages::Nested(..));
                 self.iotlb.insert(space.space, iova, mapping, nested, self.clock);
+                if let Some(audit) = &mut self.audit {
+                    let value = Value::Page { gpa: mapping.gpa(), read: mapping.read(), write: mapping.write() };
+                    audit.page_cached(space.space, iova, mapping.size_log2(), value, nested);
+                }
             }
         }
         Ok(translation(page, want))
@@ -216,7 +237,11 @@ impl<M: GuestMemory> Resolver<'_, M> {
     fn walk(&mut self, space: &AddressSpace, iova: u64, want: Want) -> Result<Leaf, FaultReason> {
         let limits = self.limits;
         let memory = self.view.get_or_init(|| self.memory.view());
-        let caches = RefCell::new(PagingCaches { iotlb: &mut *self.iotlb, clock: &mut *self.clock });
+        let caches = RefCell::new(PagingCaches {
+            iotlb: &mut *self.iotlb,
+            clock: &mut *self.clock,
+            audit: self.audit.as_deref_mut(),
+        });
         let caches = (self.config.caching != Caching::None).then_some(&caches);
         let nested = matches!(space.stages, Stages::Nested(..));
         let doubted = self.config.caching != Caching::Adversarial;

@@ -4,6 +4,7 @@ use svadev_memory::GuestMemory;
 use svadev_spec::vtd::invalidation::InvalidateAddress;
 use svadev_spec::vtd::registers::{ContextCommand, Global, IotlbInvalidate, PageRequestStatus, RootTableAddress};
 
+use crate::audit::Auditor;
 use crate::cache::{Clock, Iotlb};
 use crate::config::{Caching, UnitConfig};
 use crate::context::EntryCaches;
@@ -46,6 +47,8 @@ pub struct Unit<M> {
     pub(crate) clock: Clock,
     pub(crate) entries: EntryCaches,
     pub(crate) iotlb: Iotlb,
+    /// Not there unless asked for ([`Unit::start_audit`]).
+    pub(crate) audit: Option<Box<Auditor>>,
 }
 
 impl<M: GuestMemory> Unit<M> {
@@ -79,6 +82,7 @@ impl<M: GuestMemory> Unit<M> {
             clock: Clock::default(),
             entries: EntryCaches::new(&config),
             iotlb: Iotlb::new(config.iotlb_entries, config.caching == Caching::Adversarial),
+            audit: None,
             config,
         }
     }
@@ -107,6 +111,7 @@ impl<M: GuestMemory> Unit<M> {
             clock,
             entries,
             iotlb,
+            audit,
         } = self;
         *last_requester = None;
         *global = Global::new();
@@ -123,6 +128,9 @@ impl<M: GuestMemory> Unit<M> {
         *page_request_event = Event::new();
         entries.invalidate_contexts(clock);
         iotlb.invalidate_all(clock);
+        if let Some(audit) = audit {
+            audit.emptied();
+        }
     }
 
     /// What the unit did since it was made.

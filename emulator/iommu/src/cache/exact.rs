@@ -30,6 +30,18 @@ impl<V: Copy> Exact<V> {
         }
     }
 
+    /// Calls `f` for up to `count` entries after `cursor`; starts again when it came to the end.
+    pub(crate) fn each_after(&self, cursor: &mut Option<Key>, count: usize, mut f: impl FnMut(Key, V)) {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let mut last = None;
+        let mut entries = self.entries.range((cursor.map_or(Unbounded, Excluded), Unbounded));
+        for (&key, &value) in entries.by_ref().take(count) {
+            f(key, value);
+            last = Some(key);
+        }
+        *cursor = last.filter(|_| entries.next().is_some());
+    }
+
     pub(crate) fn clear(&mut self) {
         self.entries.clear();
     }

@@ -3,7 +3,7 @@ use svadev_mutation::mutant;
 
 use super::Clock;
 use super::key::{Key, Space};
-use super::store::{Store, TagFloors};
+use super::store::{AuditCursor, Store, TagFloors};
 
 /// Pages that a page-selective invalidation probes one by one; a wider one takes the whole PASID or domain, which is cheaper
 /// and allowed (§6.5.2.3: hardware may invalidate more).
@@ -188,6 +188,16 @@ impl Iotlb {
         let space = path_tag(space);
         let key = Key::new(space, level, iova >> region_log2(level));
         self.shortcuts.insert(&self.floors, key, shortcut.0 | flag(nested, NESTED), clock);
+    }
+
+    /// Calls `f` for mappings among the next `count` places.
+    pub(crate) fn each_page(&self, cursor: &mut AuditCursor, count: usize, mut f: impl FnMut(Key, Mapping)) {
+        self.pages.each_after(&self.floors, cursor, count, |key, packed| f(key, Mapping(packed)));
+    }
+
+    /// Calls `f` for paging-structure cache entries among the next `count` places; a key's class is the level.
+    pub(crate) fn each_shortcut(&self, cursor: &mut AuditCursor, count: usize, mut f: impl FnMut(Key, Shortcut)) {
+        self.shortcuts.each_after(&self.floors, cursor, count, |key, packed| f(key, Shortcut(packed & !NESTED)));
     }
 
     pub(crate) fn invalidate_all(&mut self, clock: &mut Clock) {

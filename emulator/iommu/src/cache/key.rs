@@ -25,6 +25,16 @@ impl Space {
         self.0
     }
 
+    /// From [`word`](Self::word).
+    pub(crate) const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "masked to 20 bits")]
+    pub(crate) fn pasid(self) -> Option<u32> {
+        self.has_pasid().then_some((self.0 & 0xf_ffff) as u32)
+    }
+
     pub(crate) fn has_pasid(self) -> bool {
         self.0 & Self::NO_PASID == 0
     }
@@ -54,6 +64,19 @@ impl Key {
 
     pub(crate) fn space_word(self) -> u64 {
         self.space
+    }
+
+    pub(crate) fn space(self) -> Space {
+        Space(self.space)
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "eight bits are left above the number")]
+    pub(crate) fn class(self) -> u8 {
+        (self.page >> 56) as u8
+    }
+
+    pub(crate) fn number(self) -> u64 {
+        self.page & 0x00ff_ffff_ffff_ffff
     }
 
     pub(crate) fn domain_id(self) -> u16 {

@@ -14,4 +14,5 @@ mod table;
 pub(crate) use floors::{Clock, Floors};
 pub(crate) use iotlb::{Iotlb, Mapping, Shortcut};
 pub(crate) use key::Space;
+pub(crate) use store::AuditCursor;
 pub(crate) use table::Table;

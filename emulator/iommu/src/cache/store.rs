@@ -35,6 +35,13 @@ impl TagFloors {
     }
 }
 
+/// How far someone has come through a store.
+#[derive(Debug, Default)]
+pub(crate) struct AuditCursor {
+    set: usize,
+    key: Option<Key>,
+}
+
 /// A bounded number of entries.
 #[derive(Debug)]
 pub(crate) enum Store<V> {
@@ -64,6 +71,24 @@ impl<V: Copy> Store<V> {
                 table.insert(key, key.hash(), value, clock.tick(), alive);
             }
             Self::Exact(exact) => exact.insert(key, value),
+        }
+    }
+
+    /// Calls `f` for the living among the next `count` sets or entries.
+    pub(crate) fn each_after(
+        &self,
+        floors: &TagFloors,
+        cursor: &mut AuditCursor,
+        count: usize,
+        mut f: impl FnMut(Key, V),
+    ) {
+        match self {
+            Self::Sets(table) => table.each_after(&mut cursor.set, count, |key, &value, born| {
+                if born > floors.of(key.space_word()) {
+                    f(key, value);
+                }
+            }),
+            Self::Exact(exact) => exact.each_after(&mut cursor.key, count, f),
         }
     }
 

@@ -72,6 +72,15 @@ impl<K: Copy + Eq, V: Copy> Table<K, V> {
         ways[way] = Entry { key, born, value };
     }
 
+    /// Calls `f` for what is in up to `count` sets after `cursor`, dead or alive; starts again when it came to the end.
+    pub(crate) fn each_after(&self, cursor: &mut usize, count: usize, mut f: impl FnMut(K, &V, u64)) {
+        let end = cursor.saturating_add(count).min(self.sets.len());
+        for set in &self.sets[*cursor..end] {
+            set.0.iter().filter(|e| e.born > 0).for_each(|e| f(e.key, &e.value, e.born));
+        }
+        *cursor = if end == self.sets.len() { 0 } else { end };
+    }
+
     /// Takes the value under `key` out.
     pub(crate) fn remove(&mut self, key: K, hash: u64) {
         let set = self.set(hash);

@@ -1,6 +1,7 @@
 //! Tests of the unit through its public face: registers, requests and tables in memory.
 mod adversarial;
 mod against_model;
+mod audit;
 mod coverage;
 mod faults;
 mod invalidation;

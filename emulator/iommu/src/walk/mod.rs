@@ -15,6 +15,7 @@ use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 
+use crate::audit::{Auditor, Value};
 use crate::cache::{Clock, Iotlb, Shortcut, Space};
 
 /// Walks that lose every race for an accessed or dirty bit are given up after this many (SFS.10, SSS.6): a guest that
@@ -96,6 +97,7 @@ pub(crate) trait Tables {
 pub(crate) struct PagingCaches<'a> {
     pub(crate) iotlb: &'a mut Iotlb,
     pub(crate) clock: &'a mut Clock,
+    pub(crate) audit: Option<&'a mut Auditor>,
 }
 
 /// The paging-structure cache entries of one address space, or none.
@@ -125,8 +127,11 @@ impl<'a, 'b> Shortcuts<'a, 'b> {
 
     fn keep(&self, address: u64, level: u8, shortcut: Shortcut) {
         if let Some(caches) = self.caches {
-            let PagingCaches { iotlb, clock } = &mut *caches.borrow_mut();
+            let PagingCaches { iotlb, clock, audit } = &mut *caches.borrow_mut();
             iotlb.keep_shortcut(self.space, address, level, shortcut, self.nested, clock);
+            if let Some(audit) = audit {
+                audit.table_cached(self.space, address, level, Value::Table(shortcut), self.nested);
+            }
         }
     }
 }

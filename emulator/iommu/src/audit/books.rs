@@ -1,0 +1,312 @@
+//! The books: what caches hold, or may hold, by right.
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use svadev_fabric::{Bdf, InvalidateRange, Iova, Pasid};
+
+use super::Scope;
+use crate::cache::{Shortcut, Space};
+use crate::context::{AddressSpace, Context, Stages};
+
+/// Sizes a page can have.
+pub(super) const SIZES_LOG2: [u8; 3] = [12, 21, 30];
+/// Levels whose entries can point to a table.
+pub(super) const LEVELS: [u8; 4] = [2, 3, 4, 5];
+/// Set in the class of an entry that points to a table; the level is below it.
+pub(super) const TABLE: u8 = 1 << 6;
+/// In place of a PASID, for requests without one.
+pub(super) const NO_PASID: u64 = 1 << 20;
+/// In place of a PASID, for a context entry.
+const CONTEXT: u64 = 1 << 21;
+
+/// Keys in the books: some 25 MB. A guest that has more translated at once loses some of them from view.
+const MAX_KEYS: usize = 1 << 17;
+/// Different translations of one page that a function may hold at once: its engines ask at different times.
+const MAX_VALUES: usize = 8;
+/// Entries that differ from the tables and are looked at again in every slice.
+const MAX_SUSPECTS: usize = 1024;
+
+/// Where something is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Place {
+    /// IOTLB and paging-structure caches.
+    Unit,
+    /// Context and PASID cache, by requester.
+    Entries(Bdf),
+    /// A function's device TLBs.
+    Function(Bdf),
+}
+
+/// What is held: see the constructors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    pub(super) place: Place,
+    /// [`Space::word`] in the unit, a PASID, [`NO_PASID`] or [`CONTEXT`] elsewhere.
+    pub(super) space: u64,
+    /// Log2 of a page's size, or [`TABLE`] and a level.
+    pub(super) class: u8,
+    /// The address in units of that size, or of what an entry of that level covers.
+    pub(super) number: u64,
+}
+
+impl Key {
+    pub(super) fn page(space: Space, iova: u64, size_log2: u8) -> Self {
+        Self { place: Place::Unit, space: space.word(), class: size_log2, number: iova >> size_log2 }
+    }
+
+    pub(super) fn table(space: Space, iova: u64, level: u8) -> Self {
+        let number = iova >> (12 + 9 * (level - 1));
+        Self { place: Place::Unit, space: space.word(), class: TABLE | level, number }
+    }
+
+    pub(super) fn pasid(requester: Bdf, pasid: u32) -> Self {
+        Self { place: Place::Entries(requester), space: pasid.into(), class: 0, number: 0 }
+    }
+
+    pub(super) fn context(requester: Bdf) -> Self {
+        Self { place: Place::Entries(requester), space: CONTEXT, class: 0, number: 0 }
+    }
+
+    pub(super) fn given(requester: Bdf, pasid: Option<Pasid>, iova: u64, size_log2: u8) -> Self {
+        let space = pasid.map_or(NO_PASID, |pasid| pasid.get().into());
+        Self { place: Place::Function(requester), space, class: size_log2, number: iova >> size_log2 }
+    }
+
+    pub(super) fn first_in(place: Place) -> Self {
+        Self { place, space: 0, class: 0, number: 0 }
+    }
+
+    pub(super) fn last_in(place: Place) -> Self {
+        Self { place, space: u64::MAX, class: u8::MAX, number: u64::MAX }
+    }
+
+    pub(super) fn space(place: Place, space: u64) -> RangeInclusive<Self> {
+        Self { space, ..Self::first_in(place) }..=Self { space, ..Self::last_in(place) }
+    }
+
+    pub(super) fn is_context(&self) -> bool {
+        self.space == CONTEXT
+    }
+
+    /// Log2 of the bytes that it is about.
+    pub(super) fn size_log2(&self) -> u8 {
+        if self.class & TABLE != 0 { 12 + 9 * ((self.class & !TABLE) - 1) } else { self.class }
+    }
+
+    /// The first address that it is about.
+    pub(super) fn iova(&self) -> u64 {
+        self.number << self.size_log2()
+    }
+
+    pub(super) fn overlaps(&self, range: InvalidateRange) -> bool {
+        range.overlaps(Iova(self.iova()), self.size_log2())
+    }
+}
+
+/// What a cached entry says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Value {
+    /// A page's address and rights.
+    Page {
+        gpa: u64,
+        read: bool,
+        write: bool,
+    },
+    Table(Shortcut),
+    Pasid(AddressSpace),
+    Context(Context),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flag = |set: bool, name: char| if set { name } else { '-' };
+        match self {
+            Self::Page { gpa, read, write } => write!(f, "page at {gpa:#x}, {}{}", flag(*read, 'r'), flag(*write, 'w')),
+            Self::Table(shortcut) => write!(
+                f,
+                "table at {:#x}, {}{}{}",
+                shortcut.table(),
+                flag(shortcut.read(), 'r'),
+                flag(shortcut.write(), 'w'),
+                flag(shortcut.execute(), 'x')
+            ),
+            Self::Pasid(entry) => {
+                write!(f, "domain {}, ", entry.space.domain_id())?;
+                match entry.stages {
+                    Stages::First(first) => write!(f, "first-stage tables at {:#x}", first.root),
+                    Stages::Second(second) => write!(f, "second-stage tables at {:#x}", second.root),
+                    Stages::Nested(first, second) => {
+                        write!(f, "first-stage tables at {:#x}, second-stage at {:#x}", first.root, second.root)
+                    }
+                    Stages::PassThrough => f.write_str("pass-through"),
+                }
+            }
+            Self::Context(context) => write!(f, "{context:?}"),
+        }
+    }
+}
+
+/// Something in the books.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    pub(super) value: Value,
+    /// It depends on second-stage mappings that its key does not tell.
+    pub(super) nested: bool,
+    /// An invalidation that covers it was asked for, or software owes none.
+    pub(super) covered: bool,
+    /// Since when it has differed from the tables, as far as anyone looked.
+    pub(super) stale_since_ns: Option<u64>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Books {
+    held: BTreeMap<Key, Vec<Held>>,
+    /// Keys with something covered that the next completion strikes out; some may stand here twice.
+    covered: Vec<Key>,
+    suspects: Vec<Key>,
+    /// The last key that had to make room.
+    victim: Option<Key>,
+    forgotten: u64,
+}
+
+impl Books {
+    /// Something is held from now on, in place of what a cache of the unit held there before.
+    pub(super) fn enter(&mut self, key: Key, value: Value, nested: bool) {
+        let held = Held { value, nested, covered: false, stale_since_ns: None };
+        let values = self.held.entry(key).or_default();
+        if !matches!(key.place, Place::Function(_)) {
+            values.clear();
+        }
+        match values.iter_mut().find(|held| held.value == value) {
+            // Given out anew, after the invalidation that may be under way.
+            Some(known) => known.covered = false,
+            None => {
+                if values.len() == MAX_VALUES {
+                    values.remove(0);
+                    self.forgotten += 1;
+                }
+                values.push(held);
+            }
+        }
+        if self.held.len() > MAX_KEYS {
+            self.make_room(key);
+        }
+    }
+
+    fn make_room(&mut self, keep: Key) {
+        let after = self.victim.unwrap_or(Key::first_in(Place::Unit));
+        let victim = self.held.range(after..).chain(&self.held).map(|(&key, _)| key).find(|&key| key != keep);
+        if let Some(victim) = victim {
+            self.held.remove(&victim);
+            self.victim = Some(victim);
+            self.forgotten += 1;
+        }
+    }
+
+    fn each_covered(&mut self, scope: Scope, mut f: impl FnMut(Key, &mut Held)) {
+        for range in scope.ranges() {
+            for (key, values) in self.held.range_mut(range) {
+                values.iter_mut().filter(|held| scope.covers(key, held)).for_each(|held| f(*key, held));
+            }
+        }
+    }
+
+    /// An invalidation is under way.
+    pub(super) fn cover(&mut self, scope: Scope) {
+        let mut keys = std::mem::take(&mut self.covered);
+        self.each_covered(scope, |key, held| {
+            if !std::mem::replace(&mut held.covered, true) {
+                keys.push(key);
+            }
+        });
+        self.covered = keys;
+        // Entries that are covered, given out anew and covered again, for ever without a wait: what is left is excused.
+        if self.covered.len() > 2 * MAX_KEYS {
+            self.covered.clear();
+            self.forgotten += 1;
+        }
+    }
+
+    /// Every invalidation that was under way is complete.
+    pub(super) fn complete(&mut self) {
+        for key in std::mem::take(&mut self.covered) {
+            if let Some(values) = self.held.get_mut(&key) {
+                values.retain(|held| !held.covered);
+                if values.is_empty() {
+                    self.held.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// What is under way will not complete: what it covered is in nobody's debt, and may still be held.
+    pub(super) fn abandon(&mut self) {
+        self.covered.clear();
+    }
+
+    /// Strikes out at once.
+    pub(super) fn strike(&mut self, scope: Scope) {
+        let mut keys = Vec::new();
+        for range in scope.ranges() {
+            for (key, values) in self.held.range_mut(range) {
+                values.retain(|held| !scope.covers(key, held));
+                if values.is_empty() {
+                    keys.push(*key);
+                }
+            }
+        }
+        for key in keys {
+            self.held.remove(&key);
+        }
+    }
+
+    /// Software owes no invalidation of what a function holds, or any function.
+    pub(super) fn excuse_functions(&mut self, function: Option<Bdf>) {
+        let (first, last) = function.map_or((Bdf(0), Bdf(u16::MAX)), |bdf| (bdf, bdf));
+        let range = Key::first_in(Place::Function(first))..=Key::last_in(Place::Function(last));
+        for held in self.held.range_mut(range).flat_map(|(_, values)| values) {
+            held.covered = true;
+        }
+    }
+
+    /// What is held under a key.
+    pub(super) fn get(&self, key: &Key) -> &[Held] {
+        self.held.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn get_mut(&mut self, key: &Key) -> &mut [Held] {
+        self.held.get_mut(key).map_or(&mut [], Vec::as_mut_slice)
+    }
+
+    /// The keys after `after`, or the first ones, up to `count`.
+    pub(super) fn keys_after(&self, after: Option<Key>, count: usize) -> Vec<Key> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = after.map_or(Unbounded, Excluded);
+        self.held.range((from, Unbounded)).take(count).map(|(&key, _)| key).collect()
+    }
+
+    /// Something differs from the tables: it is looked at again soon.
+    pub(super) fn suspect(&mut self, key: Key) {
+        if self.suspects.len() < MAX_SUSPECTS {
+            self.suspects.push(key);
+        }
+    }
+
+    pub(super) fn take_suspects(&mut self) -> Vec<Key> {
+        let mut keys = std::mem::take(&mut self.suspects);
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// How much left for want of room. Where anything did, absence from the books proves nothing.
+    pub(super) fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+}

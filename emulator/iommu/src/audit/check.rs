@@ -1,0 +1,322 @@
+//! Comparing: in the background, and at each use.
+use svadev_fabric::{Access, AtsError, Bdf, Iova, Pasid, Translation, TranslationRequest};
+use svadev_memory::GuestMemory;
+
+use super::books::{Key, NO_PASID, Place, SIZES_LOG2, TABLE, Value};
+use super::events::{EventKind, Subject};
+use super::live::{Live, context_outdated, pasid_outdated};
+use super::{Auditor, Cached, Finding, FindingKind};
+use crate::Unit;
+use crate::cache::{AuditCursor, Mapping, Shortcut, Space};
+use crate::context::Stages;
+use crate::resolver::Resolver;
+
+/// How far the background has come.
+#[derive(Debug, Default)]
+pub(super) struct Cursors {
+    books: Option<Key>,
+    pages: AuditCursor,
+    shortcuts: AuditCursor,
+    entries: usize,
+    /// Which piece of a large page is looked at: another one in each pass.
+    piece: u64,
+}
+
+/// What a finding is about.
+#[derive(Clone, Copy)]
+struct Suspicion {
+    kind: FindingKind,
+    key: Key,
+    user: (Bdf, Option<Pasid>),
+    since_ns: Option<u64>,
+    in_use: bool,
+}
+
+impl<M: GuestMemory> Unit<M> {
+    /// One slice of background work: about `budget` entries of the books and as many of each cache. Afterwards,
+    /// [`Unit::take_audit_findings`].
+    pub fn audit_slice(&mut self, budget: usize) {
+        self.with_audit(|unit, audit| {
+            for key in audit.books.take_suspects() {
+                audit.check_key(&unit.resolver(), key);
+            }
+            let keys = audit.books.keys_after(audit.cursors.books, budget);
+            audit.cursors.books = keys.last().copied().filter(|_| keys.len() == budget);
+            if audit.cursors.books.is_none() {
+                audit.cursors.piece = audit.cursors.piece.wrapping_add(1);
+            }
+            for key in keys {
+                audit.check_key(&unit.resolver(), key);
+            }
+            audit.check_caches(unit, budget);
+        });
+    }
+
+    /// A function uses an entry of its device TLB: `iova` leads to `gpa`, with these rights. The entry was given to it by a
+    /// translation with this requester and PASID.
+    pub fn audit_use(&mut self, function: Bdf, pasid: Option<Pasid>, iova: Iova, gpa: u64, access: Access) {
+        self.with_audit(|unit, audit| audit.device_use(&unit.resolver(), (function, pasid), iova.0, gpa, access));
+    }
+
+    /// The answer to a translation request goes out.
+    #[cold]
+    pub(crate) fn audit_translation(&mut self, request: TranslationRequest, answer: Result<Translation, AtsError>) {
+        let TranslationRequest { requester, pasid, iova, .. } = request;
+        self.with_audit(|unit, audit| {
+            let Some(answer) = answer.ok().filter(|answer| answer.is_present() && !answer.untranslated_only) else {
+                return audit.event(EventKind::NoTranslation { requester, pasid, iova: iova.0 });
+            };
+            let Translation { gpa, size_log2, access, .. } = answer;
+            audit.event(EventKind::Translation { requester, pasid, iova: iova.0, gpa: gpa.0, size_log2, access });
+            let key = Key::given(requester, pasid, iova.0, size_log2);
+            audit.books.enter(key, Value::Page { gpa: gpa.0, read: access.read, write: access.write }, false);
+            audit.unit_use(&unit.resolver(), (requester, pasid), iova.0, &answer);
+        });
+    }
+
+    /// An untranslated access was let through.
+    #[cold]
+    pub(crate) fn audit_access(&mut self, user: (Bdf, Option<Pasid>), iova: Iova, answer: &Translation) {
+        self.with_audit(|unit, audit| audit.unit_use(&unit.resolver(), user, iova.0, answer));
+    }
+
+    /// Lends the auditor out of the unit, so that both can be used.
+    fn with_audit(&mut self, f: impl FnOnce(&mut Self, &mut Auditor)) {
+        if let Some(mut audit) = self.audit.take() {
+            if self.translation_enabled() {
+                f(self, &mut audit);
+            }
+            self.audit = Some(audit);
+        }
+    }
+}
+
+impl Auditor {
+    /// Who uses what a key is about.
+    fn user(&self, key: &Key) -> Option<(Bdf, Option<Pasid>)> {
+        match key.place {
+            Place::Unit => self.owners.get(&key.space).copied(),
+            Place::Entries(bdf) if key.is_context() => Some((bdf, None)),
+            Place::Entries(bdf) => Some((bdf, Some(Pasid::from_low_bits(key.space)))),
+            Place::Function(bdf) => Some((bdf, (key.space != NO_PASID).then(|| Pasid::from_low_bits(key.space)))),
+        }
+    }
+
+    /// A piece inside what a key is about, to look at this time.
+    fn piece(&self, key: &Key) -> u64 {
+        // An odd factor visits every piece, far apart ones first.
+        (self.cursors.piece.wrapping_mul(0x9_e377_9b9b) << 12) & ((1 << key.size_log2()) - 1)
+    }
+
+    /// What the tables say about one address of a key.
+    fn live<M: GuestMemory>(
+        &mut self,
+        resolver: &Resolver<'_, M>,
+        user: (Bdf, Option<Pasid>),
+        key: &Key,
+        offset: u64,
+    ) -> Live {
+        self.checks += 1;
+        let level = if key.class & TABLE != 0 { key.class & !TABLE } else { 0 };
+        let space = (key.place == Place::Unit).then(|| Space::from_word(key.space));
+        resolver.live(user, space, key.iova() + offset, level)
+    }
+
+    /// Whether an entry with this value differs from the tables, and what these say.
+    fn compare<M: GuestMemory>(
+        &mut self,
+        resolver: &Resolver<'_, M>,
+        user: (Bdf, Option<Pasid>),
+        key: &Key,
+        value: &Value,
+    ) -> Option<String> {
+        match value {
+            Value::Page { .. } | Value::Table(_) => {
+                let offset = if key.class & TABLE != 0 { 0 } else { self.piece(key) };
+                let live = self.live(resolver, user, key, offset);
+                live.outdates(value, offset).then(|| live.text(key.class))
+            }
+            Value::Pasid(old) => {
+                self.checks += 1;
+                let new = resolver.live_pasid(user.0, user.1.map_or(0, Pasid::get));
+                let text = || new.map_or_else(|| "nothing present".into(), |new| Value::Pasid(new).to_string());
+                pasid_outdated(old, new.as_ref()).then(text)
+            }
+            Value::Context(old) => {
+                self.checks += 1;
+                let new = resolver.live_context(user.0);
+                let text = || new.map_or_else(|| "nothing present".into(), |new| Value::Context(new).to_string());
+                context_outdated(old, new.as_ref()).then(text)
+            }
+        }
+    }
+
+    /// Looks at everything that is held under a key, and says so where a change lasts for too long.
+    fn check_key<M: GuestMemory>(&mut self, resolver: &Resolver<'_, M>, key: Key) {
+        let Some(user) = self.user(&key) else { return };
+        for index in 0..self.books.get(&key).len() {
+            let held = self.books.get(&key)[index];
+            if held.covered {
+                continue;
+            }
+            match self.compare(resolver, user, &key, &held.value) {
+                None => self.books.get_mut(&key)[index].stale_since_ns = None,
+                Some(new) => self.differs(key, user, index, new, false),
+            }
+        }
+    }
+
+    /// What is held under a key differs from the tables, and no invalidation is on its way.
+    fn differs(&mut self, key: Key, user: (Bdf, Option<Pasid>), index: usize, new: String, in_use: bool) {
+        let now_ns = self.now_ns;
+        let held = &mut self.books.get_mut(&key)[index];
+        let since_ns = *held.stale_since_ns.get_or_insert(now_ns);
+        let old = held.value;
+        if now_ns - since_ns < self.config.limit_ns {
+            return self.books.suspect(key);
+        }
+        let kind = FindingKind::MissingInvalidation;
+        self.find(Suspicion { kind, key, user, since_ns: Some(since_ns), in_use }, old, new);
+    }
+
+    /// Goes on through the unit's caches: what lives there and stands in no book should not live.
+    fn check_caches<M: GuestMemory>(&mut self, unit: &mut Unit<M>, budget: usize) {
+        let mut found = Vec::new();
+        unit.iotlb.each_page(&mut self.cursors.pages, budget, |key, mapping: Mapping| {
+            let value = Value::Page { gpa: mapping.gpa(), read: mapping.read(), write: mapping.write() };
+            found.push((Key::page(key.space(), key.number() << mapping.size_log2(), mapping.size_log2()), value));
+        });
+        unit.iotlb.each_shortcut(&mut self.cursors.shortcuts, budget, |key, shortcut: Shortcut| {
+            let level = key.class();
+            found
+                .push((Key::table(key.space(), key.number() << (12 + 9 * (level - 1)), level), Value::Table(shortcut)));
+        });
+        unit.entries.each(&mut self.cursors.entries, budget, |(source_id, pasid), entry| {
+            found.push((Key::pasid(Bdf(source_id), pasid), Value::Pasid(*entry)))
+        });
+        unit.entries.each_context(|source_id, context| {
+            found.push((Key::context(Bdf(source_id)), Value::Context(*context)));
+        });
+        for (key, value) in found {
+            self.check_cached(&unit.resolver(), key, value, false);
+        }
+    }
+
+    /// Looks at what the unit's caches do hold.
+    fn check_cached<M: GuestMemory>(&mut self, resolver: &Resolver<'_, M>, key: Key, value: Value, in_use: bool) {
+        if self.books.get(&key).iter().any(|held| held.value == value) {
+            return;
+        }
+        let Some(user) = self.user(&key) else { return };
+        if let Some(new) = self.compare(resolver, user, &key, &value) {
+            self.unknown(key, user, value, new, in_use);
+        }
+    }
+
+    /// Something stale that should not be there at all, unless the books are not complete.
+    fn unknown(&mut self, key: Key, user: (Bdf, Option<Pasid>), value: Value, new: String, in_use: bool) {
+        if self.books.forgotten() > 0 {
+            return self.books.enter(key, value, false);
+        }
+        let kind = FindingKind::StaleAfterInvalidation;
+        self.find(Suspicion { kind, key, user, since_ns: None, in_use }, value, new);
+    }
+
+    /// The unit gives an answer: where it came from the IOTLB, it must stand in the books.
+    fn unit_use<M: GuestMemory>(
+        &mut self,
+        resolver: &Resolver<'_, M>,
+        user: (Bdf, Option<Pasid>),
+        iova: u64,
+        answer: &Translation,
+    ) {
+        let Translation { gpa, size_log2, access, .. } = *answer;
+        let Some(entry) = resolver.live_address_space(user.0, user.1) else { return };
+        let space = entry.space;
+        let known = |held: &super::books::Held| matches!(held.value, Value::Page { gpa: to, .. } if to == gpa.0);
+        let key = Key::page(space, iova, size_log2);
+        if entry.stages == Stages::PassThrough
+            || access.privileged
+            || access.execute
+            || !resolver.caches()
+            || self.books.get(&key).iter().any(known)
+        {
+            return;
+        }
+        let offset = iova & ((1 << size_log2) - 1) & !0xfff;
+        let value = Value::Page { gpa: gpa.0, read: access.read, write: access.write };
+        let live = self.live(resolver, user, &key, offset);
+        if live.outdates(&value, offset) {
+            self.unknown(key, user, value, live.text(key.class), true);
+        }
+    }
+
+    /// A function uses what it holds.
+    fn device_use<M: GuestMemory>(
+        &mut self,
+        resolver: &Resolver<'_, M>,
+        user: (Bdf, Option<Pasid>),
+        iova: u64,
+        gpa: u64,
+        access: Access,
+    ) {
+        let page = iova & !0xfff;
+        let used = Value::Page { gpa: gpa & !0xfff, read: access.read, write: access.write };
+        let small = Key::given(user.0, user.1, page, 12);
+        let live = self.live(resolver, user, &small, 0);
+        // Functions keep less than they were given where that suits them, never more.
+        let given = SIZES_LOG2.iter().find_map(|&size_log2| {
+            let key = Key::given(user.0, user.1, page, size_log2);
+            let offset = page & ((1 << size_log2) - 1);
+            let index = self.books.get(&key).iter().position(|held| {
+                matches!(held.value, Value::Page { gpa: to, read, write }
+                    if to + offset == gpa & !0xfff && (read || !access.read) && (write || !access.write))
+            })?;
+            Some((key, index))
+        });
+        if !live.outdates(&used, 0) {
+            return;
+        }
+        match given {
+            Some((key, index)) if self.books.get(&key)[index].covered => {}
+            Some((key, index)) => self.differs(key, user, index, live.text(small.class), true),
+            None => self.unknown(small, user, used, live.text(small.class), true),
+        }
+    }
+
+    fn find(&mut self, suspicion: Suspicion, old: Value, new: String) {
+        let Suspicion { kind, key, user: (requester, pasid), since_ns, in_use } = suspicion;
+        let in_table = matches!(key.place, Place::Entries(_));
+        let (page, size_log2) = if in_table { (0, 63) } else { (key.iova(), key.size_log2()) };
+        if self.findings.is_known(kind, pasid, page) {
+            return;
+        }
+        let domain_id = (key.place == Place::Unit).then(|| Space::from_word(key.space).domain_id());
+        let events = self.events.about(Subject { domain_id, pasid, page, size_log2 });
+        let completed = events.iter().rev().find(|event| event.kind == EventKind::Completed).map(|event| event.at_ns);
+        let cache = match (key.place, &old) {
+            (Place::Function(_), _) => Cached::DeviceTlb,
+            (_, Value::Page { .. }) => Cached::Iotlb,
+            (_, Value::Table(_)) => Cached::PagingStructure(key.class & !TABLE),
+            (_, Value::Pasid(_)) => Cached::PasidCache,
+            (_, Value::Context(_)) => Cached::ContextCache,
+        };
+        let age_ns = self.now_ns - since_ns.or(completed).unwrap_or(self.now_ns).min(self.now_ns);
+        let at_ns = self.now_ns;
+        let old = old.to_string();
+        self.findings.add(Finding {
+            kind,
+            cache,
+            requester,
+            pasid,
+            page,
+            size_log2,
+            old,
+            new,
+            age_ns,
+            in_use,
+            at_ns,
+            events,
+        });
+    }
+}

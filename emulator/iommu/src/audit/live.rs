@@ -1,0 +1,198 @@
+//! What the tables say now: walks that no cache shortens and that leave no trace.
+use std::cell::Cell;
+
+use svadev_fabric::{Bdf, Pasid};
+use svadev_memory::{GuestAddress, GuestMemory};
+use svadev_spec::vtd::FaultReason;
+
+use super::books::{TABLE, Value};
+use crate::cache::{Shortcut, Space};
+use crate::context::{AddressSpace, Context, Stages};
+use crate::resolver::Resolver;
+use crate::walk::{FirstStage, Limits, Lost, SecondStage, Tables, Want};
+
+/// Asks for everything and changes nothing.
+const LOOK: Want =
+    Want { read: false, write: false, execute: false, execute_demanded: false, privileged: false, dirty: false };
+
+/// Tables whose entries are looked at only.
+struct Untouched<'a, M> {
+    memory: &'a M,
+    /// The level whose shortcut is wanted, and what it is.
+    level: u8,
+    shortcut: Cell<Option<Shortcut>>,
+    /// The last entry that was read, and where.
+    last: Cell<(u64, u64)>,
+}
+
+impl<'a, M> Untouched<'a, M> {
+    fn new(memory: &'a M, level: u8) -> Self {
+        Self { memory, level, shortcut: Cell::new(None), last: Cell::new((0, 0)) }
+    }
+}
+
+impl<M: GuestMemory> Tables for Untouched<'_, M> {
+    fn load(&self, address: u64, _top: bool) -> Result<u64, FaultReason> {
+        let entry = self.memory.load_u64(GuestAddress(address)).map_err(|_| FaultReason::FirstStageAccess)?;
+        self.last.set((address, entry));
+        Ok(entry)
+    }
+
+    fn exchange(&self, _address: u64, _old: u64, _new: u64) -> Result<Result<(), Lost>, FaultReason> {
+        Ok(Ok(()))
+    }
+
+    fn keep_shortcut(&self, _address: u64, level: u8, shortcut: Shortcut) {
+        if level == self.level {
+            self.shortcut.set(Some(shortcut));
+        }
+    }
+}
+
+/// First-stage tables that lie in second-stage addresses.
+struct UntouchedNested<'a, M> {
+    inner: Untouched<'a, M>,
+    second: SecondStage,
+    limits: Limits,
+}
+
+impl<M: GuestMemory> Tables for UntouchedNested<'_, M> {
+    fn load(&self, address: u64, top: bool) -> Result<u64, FaultReason> {
+        let leaf = self.second.walk(&Untouched::new(self.inner.memory, 0), self.limits, address, LOOK)?;
+        self.inner.load(leaf.address | address & ((1 << leaf.size_log2) - 1), top)
+    }
+
+    fn exchange(&self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason> {
+        self.inner.exchange(address, old, new)
+    }
+
+    fn keep_shortcut(&self, address: u64, level: u8, shortcut: Shortcut) {
+        self.inner.keep_shortcut(address, level, shortcut);
+    }
+}
+
+/// What the tables say about an address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Live {
+    /// The address it leads to, and rights; not the page's first byte.
+    pub(super) leaf: Option<(u64, bool, bool)>,
+    /// The shortcut at the level that was asked for.
+    pub(super) shortcut: Option<Shortcut>,
+    /// The last entry that was read, and where it is.
+    pub(super) entry: (u64, u64),
+}
+
+impl Live {
+    const NOTHING: Self = Self { leaf: None, shortcut: None, entry: (0, 0) };
+
+    /// Whether an entry of `class` that says `value` about this address may no longer be used. One that allows less than the tables may
+    /// stay: software need not invalidate when it raises rights (§6.5.2: not-present and permission faults are looked for again).
+    pub(super) fn outdates(&self, value: &Value, offset: u64) -> bool {
+        match *value {
+            Value::Page { gpa, read, write } => match self.leaf {
+                None => true,
+                Some((to, may_read, may_write)) => to != gpa + offset || (read && !may_read) || (write && !may_write),
+            },
+            Value::Table(old) => match self.shortcut {
+                None => true,
+                Some(new) => {
+                    old.table() != new.table()
+                        || (old.read() && !new.read())
+                        || (old.write() && !new.write())
+                        || (old.execute() && !new.execute())
+                }
+            },
+            Value::Pasid(_) | Value::Context(_) => unreachable!("those are compared as such"),
+        }
+    }
+
+    /// For people.
+    pub(super) fn text(&self, class: u8) -> String {
+        let (at, entry) = self.entry;
+        let source = if at == 0 { String::new() } else { format!(" (entry {entry:#018x} at {at:#x})") };
+        let text = if class & TABLE != 0 {
+            self.shortcut.map(|shortcut| Value::Table(shortcut).to_string())
+        } else {
+            self.leaf.map(|(gpa, read, write)| Value::Page { gpa, read, write }.to_string())
+        };
+        text.unwrap_or_else(|| "nothing present".into()) + &source
+    }
+}
+
+/// A walk must not stop because it would have to set a bit and may not.
+fn snooped(first: FirstStage) -> FirstStage {
+    FirstStage { page_walk_snoop: true, ..first }
+}
+
+impl<M: GuestMemory> Resolver<'_, M> {
+    /// What the tables say about `address` for a requester; `level` is that of a shortcut that is wanted, or 0. `space`: the caches'
+    /// tag of what is compared, where it has one; tables of another tag are not what it came from.
+    pub(super) fn live(
+        &self,
+        (requester, pasid): (Bdf, Option<Pasid>),
+        space: Option<Space>,
+        address: u64,
+        level: u8,
+    ) -> Live {
+        let Some(entry) = self.live_address_space(requester, pasid) else { return Live::NOTHING };
+        let domain_id = entry.space.domain_id();
+        if space.is_some_and(|space| space.domain_id() != domain_id) {
+            return Live::NOTHING;
+        }
+        let of_domain = space.is_some_and(|space| !space.has_pasid());
+        let (memory, limits) = (self.view(), self.limits);
+        let offset = |size_log2: u8| address & ((1 << size_log2) - 1);
+        match entry.stages {
+            Stages::PassThrough => Live { leaf: Some((address, true, true)), ..Live::NOTHING },
+            Stages::First(first) => {
+                let tables = Untouched::new(memory, level);
+                let leaf = snooped(first).walk(&tables, limits, address, LOOK).ok();
+                let leaf = leaf.map(|l| (l.address | offset(l.size_log2), l.read, l.write));
+                Live { leaf, shortcut: tables.shortcut.get(), entry: tables.last.get() }
+            }
+            Stages::Second(second) | Stages::Nested(_, second) if of_domain => {
+                live_second(memory, second, limits, address, level)
+            }
+            Stages::Second(second) => live_second(memory, second, limits, address, level),
+            Stages::Nested(first, second) => {
+                let second = SecondStage { accessed_dirty: false, ..second };
+                let tables = UntouchedNested { inner: Untouched::new(memory, level), second, limits };
+                let outer = snooped(first).walk(&tables, limits, address, LOOK).ok();
+                let leaf = outer.and_then(|outer| {
+                    let gpa = outer.address | offset(outer.size_log2);
+                    let (to, read, write) = live_second(memory, second, limits, gpa, 0).leaf?;
+                    Some((to, outer.read && read, outer.write && write))
+                });
+                Live { leaf, shortcut: tables.inner.shortcut.get(), entry: tables.inner.last.get() }
+            }
+        }
+    }
+
+    /// What a PASID table entry, or a requester's legacy context entry, says now.
+    pub(super) fn live_pasid(&self, requester: Bdf, pasid: u32) -> Option<AddressSpace> {
+        self.live_address_space(requester, Some(Pasid::from_low_bits(pasid.into())))
+    }
+}
+
+fn live_second<M: GuestMemory>(memory: &M, second: SecondStage, limits: Limits, address: u64, level: u8) -> Live {
+    let tables = Untouched::new(memory, level);
+    let second = SecondStage { accessed_dirty: false, ..second };
+    let leaf = second.walk(&tables, limits, address, LOOK).ok();
+    let leaf = leaf.map(|l| (l.address | address & ((1 << l.size_log2) - 1), l.read, l.write));
+    Live { leaf, shortcut: tables.shortcut.get(), entry: tables.last.get() }
+}
+
+/// Whether a cached PASID entry may no longer be used.
+pub(super) fn pasid_outdated(old: &AddressSpace, new: Option<&AddressSpace>) -> bool {
+    new.is_none_or(|new| {
+        old.space != new.space
+            || old.stages != new.stages
+            || (old.serves_ats && !new.serves_ats)
+            || (old.serves_pasids && !new.serves_pasids)
+    })
+}
+
+/// Whether a cached context entry may no longer be used.
+pub(super) fn context_outdated(old: &Context, new: Option<&Context>) -> bool {
+    new.is_none_or(|new| !new.allows_all_of(old))
+}

@@ -1,0 +1,208 @@
+//! What an invalidation covers, as the specification words it (§6.5.2): nothing here knows how the caches do it.
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use svadev_fabric::{Bdf, InvalidateRange, Iova, Pasid};
+
+use super::books::{Held, Key, LEVELS, NO_PASID, Place, SIZES_LOG2, TABLE, Value};
+use crate::cache::Space;
+
+/// What is invalidated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Every context entry, and the PASID entries behind them (§6.5.2.1).
+    Contexts,
+    /// The context entry of a requester and of those that FM adds, and the PASID entries behind them.
+    Source {
+        /// SID.
+        source_id: u16,
+        /// FM.
+        function_mask: u8,
+    },
+    /// Every PASID entry (§6.5.2.2).
+    Pasids,
+    /// The PASID entries of a domain.
+    PasidsOfDomain(u16),
+    /// The PASID entries of a PASID in a domain.
+    Pasid {
+        /// DID.
+        domain_id: u16,
+        /// PASID.
+        pasid: u32,
+    },
+    /// The whole IOTLB and the paging-structure caches (§6.5.2.3).
+    Iotlb,
+    /// What the IOTLB and the paging-structure caches hold of a domain.
+    Domain(u16),
+    /// What they hold of a PASID in a domain (§6.5.2.4).
+    Space(Space),
+    /// What they hold of some pages.
+    Pages {
+        /// Domain, and PASID if there is one.
+        space: Space,
+        /// An address in the pages.
+        iova: u64,
+        /// AM.
+        pages_log2: u8,
+        /// IH.
+        leaf_only: bool,
+    },
+    /// A function's device TLB (§6.5.2.5, §6.5.2.6).
+    Function {
+        /// Whose.
+        to: Bdf,
+        /// Its PASID.
+        pasid: Option<Pasid>,
+        /// Every PASID.
+        global: bool,
+        /// Addresses.
+        range: InvalidateRange,
+    },
+}
+
+impl Scope {
+    /// Where in the books everything lies that may be covered. Short ranges for what comes often, whole places for the rest.
+    pub(super) fn ranges(&self) -> Vec<RangeInclusive<Key>> {
+        match *self {
+            Self::Contexts | Self::Source { .. } | Self::Pasids | Self::PasidsOfDomain(_) | Self::Pasid { .. } => {
+                vec![Key::first_in(Place::Entries(Bdf(0)))..=Key::last_in(Place::Entries(Bdf(u16::MAX)))]
+            }
+            Self::Iotlb | Self::Domain(_) => vec![Key::first_in(Place::Unit)..=Key::last_in(Place::Unit)],
+            // Nested mappings of the domain go with second-stage pages, wherever they are.
+            Self::Pages { space, .. } if !space.has_pasid() => {
+                vec![Key::first_in(Place::Unit)..=Key::last_in(Place::Unit)]
+            }
+            Self::Space(space) => vec![Key::space(Place::Unit, space.word())],
+            Self::Pages { space, iova, pages_log2, .. } => {
+                by_class(Place::Unit, space.word(), iova, 12 + u32::from(pages_log2))
+            }
+            Self::Function { to, global: true, .. } => {
+                vec![Key::first_in(Place::Function(to))..=Key::last_in(Place::Function(to))]
+            }
+            Self::Function { to, pasid, range, .. } => {
+                let space = pasid.map_or(NO_PASID, |pasid| pasid.get().into());
+                match range {
+                    InvalidateRange::All => vec![Key::space(Place::Function(to), space)],
+                    InvalidateRange::Naturally { start, size_log2 } => {
+                        by_class(Place::Function(to), space, start.0, size_log2.into())
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether something in one of those ranges is covered.
+    pub(super) fn covers(&self, key: &Key, held: &Held) -> bool {
+        match (*self, key.place) {
+            (Self::Contexts, Place::Entries(_)) | (Self::Iotlb, Place::Unit) => true,
+            (Self::Source { source_id, function_mask }, Place::Entries(bdf)) => {
+                // FM ignores the function number's highest bit, its two highest, or all three (§6.5.2.1).
+                let ignored = [0b000, 0b100, 0b110, 0b111][usize::from(function_mask & 3)];
+                (bdf.0 ^ source_id) & !ignored == 0
+            }
+            (Self::Pasids, Place::Entries(_)) => matches!(held.value, Value::Pasid(_)),
+            (Self::PasidsOfDomain(domain_id), Place::Entries(_)) => {
+                matches!(held.value, Value::Pasid(entry) if entry.space.domain_id() == domain_id)
+            }
+            (Self::Pasid { domain_id, pasid }, Place::Entries(_)) => {
+                matches!(held.value, Value::Pasid(entry) if entry.space.domain_id() == domain_id)
+                    && key.space == u64::from(pasid)
+            }
+            (Self::Domain(domain_id), Place::Unit) => key.space >> 21 == u64::from(domain_id),
+            (Self::Space(space), Place::Unit) => key.space == space.word(),
+            (Self::Pages { space, iova, pages_log2, leaf_only }, Place::Unit) => {
+                if leaf_only && key.class & TABLE != 0 {
+                    return false;
+                }
+                let nested = !space.has_pasid() && held.nested && key.space >> 21 == u64::from(space.domain_id());
+                let range = InvalidateRange::Naturally { start: Iova(iova), size_log2: 12 + pages_log2 };
+                nested || (key.space == space.word() && key.overlaps(range))
+            }
+            (Self::Function { to, pasid, global, range }, Place::Function(bdf)) => {
+                let space = pasid.map_or(NO_PASID, |pasid| pasid.get().into());
+                to == bdf && (global || key.space == space) && key.overlaps(range)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether this may be about a PASID's page of `1 << size_log2` bytes in a domain, or what is cached of the way to it.
+    pub(super) fn concerns(&self, domain_id: Option<u16>, pasid: Option<Pasid>, page: u64, size_log2: u8) -> bool {
+        let of_domain = |did: u16| domain_id.is_none_or(|domain_id| domain_id == did);
+        let number = pasid.map(|pasid| u64::from(pasid.get()));
+        match *self {
+            Self::Contexts | Self::Source { .. } | Self::Pasids | Self::Iotlb => true,
+            Self::PasidsOfDomain(did) | Self::Domain(did) => of_domain(did),
+            Self::Pasid { domain_id: did, pasid: of } => of_domain(did) && number == Some(of.into()),
+            Self::Space(space) => of_domain(space.domain_id()) && space.pasid().map(u64::from) == number,
+            Self::Pages { space, iova, pages_log2, .. } => {
+                let range = InvalidateRange::Naturally { start: Iova(iova), size_log2: 12 + pages_log2 };
+                let of = space.pasid().map(u64::from);
+                of_domain(space.domain_id()) && (of.is_none() || of == number) && range.overlaps(Iova(page), size_log2)
+            }
+            Self::Function { pasid: of, global, range, .. } => {
+                (global || of == pasid) && range.overlaps(Iova(page), size_log2)
+            }
+        }
+    }
+}
+
+/// The keys of every size and level whose pages share a byte with `1 << size_log2` bytes around `iova`.
+fn by_class(place: Place, space: u64, iova: u64, size_log2: u32) -> Vec<RangeInclusive<Key>> {
+    if size_log2 >= 64 {
+        return vec![Key::space(place, space)];
+    }
+    let first = iova >> size_log2 << size_log2;
+    let last = first | ((1u64 << size_log2) - 1);
+    let pages = SIZES_LOG2.iter().map(|&size| (size, size));
+    let tables = LEVELS.iter().map(|&level| (TABLE | level, 12 + 9 * (level - 1)));
+    pages
+        .chain(tables)
+        .map(|(class, shift)| {
+            let key = |number| Key { place, space, class, number };
+            key(first >> shift)..=key(last >> shift)
+        })
+        .collect()
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Contexts => f.write_str("context cache, all"),
+            Self::Source { source_id, function_mask } => {
+                write!(f, "context cache of {}, function mask {function_mask}", Bdf(source_id))
+            }
+            Self::Pasids => f.write_str("PASID cache, all"),
+            Self::PasidsOfDomain(domain_id) => write!(f, "PASID cache of domain {domain_id}"),
+            Self::Pasid { domain_id, pasid } => write!(f, "PASID cache of domain {domain_id} PASID {pasid}"),
+            Self::Iotlb => f.write_str("IOTLB, all"),
+            Self::Domain(domain_id) => write!(f, "IOTLB of domain {domain_id}"),
+            Self::Space(space) => write!(f, "IOTLB of {}", named(space)),
+            Self::Pages { space, iova, pages_log2, leaf_only } => {
+                let log2 = 12 + u32::from(pages_log2);
+                let start = iova.checked_shr(log2).and_then(|n| n.checked_shl(log2)).unwrap_or(0);
+                write!(f, "IOTLB of {}, 2^{pages_log2} pages from {start:#x}", named(space))?;
+                if leaf_only { f.write_str(", leaves only") } else { Ok(()) }
+            }
+            Self::Function { to, pasid, global, range } => {
+                write!(f, "device TLB of {to}")?;
+                match pasid {
+                    _ if global => f.write_str(", all PASIDs")?,
+                    Some(pasid) => write!(f, ", PASID {pasid}")?,
+                    None => f.write_str(", no PASID")?,
+                }
+                match range {
+                    InvalidateRange::All => f.write_str(", all pages"),
+                    InvalidateRange::Naturally { start, size_log2 } => {
+                        write!(f, ", 2^{} pages from {start}", size_log2.saturating_sub(12))
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn named(space: Space) -> String {
+    let domain_id = space.domain_id();
+    space.pasid().map_or_else(|| format!("domain {domain_id}"), |pasid| format!("domain {domain_id} PASID {pasid}"))
+}

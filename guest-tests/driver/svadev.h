@@ -8,6 +8,7 @@
  *  svadev_queue.c    the rings: submission, completion, watchdog
  *  svadev_context.c  bind, drain, unbind
  *  svadev_user_queue.c  queues that programs drive themselves
+ *  svadev_plant.c    a mistake on purpose, for tests
  *  svadev_chardev.c  /dev/svadevN
  *
  * Locks, outermost first. Each is taken only after those above it, and none is held across a return
@@ -317,6 +318,7 @@ struct svadev_user_queue {
 extern unsigned int svadev_command_timeout_ms;
 extern unsigned int svadev_drain_timeout_ms;
 extern unsigned int svadev_stuck_ms;
+extern bool svadev_plant;
 extern struct kmem_cache *svadev_request_cache;
 struct svadev_device *svadev_device_alloc(struct pci_dev *pdev);
 int svadev_device_publish(struct svadev_device *sdev);
@@ -370,6 +372,9 @@ int svadev_user_queue_mmap(struct svadev_context *context, struct vm_area_struct
 void svadev_user_queue_lose_all(struct svadev_device *sdev);
 void svadev_user_queue_signal(struct svadev_device *sdev, int irq);
 irqreturn_t svadev_user_queue_irq(int irq, void *data);
+
+/* svadev_plant.c */
+int svadev_plant_swap(unsigned long address);
 
 /* svadev_chardev.c */
 extern const struct file_operations svadev_fops;

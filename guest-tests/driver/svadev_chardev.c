@@ -425,6 +425,23 @@ static long query_queue(struct svadev_context *context, void __user *user)
 	return copy_struct_to_user(user, argsz, &args, sizeof(args), NULL);
 }
 
+static long plant_swap(void __user *user)
+{
+	struct svadev_plant_swap args;
+	int err;
+
+	if (!svadev_plant)
+		return -ENOTTY;
+	if (!capable(CAP_SYS_RAWIO))
+		return -EPERM;
+	err = get_args(&args, sizeof(args), offsetofend(struct svadev_plant_swap, address), user);
+	if (err)
+		return err;
+	if (args.flags)
+		return -EINVAL;
+	return svadev_plant_swap(args.address);
+}
+
 static long svadev_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
 	struct svadev_context *context = file->private_data;
@@ -448,6 +465,8 @@ static long svadev_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 		return destroy_queue(context, user);
 	case SVADEV_IOC_QUERY_QUEUE:
 		return query_queue(context, user);
+	case SVADEV_IOC_PLANT_SWAP:
+		return plant_swap(user);
 	default:
 		return -ENOTTY;
 	}

@@ -26,6 +26,10 @@ unsigned int svadev_stuck_ms = 30000;
 module_param_named(stuck_ms, svadev_stuck_ms, uint, 0644);
 MODULE_PARM_DESC(stuck_ms, "report a descriptor that is in flight for longer (default 30000)");
 
+bool svadev_plant;
+module_param_named(plant, svadev_plant, bool, 0444);
+MODULE_PARM_DESC(plant, "let programs plant mistakes, for tests only (default no)");
+
 struct kmem_cache *svadev_request_cache;
 
 static dev_t svadev_devt;

@@ -1,9 +1,10 @@
 //! The ATS requester: from an address of a process to memory of this one, through the device TLB or the IOMMU.
 #![allow(unsafe_code, reason = "turns host windows of guest memory into spans")]
+use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use svadev_fabric::{Access, Bdf, Iova, Pasid, Translation, TranslationRequest, Upstream};
+use svadev_fabric::{Access, Bdf, CachedUse, Gpa, Iova, Pasid, Translation, TranslationRequest, Upstream};
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_mutation::mutant;
 
@@ -51,6 +52,8 @@ pub(crate) struct Requester<M: ?Sized, U: ?Sized> {
     bdf: Bdf,
     engine: usize,
     tlb: DeviceTlb,
+    /// Only when uses are audited.
+    given: Option<Box<Given>>,
     memory: Arc<M>,
     upstream: Arc<U>,
     shared: Arc<FunctionShared>,
@@ -63,7 +66,9 @@ unsafe impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Send for Requester<M,
 impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
     pub(crate) fn new(engine: usize, shared: Arc<FunctionShared>, memory: Arc<M>, upstream: Arc<U>) -> Self {
         let settings = shared.settings();
-        Self { bdf: settings.bdf, engine, tlb: DeviceTlb::new(settings.tlb_entries), memory, upstream, shared }
+        let tlb = DeviceTlb::new(settings.tlb_entries);
+        let given = settings.audit.then(|| Box::new(Given::new(settings.tlb_entries)));
+        Self { bdf: settings.bdf, engine, tlb, given, memory, upstream, shared }
     }
 
     pub(crate) fn upstream(&self) -> &U {
@@ -100,6 +105,9 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
         let placed = Placed { host: hit.host, size_log2: hit.size_log2, rights: hit.rights };
         placed.rights.allow(target).then(|| {
             self.shared.engine_counters(self.engine).tlb_hits.add(1);
+            if self.given.is_some() {
+                self.audit_use(target, hit.size_log2);
+            }
             Self::span(slice, target, placed)
         })
     }
@@ -139,7 +147,36 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
             return Ok(span.once());
         }
         self.tlb.insert(target.space, target.iova, placed.size_log2, placed.host, placed.rights);
+        self.keep_given(target, translation, placed.size_log2);
         Ok(span)
+    }
+
+    /// Remembers for the audit where an entry leads that was just put into the device TLB.
+    fn keep_given(&mut self, target: Target, translation: Translation, size_log2: u8) {
+        let Some(given) = &mut self.given else { return };
+        if given.is_full() {
+            // Dropping translations is always allowed, and keeps the two in step.
+            self.tlb.clear();
+            given.pages.clear();
+        } else {
+            let within = target.iova & low_mask(translation.size_log2) & !low_mask(size_log2);
+            given.insert(target, size_log2, translation.gpa.0 + within);
+        }
+    }
+
+    /// Tells the IOMMU that an entry is used.
+    #[cold]
+    fn audit_use(&self, target: Target, size_log2: u8) {
+        let gpa = self.given.as_ref().and_then(|given| given.gpa(target, size_log2));
+        let gpa = gpa.expect("every entry of the device TLB came with an address");
+        let Target { space: pasid, iova, .. } = target;
+        self.upstream.audit_use(CachedUse {
+            requester: self.bdf,
+            pasid,
+            iova: Iova(iova),
+            gpa: Gpa(gpa),
+            access: target.access(),
+        });
     }
 
     /// Finds the page in guest memory: the largest size the TLB knows that both the translation and one host window cover.
@@ -166,6 +203,34 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
             return Ok(Placed { host, size_log2, rights });
         }
         Err(Refusal::NoMemory)
+    }
+}
+
+/// Where the entries of the device TLB lead in guest memory: they themselves know only the place in this process. Entries that are gone may
+/// stand here still; one that came again has replaced its predecessor.
+struct Given {
+    /// By address space, log2 of the size, and page number.
+    pages: BTreeMap<(Option<Pasid>, u8, u64), u64>,
+    capacity: usize,
+}
+
+impl Given {
+    fn new(tlb_entries: usize) -> Self {
+        Self { pages: BTreeMap::new(), capacity: 16 * tlb_entries.max(64) }
+    }
+
+    fn is_full(&self) -> bool {
+        self.pages.len() >= self.capacity
+    }
+
+    fn insert(&mut self, target: Target, size_log2: u8, gpa: u64) {
+        self.pages.insert((target.space, size_log2, target.iova >> size_log2), gpa);
+    }
+
+    /// Where `target` leads through an entry of that size.
+    fn gpa(&self, target: Target, size_log2: u8) -> Option<u64> {
+        let page = self.pages.get(&(target.space, size_log2, target.iova >> size_log2))?;
+        Some(page + (target.iova & low_mask(size_log2)))
     }
 }
 

@@ -50,6 +50,8 @@ pub struct FunctionSettings {
     pub group_pages: u16,
     /// How long to wait for a page group response before the descriptor fails, ns.
     pub page_request_timeout_ns: u64,
+    /// Tell the IOMMU of each use of a device-TLB entry (`Upstream::audit_use`). Slow.
+    pub audit: bool,
 }
 
 impl FunctionSettings {
@@ -65,6 +67,7 @@ impl FunctionSettings {
             tlb_entries: 4096,
             group_pages: 8,
             page_request_timeout_ns: 10_000_000_000,
+            audit: false,
         }
     }
 

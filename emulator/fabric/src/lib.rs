@@ -20,8 +20,8 @@ mod messages;
 
 pub use ids::{Bdf, Gpa, IdError, Iova, Pasid, PrgIndex};
 pub use messages::{
-    Access, AtsError, InvalidateAck, InvalidateRange, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse,
-    PageRequest, PageRequestOutcome, ResponseCode, Translation, TranslationRequest,
+    Access, AtsError, CachedUse, InvalidateAck, InvalidateRange, InvalidateRequest, InvalidateTag, Msi,
+    PageGroupResponse, PageRequest, PageRequestOutcome, ResponseCode, Translation, TranslationRequest,
 };
 
 /// What a function asks of the IOMMU in front of it.
@@ -36,6 +36,10 @@ pub trait Upstream: Send + Sync {
 
     /// Invalidate Completion (PCIe 6.0 §10.3.2) for an [`InvalidateAck::Pending`]. Once and only once for each.
     fn invalidate_complete(&self, requester: Bdf, tag: InvalidateTag);
+
+    /// The requester uses a translation that it holds. It says so only where it was made to be audited, and the use goes on whatever
+    /// comes of it. Called as [`translate`](Self::translate) is.
+    fn audit_use(&self, _used: CachedUse) {}
 }
 
 /// What the IOMMU asks of the functions behind it and of the interrupt controller.

@@ -82,6 +82,21 @@ pub enum AtsError {
     CompleterAbort,
 }
 
+/// A function uses a translation that it holds. No transaction: an auditor is told, if there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CachedUse {
+    /// Who.
+    pub requester: Bdf,
+    /// For which PASID.
+    pub pasid: Option<Pasid>,
+    /// The address.
+    pub iova: Iova,
+    /// Where it leads by the translation.
+    pub gpa: Gpa,
+    /// What is done there.
+    pub access: Access,
+}
+
 /// PRI Page Request message (PCIe 6.0 §10.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRequest {

@@ -23,7 +23,7 @@ pub struct Cli {
 
 const EXIT_STATUSES: &str = "\
 Exit status: 0 success, 1 a test failed or the guest's kernel log is not clean, 2 usage or topology error, \
-120 set-up missing or failed, 121 QEMU failed, 122 guest kernel panic, 123 guest hung or out of time, \
+119 the auditor found a forgotten invalidation, 120 set-up missing or failed, 121 QEMU failed, 122 guest kernel panic, 123 guest hung or out of time, \
 124 backend failed, 125 guest set-up failed, 130 interrupted. `vm -- PROGRAM` otherwise returns the program's own.";
 
 /// The subcommands.
@@ -70,6 +70,12 @@ pub struct MachineArgs {
     /// How much the IOMMU remembers.
     #[arg(long)]
     pub caching: Option<Caching>,
+    /// Check everything cached against the guest's tables while it runs, and report forgotten invalidations.
+    #[arg(long)]
+    pub audit: bool,
+    /// With --audit: how long a table may have changed before its invalidation comes.
+    #[arg(long, value_name = "MS", requires = "audit", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    pub audit_limit: Option<u64>,
     /// Kernel to boot: a bzImage, or a kernel build tree (whose modules are then built against it).
     #[arg(long, value_name = "PATH")]
     pub kernel: Option<PathBuf>,
@@ -92,7 +98,11 @@ impl MachineArgs {
         machine.levels = self.levels.unwrap_or(machine.levels);
         machine.accel = self.accel.unwrap_or(machine.accel);
         machine.kernel = self.kernel.clone().or(machine.kernel.take());
-        topology.iommu.caching = self.caching.unwrap_or(topology.iommu.caching);
+        let iommu = &mut topology.iommu;
+        iommu.caching = self.caching.unwrap_or(iommu.caching);
+        if self.audit {
+            iommu.audit_limit_ms = self.audit_limit.or(iommu.audit_limit_ms).or(Some(topology::AUDIT_LIMIT_MS));
+        }
         let machine = &mut topology.machine;
         for more in &self.append {
             machine.append.push(' ');

@@ -11,6 +11,8 @@ pub enum Exit {
     TestFailed = 1,
     /// Usage, topology or configuration error.
     Usage = 2,
+    /// The auditor reported something that no test had announced, or not what one had (`--audit`).
+    Audit = 119,
     /// Set-up is missing or failed: kit, QEMU, kernel, guest programs, module build.
     Setup = 120,
     /// QEMU failed or died.

@@ -26,7 +26,7 @@ pub enum Verdict {
 }
 
 /// One test's result, as it also stands in the JSON file.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct TestResult {
     /// Its name, with its parents' before it: `parent/child`.
     pub name: String,
@@ -40,6 +40,9 @@ pub struct TestResult {
     /// What it said.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub diagnostics: Vec<String>,
+    /// The auditor's reports; only in the row that stands for it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reports: Vec<svadev_iommu::Finding>,
 }
 
 /// A level of nesting.
@@ -165,7 +168,14 @@ impl Parser {
             self.problem(format!("more than {MAX_TESTS} results"));
             return None;
         }
-        self.results.push(TestResult { name, verdict, seconds, reason: reason.trim().to_owned(), diagnostics });
+        self.results.push(TestResult {
+            name,
+            verdict,
+            seconds,
+            reason: reason.trim().to_owned(),
+            diagnostics,
+            reports: Vec::new(),
+        });
         self.results.last()
     }
 

@@ -56,7 +56,13 @@ pub struct IommuFunction {
     pub bdf: Bdf,
     /// How much the unit remembers.
     pub caching: Caching,
+    /// Check what is cached against the tables, and take a change that lasts for so many milliseconds without an invalidation for a
+    /// mistake of the guest's.
+    pub audit_limit_ms: Option<u64>,
 }
+
+/// [`IommuFunction::audit_limit_ms`] where nothing is said.
+pub const AUDIT_LIMIT_MS: u64 = 100;
 
 /// How much the unit remembers: [`svadev_iommu::Caching`] as people write it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
@@ -218,6 +224,9 @@ struct RawIommu {
     address: Spanned<String>,
     #[serde(default)]
     caching: Caching,
+    #[serde(default)]
+    audit: bool,
+    audit_limit_ms: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -238,7 +247,12 @@ impl Topology {
         let at = Locator { file, text };
         let machine = parse_machine(&at, raw.machine)?;
         let mut taken = Vec::new();
-        let iommu = IommuFunction { bdf: parse_slot(&at, &raw.iommu.address, &mut taken)?, caching: raw.iommu.caching };
+        let limit = raw.iommu.audit_limit_ms.unwrap_or(AUDIT_LIMIT_MS);
+        let iommu = IommuFunction {
+            bdf: parse_slot(&at, &raw.iommu.address, &mut taken)?,
+            caching: raw.iommu.caching,
+            audit_limit_ms: raw.iommu.audit.then_some(limit),
+        };
         let (span, raws) = (raw.accelerators.span(), raw.accelerators.into_inner());
         ensure!(!raws.is_empty(), "{}: no accelerator: add an [[accelerators]] section", at.line(span.start));
         let mut accelerators: Vec<AcceleratorFunction> = Vec::new();

@@ -449,6 +449,28 @@ struct svadev_query_queue {
 #define SVADEV_IOC_DESTROY_QUEUE _IO(SVADEV_IOC_MAGIC, 0x11)
 #define SVADEV_IOC_QUERY_QUEUE _IO(SVADEV_IOC_MAGIC, 0x12)
 
+/**
+ * struct svadev_plant_swap - SVADEV_IOC_PLANT_SWAP: a mistake on purpose, for tests
+ * @argsz: size of this structure
+ * @flags: zero
+ * @address: the first of two neighbouring pages of the caller
+ *
+ * Exchanges the two pages in the caller's page table and tells no mmu notifier: the IOMMU and the
+ * device go on with what they know. A second call puts them back. ENOTTY unless the module was
+ * loaded with plant=1, which no one should who is not testing.
+ *
+ * Errors: EPERM without CAP_SYS_RAWIO; EINVAL not a private anonymous mapping with
+ * MADV_NOHUGEPAGE, or there is a 2 MiB boundary between the pages; EFAULT one of the pages is not
+ * present; EOPNOTSUPP not on this CPU.
+ */
+struct svadev_plant_swap {
+	__u32 argsz;
+	__u32 flags;
+	__u64 address;
+};
+
+#define SVADEV_IOC_PLANT_SWAP _IO(SVADEV_IOC_MAGIC, 0x1f)
+
 /* Kept for more operations on user queues. ENOTTY until then. */
 #define SVADEV_IOC_QUEUE_FIRST 0x10
 #define SVADEV_IOC_QUEUE_LAST 0x17

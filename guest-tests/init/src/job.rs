@@ -46,6 +46,9 @@ pub(crate) struct Job {
     /// Mount the host's shared folder.
     #[serde(default)]
     pub(crate) share: bool,
+    /// What the module is loaded with.
+    #[serde(default)]
+    pub(crate) module_parameters: String,
     /// What to multiply every timeout by; more for slow machines.
     #[serde(default = "unscaled")]
     pub(crate) timeout_scale: f64,
@@ -93,7 +96,7 @@ mod tests {
     fn a_full_job_is_read() {
         let job = Job::parse(
             r#"{"mode": "run", "filter": "x", "argv": ["prog", "a b"], "cwd": "/mnt/share", "env": {"K": "v"},
-                "share": true, "timeout_scale": 2}"#,
+                "share": true, "module_parameters": "plant=1", "timeout_scale": 2}"#,
         )
         .unwrap();
         assert_eq!(job.mode, Mode::Run);
@@ -101,6 +104,7 @@ mod tests {
         assert_eq!(job.cwd.as_deref(), Some("/mnt/share"));
         assert_eq!(job.env["K"], "v");
         assert!(job.share);
+        assert_eq!(job.module_parameters, "plant=1");
         assert_eq!(job.scaled(Duration::from_secs(5)), Duration::from_secs(10));
     }
 

@@ -84,7 +84,7 @@ fn load_driver(job: &Job) -> Result<()> {
         kmsg::say(&format!("no {} in the initial RAM disk: going on without the driver", module::MODULE));
         return Ok(());
     }
-    module::load()?;
+    module::load(&job.module_parameters)?;
     module::wait_for_devices(job.scaled(module::DEVICES_TIMEOUT))
 }
 

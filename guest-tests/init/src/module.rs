@@ -1,4 +1,5 @@
 //! Loading the kernel module and waiting for its devices; where that fails, saying why.
+use std::ffi::CString;
 use std::fmt::Write;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -25,14 +26,15 @@ const PCI_DEVICES: &str = "/sys/bus/pci/devices";
 /// Kernel log lines in a fatal message.
 const LOG_LINES: usize = 8;
 
-/// Load the module.
+/// Load the module with parameters, as `insmod` takes them.
 ///
 /// # Errors
 /// The kernel refuses it: the message has the likely cause and the end of the kernel log.
-pub(crate) fn load() -> Result<()> {
+pub(crate) fn load(parameters: &str) -> Result<()> {
     let file = File::open(MODULE).with_context(|| format!("open {MODULE}"))?;
     let mut log = kmsg::Reader::from_now();
-    match finit_module(&file, c"", ModuleInitFlags::empty()) {
+    let parameters = CString::new(parameters).context("the module's parameters")?;
+    match finit_module(&file, &parameters, ModuleInitFlags::empty()) {
         Ok(()) => Ok(()),
         Err(errno) => {
             let lines = log.lines();

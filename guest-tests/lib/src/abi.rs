@@ -21,6 +21,8 @@ pub const IOC_CREATE_QUEUE: u8 = 0x10;
 pub const IOC_DESTROY_QUEUE: u8 = 0x11;
 /// `SVADEV_IOC_QUERY_QUEUE`.
 pub const IOC_QUERY_QUEUE: u8 = 0x12;
+/// `SVADEV_IOC_PLANT_SWAP`.
+pub const IOC_PLANT_SWAP: u8 = 0x1f;
 /// First number kept for queues that a program drives itself.
 pub const IOC_QUEUE_FIRST: u8 = 0x10;
 /// Last number kept for queues that a program drives itself.
@@ -152,6 +154,16 @@ pub struct QueryQueueArgs {
     pub fault_address: u64,
 }
 
+/// `struct svadev_plant_swap`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs, reason = "documented in uapi/svadev.h")]
+pub struct PlantSwapArgs {
+    pub argsz: u32,
+    pub flags: u32,
+    pub address: u64,
+}
+
 // The requests carry no size (`_IO`): the structures do, in `argsz`. So a raw pointer goes in, whatever its type. These are
 // public for tests that hand over broken structures.
 nix::ioctl_readwrite_bad!(
@@ -201,4 +213,10 @@ nix::ioctl_readwrite_bad!(
     query_queue,
     nix::request_code_none!(IOC_MAGIC, IOC_QUERY_QUEUE),
     QueryQueueArgs
+);
+nix::ioctl_readwrite_bad!(
+    /// `SVADEV_IOC_PLANT_SWAP`.
+    plant_swap,
+    nix::request_code_none!(IOC_MAGIC, IOC_PLANT_SWAP),
+    PlantSwapArgs
 );

@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use svadev_spec::device;
 use zerocopy::FromZeros;
 
-use crate::abi::{self, BindArgs, QueryArgs, SubmitArgs, UnbindArgs, WaitArgs};
+use crate::abi::{self, BindArgs, PlantSwapArgs, QueryArgs, SubmitArgs, UnbindArgs, WaitArgs};
 use crate::{Completion, Descriptor, Error, Result};
 
 /// How long [`Device::run`] waits. Longer than any timeout of the device or the driver, so theirs is what one sees.
@@ -247,6 +247,20 @@ impl AsFd for Device {
 impl AsRawFd for Device {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
+    }
+}
+
+impl Device {
+    /// Exchanges two neighbouring pages of this program, the first at `address`, and lets neither the IOMMU nor the device know: a mistake
+    /// for tests. A second call puts them back. `ENOTTY` unless the module was loaded for it.
+    ///
+    /// # Safety
+    /// As writing both pages: no reference to them lives, and nothing else relies on what is in them.
+    pub unsafe fn plant_swap(&self, address: u64) -> Result<()> {
+        let mut args = PlantSwapArgs { argsz: size_of_u32::<PlantSwapArgs>(), flags: 0, address };
+        // SAFETY: as in `query`; what becomes of the pages is the caller's contract.
+        unsafe { abi::plant_swap(self.fd.as_raw_fd(), &raw mut args) }.map_err(Error::system("plant_swap"))?;
+        Ok(())
     }
 }
 

@@ -223,6 +223,7 @@ fn requests_have_one_number() {
         ("SVADEV_IOC_CREATE_QUEUE", abi::IOC_CREATE_QUEUE),
         ("SVADEV_IOC_DESTROY_QUEUE", abi::IOC_DESTROY_QUEUE),
         ("SVADEV_IOC_QUERY_QUEUE", abi::IOC_QUERY_QUEUE),
+        ("SVADEV_IOC_PLANT_SWAP", abi::IOC_PLANT_SWAP),
     ];
     assert_eq!(header.requests, expected.map(|(name, number)| (name.to_owned(), u64::from(number))).into());
     // include/uapi/asm-generic/ioctl.h: no direction, no size, type in bits 15:8.

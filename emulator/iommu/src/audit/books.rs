@@ -157,6 +157,8 @@ pub(super) struct Held {
     pub(super) covered: bool,
     /// Since when it has differed from the tables, as far as anyone looked.
     pub(super) stale_since_ns: Option<u64>,
+    /// Where in a large page: it is looked at there until it is right again.
+    pub(super) stale_offset: u64,
 }
 
 /// See the module.
@@ -174,7 +176,7 @@ pub(super) struct Books {
 impl Books {
     /// Something is held from now on, in place of what a cache of the unit held there before.
     pub(super) fn enter(&mut self, key: Key, value: Value, nested: bool) {
-        let held = Held { value, nested, covered: false, stale_since_ns: None };
+        let held = Held { value, nested, covered: false, stale_since_ns: None, stale_offset: 0 };
         let values = self.held.entry(key).or_default();
         if !matches!(key.place, Place::Function(_)) {
             values.clear();
@@ -299,6 +301,13 @@ impl Books {
         keys.sort_unstable();
         keys.dedup();
         keys
+    }
+
+    #[cfg(test)]
+    pub(super) fn stale(&self, function: Bdf) -> bool {
+        let place = Place::Function(function);
+        let range = Key::first_in(place)..=Key::last_in(place);
+        self.held.range(range).flat_map(|(_, values)| values).any(|held| held.stale_since_ns.is_some())
     }
 
     pub(super) fn len(&self) -> usize {

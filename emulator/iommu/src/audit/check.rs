@@ -37,8 +37,9 @@ impl<M: GuestMemory> Unit<M> {
     /// [`Unit::take_audit_findings`].
     pub fn audit_slice(&mut self, budget: usize) {
         self.with_audit(|unit, audit| {
+            let resolver = unit.resolver();
             for key in audit.books.take_suspects() {
-                audit.check_key(&unit.resolver(), key);
+                audit.check_key(&resolver, key);
             }
             let keys = audit.books.keys_after(audit.cursors.books, budget);
             audit.cursors.books = keys.last().copied().filter(|_| keys.len() == budget);
@@ -46,8 +47,9 @@ impl<M: GuestMemory> Unit<M> {
                 audit.cursors.piece = audit.cursors.piece.wrapping_add(1);
             }
             for key in keys {
-                audit.check_key(&unit.resolver(), key);
+                audit.check_key(&resolver, key);
             }
+            drop(resolver);
             audit.check_caches(unit, budget);
         });
     }
@@ -104,6 +106,9 @@ impl Auditor {
 
     /// A piece inside what a key is about, to look at this time.
     fn piece(&self, key: &Key) -> u64 {
+        if key.class & TABLE != 0 || matches!(key.place, Place::Entries(_)) {
+            return 0;
+        }
         // An odd factor visits every piece, far apart ones first.
         (self.cursors.piece.wrapping_mul(0x9_e377_9b9b) << 12) & ((1 << key.size_log2()) - 1)
     }
@@ -129,10 +134,10 @@ impl Auditor {
         user: (Bdf, Option<Pasid>),
         key: &Key,
         value: &Value,
+        offset: u64,
     ) -> Option<String> {
         match value {
             Value::Page { .. } | Value::Table(_) => {
-                let offset = if key.class & TABLE != 0 { 0 } else { self.piece(key) };
                 let live = self.live(resolver, user, key, offset);
                 live.outdates(value, offset).then(|| live.text(key.class))
             }
@@ -159,18 +164,28 @@ impl Auditor {
             if held.covered {
                 continue;
             }
-            match self.compare(resolver, user, &key, &held.value) {
+            let offset = if held.stale_since_ns.is_some() { held.stale_offset } else { self.piece(&key) };
+            match self.compare(resolver, user, &key, &held.value, offset) {
                 None => self.books.get_mut(&key)[index].stale_since_ns = None,
-                Some(new) => self.differs(key, user, index, new, false),
+                Some(new) => self.differs((key, index, offset), user, new, false),
             }
         }
     }
 
     /// What is held under a key differs from the tables, and no invalidation is on its way.
-    fn differs(&mut self, key: Key, user: (Bdf, Option<Pasid>), index: usize, new: String, in_use: bool) {
+    fn differs(
+        &mut self,
+        (key, index, offset): (Key, usize, u64),
+        user: (Bdf, Option<Pasid>),
+        new: String,
+        in_use: bool,
+    ) {
         let now_ns = self.now_ns;
         let held = &mut self.books.get_mut(&key)[index];
-        let since_ns = *held.stale_since_ns.get_or_insert(now_ns);
+        let since_ns = *held.stale_since_ns.get_or_insert_with(|| {
+            held.stale_offset = offset;
+            now_ns
+        });
         let old = held.value;
         if now_ns - since_ns < self.config.limit_ns {
             return self.books.suspect(key);
@@ -197,8 +212,9 @@ impl Auditor {
         unit.entries.each_context(|source_id, context| {
             found.push((Key::context(Bdf(source_id)), Value::Context(*context)));
         });
+        let resolver = unit.resolver();
         for (key, value) in found {
-            self.check_cached(&unit.resolver(), key, value, false);
+            self.check_cached(&resolver, key, value, false);
         }
     }
 
@@ -208,7 +224,8 @@ impl Auditor {
             return;
         }
         let Some(user) = self.user(&key) else { return };
-        if let Some(new) = self.compare(resolver, user, &key, &value) {
+        let offset = self.piece(&key);
+        if let Some(new) = self.compare(resolver, user, &key, &value, offset) {
             self.unknown(key, user, value, new, in_use);
         }
     }
@@ -272,14 +289,14 @@ impl Auditor {
                 matches!(held.value, Value::Page { gpa: to, read, write }
                     if to + offset == gpa & !0xfff && (read || !access.read) && (write || !access.write))
             })?;
-            Some((key, index))
+            Some((key, index, offset))
         });
         if !live.outdates(&used, 0) {
             return;
         }
         match given {
-            Some((key, index)) if self.books.get(&key)[index].covered => {}
-            Some((key, index)) => self.differs(key, user, index, live.text(small.class), true),
+            Some((key, index, _)) if self.books.get(&key)[index].covered => {}
+            Some(place) => self.differs(place, user, live.text(small.class), true),
             None => self.unknown(small, user, used, live.text(small.class), true),
         }
     }
@@ -288,7 +305,7 @@ impl Auditor {
         let Suspicion { kind, key, user: (requester, pasid), since_ns, in_use } = suspicion;
         let in_table = matches!(key.place, Place::Entries(_));
         let (page, size_log2) = if in_table { (0, 63) } else { (key.iova(), key.size_log2()) };
-        if self.findings.is_known(kind, pasid, page) {
+        if self.findings.is_known(kind, pasid, page, size_log2) {
             return;
         }
         let domain_id = (key.place == Place::Unit).then(|| Space::from_word(key.space).domain_id());

@@ -130,7 +130,7 @@ impl fmt::Display for Finding {
 /// Findings that were not handed out yet, and which there were.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
-    known: BTreeSet<(FindingKind, Option<Pasid>, u64)>,
+    known: BTreeSet<(FindingKind, Option<Pasid>, u64, u8)>,
     ready: Vec<Finding>,
     /// The second that `in_second` counts.
     second: u64,
@@ -141,8 +141,8 @@ pub(super) struct Findings {
 
 impl Findings {
     /// Whether this has been said.
-    pub(super) fn is_known(&self, kind: FindingKind, pasid: Option<Pasid>, page: u64) -> bool {
-        self.known.contains(&(kind, pasid, page))
+    pub(super) fn is_known(&self, kind: FindingKind, pasid: Option<Pasid>, page: u64, size_log2: u8) -> bool {
+        self.known.contains(&(kind, pasid, page, size_log2))
     }
 
     /// Takes a finding that has not been said.
@@ -157,7 +157,7 @@ impl Findings {
             self.suppressed += 1;
             return;
         }
-        self.known.insert((finding.kind, finding.pasid, finding.page));
+        self.known.insert((finding.kind, finding.pasid, finding.page, finding.size_log2));
         self.in_second += 1;
         self.ready.push(finding);
     }

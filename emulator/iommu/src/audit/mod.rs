@@ -168,6 +168,12 @@ impl Auditor {
         self.books.abandon();
     }
 
+    /// Whether something that a function was given differs from the tables, as of the last look at it.
+    #[cfg(test)]
+    pub(crate) fn stale(&self, function: Bdf) -> bool {
+        self.books.stale(function)
+    }
+
     /// The unit's own caches are empty; what functions hold is of another time.
     pub(crate) fn emptied(&mut self) {
         self.books.strike(Scope::Iotlb);

@@ -132,8 +132,12 @@ impl Accelerator {
         self.ports.resets.lock().expect("no holder panics")
     }
 
-    /// Bus mastering is the one thing in configuration space that the process around the function has to know.
+    /// Bus mastering is the one thing in configuration space that the process around the function has to know; the auditor
+    /// also wants to know when translations are no longer held, or no longer used.
     fn follow_config(&self) {
+        if !self.function.config().ats().enable() {
+            self.bus.audit_forget(self.function.shared().bdf());
+        }
         if self.ports.link.set_bus_master(self.function.config().command().bus_master()) {
             self.bus.repeat_interrupts();
         }

@@ -3,12 +3,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use svadev_device::FunctionShared;
 use svadev_fabric::{
-    AtsError, Bdf, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse, PageRequest,
-    PageRequestOutcome, Translation, TranslationRequest, Upstream,
+    AtsError, Bdf, CachedUse, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse,
+    PageRequest, PageRequestOutcome, Translation, TranslationRequest, Upstream,
 };
-use svadev_iommu::{Unit, UnitConfig};
+use svadev_iommu::{AuditConfig, AuditCounters, Finding, Unit, UnitConfig};
 use svadev_memory::MemoryMap;
 
+use super::audit::AuditClock;
 use super::link::Link;
 
 /// One accelerator function, as the unit reaches it.
@@ -27,6 +28,8 @@ pub(super) struct Bus {
     iommu: Bdf,
     /// Set once, before any thread that could use it starts.
     ports: OnceLock<Ports>,
+    /// Only with an auditor.
+    audit_clock: Option<Arc<AuditClock>>,
 }
 
 impl std::fmt::Debug for Bus {
@@ -42,7 +45,7 @@ impl Bus {
     /// A bus with a unit and nobody on it. `iommu` is the function that carries the unit, `memory` that function's view of
     /// guest memory.
     pub(super) fn new(config: UnitConfig, iommu: Bdf, memory: Arc<MemoryMap>) -> Self {
-        Self { unit: Mutex::new(Unit::new(config, memory)), iommu, ports: OnceLock::new() }
+        Self { unit: Mutex::new(Unit::new(config, memory)), iommu, ports: OnceLock::new(), audit_clock: None }
     }
 
     /// The function that carries the unit.
@@ -88,8 +91,37 @@ impl Bus {
         self.unit().counters().clone()
     }
 
+    /// Checks what is cached from now on; before anything is.
+    pub(super) fn start_audit(&mut self, config: AuditConfig, clock: Arc<AuditClock>) {
+        self.unit().start_audit(config);
+        self.audit_clock = Some(clock);
+    }
+
+    /// A slice of the auditor's work, and what it and others found meanwhile.
+    pub(super) fn audit_slice(&self, budget: usize) -> Vec<Finding> {
+        let mut unit = self.unit();
+        unit.audit_slice(budget);
+        unit.take_audit_findings()
+    }
+
+    /// The function's device TLB is empty or out of use, not because the guest said so to the unit.
+    pub(super) fn audit_forget(&self, function: Bdf) {
+        if self.audit_clock.is_some() {
+            self.unit().audit_forget(function);
+        }
+    }
+
+    /// What the auditor did, if there is one.
+    pub(super) fn audit_counters(&self) -> Option<AuditCounters> {
+        self.unit().audit_counters()
+    }
+
     fn unit(&self) -> MutexGuard<'_, Unit<Arc<MemoryMap>>> {
-        self.unit.lock().expect("the unit does not panic on guest data: a holder that did is our bug")
+        let mut unit = self.unit.lock().expect("the unit does not panic on guest data: a holder that did is our bug");
+        if let Some(clock) = &self.audit_clock {
+            unit.audit_at(clock.now_ns());
+        }
+        unit
     }
 
     fn ports(&self) -> &Ports {
@@ -108,6 +140,11 @@ impl Upstream for Bus {
 
     fn invalidate_complete(&self, requester: Bdf, tag: InvalidateTag) {
         self.unit().invalidate_complete(requester, tag, self.ports());
+    }
+
+    fn audit_use(&self, used: CachedUse) {
+        let CachedUse { requester, pasid, iova, gpa, access } = used;
+        self.unit().audit_use(requester, pasid, iova, gpa.0, access);
     }
 }
 

@@ -8,6 +8,7 @@
 //!
 //! `docs/locking.md` has the locks and their order, `docs/lifetimes.md` what is used for how long.
 mod accelerator;
+mod audit;
 mod bus;
 mod dma_space;
 mod doorbells;
@@ -26,13 +27,14 @@ use serde::Serialize;
 use svadev_device::config::{ConfigSpace, FunctionKind};
 use svadev_device::{Engine, Function, FunctionSettings, FunctionShared};
 use svadev_fabric::Bdf;
-use svadev_iommu::UnitConfig;
+use svadev_iommu::{AuditConfig, AuditCounters, Finding, UnitConfig};
 use svadev_memory::{Mappings, MemoryMap};
 use svadev_vfio_user::unix::{Options, Stop, serve};
 use svadev_vfio_user::{Device, Limits, Server};
 use tokio::sync::mpsc;
 
 use self::accelerator::{Accelerator, Ports};
+use self::audit::{AuditClock, AuditThread};
 use self::bus::Bus;
 use self::engine_thread::{Clock, Waker};
 use self::iommu_function::IommuDevice;
@@ -49,7 +51,7 @@ pub(crate) struct BackendOptions {
 }
 
 /// What happens in a backend that the launcher wants to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum BackendEvent {
     /// A VMM attached to a function, and gave it memory.
     Connected(Bdf),
@@ -60,6 +62,8 @@ pub(crate) enum BackendEvent {
         /// Guest-physical address.
         address: u64,
     },
+    /// The auditor found something.
+    Audit(Box<Finding>),
     /// A socket can no longer be served. The backend should be stopped.
     Fatal(String),
 }
@@ -101,6 +105,7 @@ pub(crate) struct Backend {
     stop: Stop,
     socket_threads: Vec<JoinHandle<()>>,
     engine_threads: Vec<JoinHandle<()>>,
+    audit_thread: Option<AuditThread>,
 }
 
 /// What the backend counted since it started.
@@ -108,6 +113,9 @@ pub(crate) struct Backend {
 pub(crate) struct Counters {
     /// The VT-d unit.
     pub unit: svadev_iommu::Counters,
+    /// The auditor, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditCounters>,
     /// The accelerator functions, in the topology's order.
     pub functions: Vec<FunctionCounters>,
 }
@@ -136,7 +144,8 @@ impl CounterSource {
             bdf: shared.bdf().to_string(),
             counters: shared.counters(),
         };
-        Counters { unit: self.bus.unit_counters(), functions: self.functions.iter().map(function).collect() }
+        let functions = self.functions.iter().map(function).collect();
+        Counters { unit: self.bus.unit_counters(), audit: self.bus.audit_counters(), functions }
     }
 }
 
@@ -147,7 +156,13 @@ impl Backend {
         let mappings = Mappings::new();
         let memory = Arc::new(MemoryMap::new(mappings.clone()));
         let unit = UnitConfig { caching: topology.iommu.caching.into(), ..UnitConfig::default() };
-        let bus = Arc::new(Bus::new(unit, topology.iommu.bdf, Arc::clone(&memory)));
+        let mut bus = Bus::new(unit, topology.iommu.bdf, Arc::clone(&memory));
+        let audit_clock = topology.iommu.audit_limit_ms.map(|limit_ms| {
+            let clock = Arc::new(AuditClock::default());
+            bus.start_audit(AuditConfig { limit_ns: limit_ms * 1_000_000 }, Arc::clone(&clock));
+            clock
+        });
+        let bus = Arc::new(bus);
         let mut backend = Self {
             sockets: Vec::new(),
             events,
@@ -157,13 +172,14 @@ impl Backend {
             stop: Stop::new().context("no eventfd to stop the backend with")?,
             socket_threads: Vec::new(),
             engine_threads: Vec::new(),
+            audit_thread: None,
         };
         let events = Events(sender);
         let clock = Clock::start();
 
         let mut parts = Vec::new();
         for function in &topology.accelerators {
-            parts.push(Parts::new(function, options, &bus, &mappings, &events)?);
+            parts.push(Parts::new(function, options, &bus, &mappings, &events, audit_clock.is_some())?);
         }
         // Connected before the first thread starts: from then on anybody may call the bus.
         bus.connect(parts.iter().map(|p| (Arc::clone(p.accelerator.shared()), Arc::clone(&p.link))));
@@ -178,6 +194,9 @@ impl Backend {
             let bdf = shared.bdf();
             backend.functions.push(shared);
             backend.serve(bdf, options, &events, server, accelerator)?;
+        }
+        if let Some(clock) = audit_clock {
+            backend.audit_thread = Some(AuditThread::start(Arc::clone(&bus), clock, events.clone())?);
         }
         let device = IommuDevice::new(bus, memory, events.clone());
         backend.serve(topology.iommu.bdf, options, &events, Server::new(Limits::default()), device)?;
@@ -240,6 +259,7 @@ impl Backend {
 
 impl Drop for Backend {
     fn drop(&mut self) {
+        drop(self.audit_thread.take());
         // Sockets first: what their disconnection posts to an engine is carried out while that engine still runs.
         self.stop.trigger();
         for thread in self.socket_threads.drain(..) {
@@ -277,6 +297,7 @@ impl Parts {
         bus: &Arc<Bus>,
         mappings: &Mappings,
         events: &Events,
+        audit: bool,
     ) -> anyhow::Result<Self> {
         let AcceleratorFunction { name, bdf, queues, engines, vectors } = topology;
         let server = Server::new(Limits::default());
@@ -291,6 +312,7 @@ impl Parts {
             engines: *engines,
             vectors: *vectors,
             page_request_timeout_ns: usual.page_request_timeout_ns * u64::from(options.timeout_scale),
+            audit,
             ..usual
         };
         let config = ConfigSpace::new(FunctionKind::Accelerator { vectors: u16::from(*vectors), queues: *queues });

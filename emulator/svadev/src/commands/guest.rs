@@ -117,7 +117,8 @@ pub fn run(request: Request<'_>, observer: &mut dyn Observer) -> Outcome<Finishe
         None => None,
     };
     let folder = RunFolder::create().or_exit(Exit::Setup)?;
-    let (initrd, has_our_init) = make_image(&request, &kernel, &kit, &busybox, &folder)?;
+    let (initrd, has_our_init) =
+        make_image(&request, &kernel, &kit, &busybox, &folder, topology.iommu.audit_limit_ms.is_some())?;
     let choice = accel::Choice { topology: &topology, qemu: &qemu, kernel: &kernel.image, busybox: &busybox };
     let plan = Plan {
         topology: &topology,
@@ -165,6 +166,7 @@ fn make_image(
     kit: &LazyKit,
     busybox: &Path,
     folder: &RunFolder,
+    audit: bool,
 ) -> Outcome<(PathBuf, bool)> {
     let out = folder.path().join("initrd.cpio");
     match &request.image {
@@ -184,6 +186,11 @@ fn make_image(
             let mut job = job.clone();
             job.share = request.share.is_some();
             job.timeout_scale = request.host.timeout_scale;
+            if audit && job.mode == "test" {
+                // Tests may plant a mistake, now that someone looks.
+                job.env.insert("SVADEV_AUDIT".into(), "1".into());
+                job.module_parameters = "plant=1".into();
+            }
             let contents = Contents { programs: &programs, busybox, module: module.as_deref(), job };
             guest_image::write(contents, &out).or_exit(Exit::Setup)?;
             Ok((out, true))
@@ -275,12 +282,19 @@ impl Finished {
                 say!("| {line}");
             }
         }
-        match (self.keep_files(failed && !interrupted), failed) {
+        let audit = self.report.audit.problems();
+        match (self.keep_files((failed || !audit.is_empty()) && !interrupted), failed) {
             (Ok(Some(place)), true) => say!("logs: {}", place.display()),
             (Ok(_), _) => {}
             (Err(error), _) => say!("the logs could not be kept: {error:#}"),
         }
-        self.report.ended
+        match (self.report.ended, audit.len()) {
+            (Ok(_), count @ 1..) if !also_failed => {
+                let message = format!("the auditor: {}{}", audit[0], if count > 1 { "; and more, above" } else { "" });
+                Err(Failure::new(Exit::Audit, message))
+            }
+            (ended, _) => ended,
+        }
     }
 
     fn keep_files(&self, failed: bool) -> anyhow::Result<Option<PathBuf>> {

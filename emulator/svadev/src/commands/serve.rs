@@ -30,18 +30,24 @@ pub fn run(args: &ServeArgs) -> Outcome<u8> {
         for (bdf, path) in backend.sockets() {
             say!("{bdf} on {}", path.display());
         }
-        let ended = serve(&mut backend, &mut table).await;
+        let mut reports = 0;
+        let ended = serve(&mut backend, &mut table, &mut reports).await;
         let counters = backend.snapshot();
         backend.stop();
         if let Some(path) = &args.json {
             write_json(path, &counters)?;
         }
-        ended
+        match reports {
+            1.. if ended.is_ok() => {
+                Err(Failure::new(Exit::Audit, format!("the auditor made {reports} reports: see above")))
+            }
+            _ => ended,
+        }
     })??;
     Ok(Exit::Success.code())
 }
 
-async fn serve(backend: &mut Backend, table: &mut Table<'_>) -> Outcome<()> {
+async fn serve(backend: &mut Backend, table: &mut Table<'_>, reports: &mut u64) -> Outcome<()> {
     let mut interrupt = signal(SignalKind::interrupt()).or_exit(Exit::Setup)?;
     let mut terminate = signal(SignalKind::terminate()).or_exit(Exit::Setup)?;
     loop {
@@ -54,6 +60,10 @@ async fn serve(backend: &mut Backend, table: &mut Table<'_>) -> Outcome<()> {
             Some(BackendEvent::Connected(bdf)) => say!("{bdf}: connected"),
             Some(BackendEvent::Disconnected(bdf)) => say!("{bdf}: disconnected"),
             Some(BackendEvent::UnitPlaced { address }) => table.placed(address)?,
+            Some(BackendEvent::Audit(finding)) => {
+                *reports += 1;
+                say!("audit: {finding}");
+            }
             Some(BackendEvent::Fatal(text)) => return Err(Failure::new(Exit::Backend, text)),
             None => return Err(Failure::new(Exit::Backend, "the backend ended by itself")),
         }

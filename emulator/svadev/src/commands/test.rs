@@ -8,7 +8,7 @@ use crate::{
     exit::{Exit, Outcome},
     guest_image::Job,
     ktap::{Parser, TestResult, Verdict},
-    run::{Ended, Observer, Terminal},
+    run::{Ended, Observer, Terminal, audit::AuditJudge},
 };
 
 /// Runs it.
@@ -37,7 +37,8 @@ pub fn run(args: &TestArgs) -> Outcome<u8> {
     if finished.report.ended.as_ref().is_ok_and(|ended| !matches!(ended, Ended::Exit(_))) {
         problems.push("the guest powered off before the suite had ended".into());
     }
-    for problem in &problems {
+    let audit_problems = finished.report.audit.problems();
+    for problem in audit_problems.iter().map(|line| format!("audit: {line}")).chain(problems.iter().cloned()) {
         out!("# {problem}");
     }
     out!(
@@ -45,10 +46,12 @@ pub fn run(args: &TestArgs) -> Outcome<u8> {
         summary.count(Verdict::Pass),
         summary.count(Verdict::Skip),
         summary.duration().as_secs_f64(),
-        if problems.is_empty() { "" } else { "; see the lines with # above" }
+        if problems.is_empty() && audit_problems.is_empty() { "" } else { "; see the lines with # above" }
     );
     if let Some(path) = &args.json {
-        write_json(path, &with_problems(summary.results, &problems))?;
+        let mut results = with_problems(summary.results, &problems);
+        results.extend(audit_result(&finished.report.audit, finished.report.counters.get("audit").is_some()));
+        write_json(path, &results)?;
     }
     let bad = failed > 0 || !problems.is_empty();
     finished.conclude(bad)?;
@@ -64,9 +67,19 @@ fn with_problems(mut results: Vec<TestResult>, problems: &[String]) -> Vec<TestR
             seconds: 0.0,
             reason: String::new(),
             diagnostics: problems.to_vec(),
+            reports: Vec::new(),
         });
     }
     results
+}
+
+/// The auditor's row: passed if it reported what tests had announced and nothing else. None without an auditor.
+fn audit_result(audit: &AuditJudge, audited: bool) -> Option<TestResult> {
+    let diagnostics = audit.problems();
+    let verdict = if diagnostics.is_empty() { Verdict::Pass } else { Verdict::Fail };
+    let reports = audit.reports().iter().map(|(finding, _)| finding.clone()).collect();
+    let name = "svadev/audit".into();
+    audited.then_some(TestResult { name, verdict, seconds: 0.0, reason: String::new(), diagnostics, reports })
 }
 
 struct Suite {

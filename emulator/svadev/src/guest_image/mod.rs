@@ -35,6 +35,9 @@ pub struct Job {
     pub framed_input: bool,
     /// Mount the host's folder.
     pub share: bool,
+    /// What the module is loaded with.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub module_parameters: String,
     /// What to multiply time limits by.
     pub timeout_scale: u32,
 }

@@ -1,4 +1,5 @@
 //! One run of a guest: the backend, QEMU, the guest's channels, and every way in which it can end.
+pub mod audit;
 pub mod folder;
 mod state;
 mod streams;
@@ -7,6 +8,7 @@ use std::{collections::BTreeSet, os::fd::OwnedFd, path::Path, process::Stdio, rc
 
 use anyhow::Context as _;
 use svadev_fabric::Bdf;
+use svadev_iommu::Finding;
 use tokio::{
     process::{Child, Command},
     sync::{mpsc, watch},
@@ -14,6 +16,7 @@ use tokio::{
 };
 
 use self::{
+    audit::AuditJudge,
     folder::RunFolder,
     state::State,
     streams::{Listeners, Senders},
@@ -112,6 +115,8 @@ pub struct Report {
     pub ended: Outcome<Ended>,
     /// The kernel's log.
     pub kernel_log: KernelLog,
+    /// What the auditor said.
+    pub audit: AuditJudge,
     /// The backend's counters at the end.
     pub counters: serde_json::Value,
 }
@@ -158,15 +163,17 @@ pub async fn run(
     let logs = match Logs::open(folder.path()).or_exit(Exit::Setup) {
         Ok(logs) => logs,
         Err(failure) => {
-            return Report { ended: Err(failure), kernel_log: KernelLog::default(), counters: serde_json::Value::Null };
+            let (kernel_log, audit) = (KernelLog::default(), AuditJudge::default());
+            return Report { ended: Err(failure), kernel_log, audit, counters: serde_json::Value::Null };
         }
     };
     let (folder, kernel_log, connected) = (folder.path(), KernelLog::default(), BTreeSet::new());
-    let mut runner = Runner { plan, folder, backend, observer, kernel_log, logs, connected };
+    let audit = AuditJudge::default();
+    let mut runner = Runner { plan, folder, backend, observer, kernel_log, audit, logs, connected };
     let ended = runner.run().await;
     let counters = runner.backend.as_ref().map(|backend| serde_json::to_value(backend.snapshot()));
     let counters = counters.and_then(Result::ok).unwrap_or_default();
-    Report { ended, kernel_log: runner.kernel_log, counters }
+    Report { ended, kernel_log: runner.kernel_log, audit: runner.audit, counters }
 }
 
 struct Runner<'a> {
@@ -175,6 +182,7 @@ struct Runner<'a> {
     backend: Option<&'a mut Backend>,
     observer: &'a mut dyn Observer,
     kernel_log: KernelLog,
+    audit: AuditJudge,
     logs: Logs,
     /// Functions whose socket has a QEMU at the other end.
     connected: BTreeSet<Bdf>,
@@ -297,6 +305,11 @@ impl Runner<'_> {
                 event = receiver.recv() => {
                     let event = event.expect("this function holds a sender");
                     self.logs.write(&event);
+                    if let Event::Kernel(line) = &event
+                        && let Some(line) = self.audit.kernel(line)
+                    {
+                        state.tell(line);
+                    }
                     state.event(event, self.observer, &mut self.kernel_log);
                 }
                 event = next_backend_event(&mut self.backend) => self.backend_event(event, &mut state),
@@ -334,11 +347,25 @@ impl Runner<'_> {
             Some(BackendEvent::Connected(bdf)) => _ = self.connected.insert(bdf),
             Some(BackendEvent::Disconnected(bdf)) => _ = self.connected.remove(&bdf),
             Some(BackendEvent::UnitPlaced { address }) => state.unit_placed(address),
+            Some(BackendEvent::Audit(finding)) => {
+                if let Some(line) = self.audit_report(*finding) {
+                    state.tell(line);
+                }
+            }
             Some(BackendEvent::Fatal(text)) => {
                 state.fail(Exit::Backend, format!("the backend failed: {text}"));
             }
             None => state.fail(Exit::Backend, "the backend ended by itself"),
         }
+    }
+
+    /// Shows and keeps a report; gives the line for the test that announced it.
+    fn audit_report(&mut self, finding: Finding) -> Option<String> {
+        let text = finding.to_string();
+        let line = self.audit.report(finding);
+        let note = if line.is_some() { "a test expects this: " } else { "" };
+        say!("audit: {note}{text}");
+        line
     }
 
     /// What the backend still says about a QEMU that is gone must not be taken for the next one's.
@@ -347,6 +374,7 @@ impl Runner<'_> {
         while !self.connected.is_empty() {
             match tokio::time::timeout_at(deadline, next_backend_event(&mut self.backend)).await {
                 Ok(Some(BackendEvent::Disconnected(bdf))) => _ = self.connected.remove(&bdf),
+                Ok(Some(BackendEvent::Audit(finding))) => _ = self.audit_report(*finding),
                 Ok(Some(_)) => {}
                 Ok(None) => return,
                 Err(_) => {

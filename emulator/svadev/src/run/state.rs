@@ -81,6 +81,13 @@ impl<'a> State<'a> {
         }
     }
 
+    /// Sends a line to the guest's control port. A guest that reads nothing misses it.
+    pub(super) fn tell(&self, line: String) {
+        if self.senders.control.try_send(line.into_bytes()).is_err() {
+            tracing::warn!("the guest's control port is full: a line is lost");
+        }
+    }
+
     /// A built-in limit on this host.
     fn scaled(&self, limit: Duration) -> Duration {
         limit * self.plan.timeout_scale

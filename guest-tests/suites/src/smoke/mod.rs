@@ -1,5 +1,6 @@
 //! The smoke suite.
 
+mod audit;
 mod bad;
 mod changes;
 mod faults;
@@ -30,6 +31,7 @@ pub fn tests() -> Vec<Test> {
         changes::TESTS,
         lifetime::TESTS,
         user_queue::TESTS,
+        audit::TESTS,
         reset::TESTS,
     ]
     .concat()

@@ -22,18 +22,62 @@ fn the_smoke_suite_passes_with_two_engines_a_function() {
     suite_passes(&["--topology", concat!(env!("CARGO_MANIFEST_DIR"), "/../../qemu-configs/two-engines.toml")]);
 }
 
+#[test]
+fn the_auditor_finds_only_what_is_planted_without_caches() {
+    audited_suite_passes("none");
+}
+
+#[test]
+fn the_auditor_finds_only_what_is_planted_with_strict_caches() {
+    audited_suite_passes("strict");
+}
+
+#[test]
+fn the_auditor_finds_only_what_is_planted_with_adversarial_caches() {
+    audited_suite_passes("adversarial");
+}
+
+/// Only the tests of the auditor itself need it.
+const NEED_THE_AUDITOR: &str = "audit.missing_invalidation";
+/// And one sees that a module that was loaded without it plants nothing.
+const NEED_NO_AUDITOR: &str = "audit.plant_is_refused_unless_asked_for";
+
 fn suite_passes(machine: &[&str]) {
+    for result in suite_results(machine, NEED_THE_AUDITOR) {
+        assert_ne!(result["name"], "svadev/audit", "nobody asked for it");
+    }
+}
+
+fn audited_suite_passes(caching: &str) {
+    let results = suite_results(&["--audit", "--caching", caching], NEED_NO_AUDITOR);
+    let planted = results.iter().filter(|result| result["name"].as_str().unwrap().contains(NEED_THE_AUDITOR)).count();
+    assert!(planted > 0, "the mistake was planted");
+    let audit = results.iter().find(|result| result["name"] == "svadev/audit").expect("the auditor's row");
+    let reports = audit["reports"].as_array().unwrap();
+    assert_eq!(reports.len(), planted, "a report for each mistake, and no other: {reports:#?}");
+    for report in reports {
+        assert_eq!(
+            (report["kind"].as_str(), report["cache"].as_str()),
+            (Some("missing-invalidation"), Some("device-tlb"))
+        );
+        assert!(report["age_ns"].as_u64().unwrap() >= 100_000_000, "not before the limit: {report}");
+    }
+}
+
+/// Runs the suite. Every test must pass, or be one of those that may be skipped.
+fn suite_results(machine: &[&str], may_be_skipped: &str) -> Vec<serde_json::Value> {
     let results = tempfile::NamedTempFile::new().unwrap();
     let svadev = Svadev::new(&["test", "--json", results.path().to_str().unwrap()]).args(machine);
     let output = svadev.run();
     assert_eq!(output.status.code(), Some(0), "{}", stdout_of(&output) + &stderr_of(&output));
-    let results: serde_json::Value = serde_json::from_reader(results).unwrap();
-    let results = results.as_array().unwrap();
+    let results: Vec<serde_json::Value> = serde_json::from_reader(results).unwrap();
     assert!(results.len() > 100, "the suite has hundreds of tests, {} ran", results.len());
-    for result in results {
-        assert_eq!(result["verdict"], "pass", "{result}");
+    for result in &results {
+        let skippable = result["name"].as_str().unwrap().contains(may_be_skipped);
+        assert_eq!(result["verdict"], if skippable { "skip" } else { "pass" }, "{result}");
         assert!(result["seconds"].as_f64().unwrap() >= 0.0);
     }
+    results
 }
 
 #[test]

@@ -82,10 +82,10 @@ impl<M: GuestMemory> Unit<M> {
         self.with_audit(|unit, audit| audit.unit_use(&unit.resolver(), user, iova.0, answer));
     }
 
-    /// Lends the auditor out of the unit, so that both can be used.
+    /// Lends the auditor out of the unit, so that both can be used. Not while nothing is translated, or all DMA is aborted (§3.4.5).
     fn with_audit(&mut self, f: impl FnOnce(&mut Self, &mut Auditor)) {
         if let Some(mut audit) = self.audit.take() {
-            if self.translation_enabled() {
+            if self.translation_enabled() && !self.aborts_dma() {
                 f(self, &mut audit);
             }
             self.audit = Some(audit);

@@ -282,6 +282,9 @@ impl Finished {
                 say!("| {line}");
             }
         }
+        if let Some(gap) = self.report.audit.gap() {
+            say!("audit: {gap}");
+        }
         let audit = self.report.audit.problems();
         match (self.keep_files((failed || !audit.is_empty()) && !interrupted), failed) {
             (Ok(Some(place)), true) => say!("logs: {}", place.display()),

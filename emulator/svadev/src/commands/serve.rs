@@ -12,6 +12,7 @@ use crate::{
     backend::{Backend, BackendEvent, BackendOptions},
     cli::ServeArgs,
     exit::{Exit, Failure, OrExit as _, Outcome},
+    run::audit::gap,
     topology::Topology,
 };
 
@@ -34,6 +35,9 @@ pub fn run(args: &ServeArgs) -> Outcome<u8> {
         let ended = serve(&mut backend, &mut table, &mut reports).await;
         let counters = backend.snapshot();
         backend.stop();
+        if let Some(gap) = counters.audit.as_ref().and_then(gap) {
+            say!("audit: {gap}");
+        }
         if let Some(path) = &args.json {
             write_json(path, &counters)?;
         }

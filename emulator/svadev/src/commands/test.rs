@@ -78,8 +78,8 @@ fn audit_result(audit: &AuditJudge, audited: bool) -> Option<TestResult> {
     let diagnostics = audit.problems();
     let verdict = if diagnostics.is_empty() { Verdict::Pass } else { Verdict::Fail };
     let reports = audit.reports().iter().map(|(finding, _)| finding.clone()).collect();
-    let name = "svadev/audit".into();
-    audited.then_some(TestResult { name, verdict, seconds: 0.0, reason: String::new(), diagnostics, reports })
+    let (name, reason) = ("svadev/audit".into(), audit.gap().unwrap_or_default());
+    audited.then_some(TestResult { name, verdict, seconds: 0.0, reason, diagnostics, reports })
 }
 
 struct Suite {

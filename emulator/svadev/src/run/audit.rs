@@ -4,7 +4,7 @@
 //! that says exactly that is no problem; another one is, and so is an expectation that nothing met. The log and the reports come on
 //! different ways, so it does not matter which of the two is here first. Whoever announced it is told with a line
 //! `svadev:audit <kind> <pasid> <page>` on the control channel.
-use svadev_iommu::{Finding, FindingKind};
+use svadev_iommu::{AuditCounters, Finding, FindingKind};
 
 /// Expectations that are kept: the guest writes them.
 const MAX_EXPECTED: usize = 256;
@@ -52,6 +52,7 @@ pub struct AuditJudge {
     reports: Vec<(Finding, bool)>,
     problems: Vec<String>,
     unkept: usize,
+    counters: AuditCounters,
 }
 
 impl AuditJudge {
@@ -96,6 +97,16 @@ impl AuditJudge {
         }
     }
 
+    /// Takes what the auditor counted, when the run is over.
+    pub fn counted(&mut self, counters: AuditCounters) {
+        self.counters = counters;
+    }
+
+    /// What the auditor could not see, if there is such a thing: not a mistake, but less was proved than it seems.
+    pub fn gap(&self) -> Option<String> {
+        gap(&self.counters)
+    }
+
     /// Every report, and whether a test announced it.
     pub fn reports(&self) -> &[(Finding, bool)] {
         &self.reports
@@ -112,8 +123,19 @@ impl AuditJudge {
         if self.unkept > 0 {
             problems.push(format!("{} more reports", self.unkept));
         }
+        if self.counters.suppressed > 0 {
+            problems.push(format!("{} findings were counted only: they came too fast", self.counters.suppressed));
+        }
         problems
     }
+}
+
+/// What an auditor with these counters did not see.
+pub fn gap(counters: &AuditCounters) -> Option<String> {
+    let AuditCounters { forgotten, .. } = *counters;
+    (forgotten > 0).then(|| {
+        format!("{forgotten} translations were lost from its books for want of room: mistakes with them may be unseen")
+    })
 }
 
 /// One line of a report.
@@ -172,6 +194,17 @@ mod tests {
         judge.report(finding(0x7000));
         assert_eq!(judge.report(finding(0x7000)), None, "one announcement, one report");
         assert_eq!(judge.problems().len(), 2);
+    }
+
+    #[test]
+    fn what_was_not_reported_or_not_seen_is_told() {
+        let mut judge = AuditJudge::default();
+        judge.counted(AuditCounters { checks: 5, held: 5, ..AuditCounters::default() });
+        assert!(judge.problems().is_empty() && judge.gap().is_none());
+        judge.counted(AuditCounters { suppressed: 3, findings: 3, ..AuditCounters::default() });
+        assert!(judge.problems()[0].starts_with("3 findings"));
+        judge.counted(AuditCounters { forgotten: 7, ..AuditCounters::default() });
+        assert!(judge.problems().is_empty() && judge.gap().unwrap().starts_with("7 translations"));
     }
 
     #[test]

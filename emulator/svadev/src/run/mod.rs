@@ -171,8 +171,11 @@ pub async fn run(
     let audit = AuditJudge::default();
     let mut runner = Runner { plan, folder, backend, observer, kernel_log, audit, logs, connected };
     let ended = runner.run().await;
-    let counters = runner.backend.as_ref().map(|backend| serde_json::to_value(backend.snapshot()));
-    let counters = counters.and_then(Result::ok).unwrap_or_default();
+    let counters = runner.backend.as_ref().map(|backend| backend.snapshot());
+    if let Some(counted) = counters.as_ref().and_then(|counters| counters.audit) {
+        runner.audit.counted(counted);
+    }
+    let counters = counters.and_then(|counters| serde_json::to_value(counters).ok()).unwrap_or_default();
     Report { ended, kernel_log: runner.kernel_log, audit: runner.audit, counters }
 }
 

@@ -56,11 +56,11 @@ fn audited_suite_passes(caching: &str) {
     let reports = audit["reports"].as_array().unwrap();
     assert_eq!(reports.len(), planted, "a report for each mistake, and no other: {reports:#?}");
     for report in reports {
-        assert_eq!(
-            (report["kind"].as_str(), report["cache"].as_str()),
-            (Some("missing-invalidation"), Some("device-tlb"))
-        );
-        assert!(report["age_ns"].as_u64().unwrap() >= 100_000_000, "not before the limit: {report}");
+        assert_eq!(report["kind"], "missing-invalidation", "{report}");
+        // Both hold it where there is an IOTLB; whichever is looked at first is named.
+        let cache = report["cache"].as_str().unwrap();
+        assert!(cache == "device-tlb" || (cache == "iotlb" && caching != "none"), "{report}");
+        assert!(report["age_ns"].as_u64().unwrap() >= 500_000_000, "not before the limit: {report}");
     }
 }
 

@@ -51,7 +51,7 @@ pub struct AuditConfig {
 
 impl Default for AuditConfig {
     fn default() -> Self {
-        Self { limit_ns: 100_000_000 }
+        Self { limit_ns: 500_000_000 }
     }
 }
 

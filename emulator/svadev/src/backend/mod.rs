@@ -159,7 +159,9 @@ impl Backend {
         let mut bus = Bus::new(unit, topology.iommu.bdf, Arc::clone(&memory));
         let audit_clock = topology.iommu.audit_limit_ms.map(|limit_ms| {
             let clock = Arc::new(AuditClock::default());
-            bus.start_audit(AuditConfig { limit_ns: limit_ms * 1_000_000 }, Arc::clone(&clock));
+            // A host on which everything takes longer lets a guest's vCPUs wait between a change and its invalidation, too.
+            let limit_ns = (limit_ms * 1_000_000).saturating_mul(options.timeout_scale.into());
+            bus.start_audit(AuditConfig { limit_ns }, Arc::clone(&clock));
             clock
         });
         let bus = Arc::new(bus);

@@ -205,6 +205,7 @@ fn structures_have_one_layout() {
             ("svadev_unbind", rust_layout!(abi::UnbindArgs, argsz, flags)),
             ("svadev_submit", rust_layout!(abi::SubmitArgs, argsz, flags, descs, count, reserved)),
             ("svadev_wait", rust_layout!(abi::WaitArgs, argsz, flags, completions, timeout_ns, capacity, min)),
+            ("svadev_plant_swap", rust_layout!(abi::PlantSwapArgs, argsz, flags, address)),
         ]
         .map(|(name, layout)| (name.to_owned(), layout)),
     );

@@ -61,8 +61,8 @@ pub struct IommuFunction {
     pub audit_limit_ms: Option<u64>,
 }
 
-/// [`IommuFunction::audit_limit_ms`] where nothing is said. A process that is preempted between a change and its flush, one of 64 that
-/// want to run on a CPU and get 4 ms each, is within it.
+/// [`IommuFunction::audit_limit_ms`] where nothing is said. A process that is preempted between a change and its flush, on a host
+/// that gives the guest little time, took a little over 100 ms.
 pub const AUDIT_LIMIT_MS: u64 = 500;
 
 /// How much the unit remembers: [`svadev_iommu::Caching`] as people write it.

@@ -29,7 +29,6 @@ pub struct Senders {
     /// Standard input of the guest's program.
     pub program: mpsc::Sender<Vec<u8>>,
     /// Lines to PID 1.
-    #[allow(dead_code, reason = "PID 1 understands no line yet")]
     pub control: mpsc::Sender<Vec<u8>>,
     /// Commands to QEMU.
     pub qmp: mpsc::Sender<Vec<u8>>,

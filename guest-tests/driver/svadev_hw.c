@@ -23,13 +23,15 @@ static void __iomem *queue_reg(struct svadev_device *sdev, unsigned int number, 
 
 /* Takes effect when the queue is enabled. */
 static void program_queue(struct svadev_device *sdev, unsigned int number, u64 sq, u64 cq, u32 size,
-			  u32 pasid, u32 vector)
+			  u32 pasid, u32 vector, u32 service, u32 moderation)
 {
 	writeq(sq, queue_reg(sdev, number, SVADEV_REG_QUEUE_SQ_BASE));
 	writeq(cq, queue_reg(sdev, number, SVADEV_REG_QUEUE_CQ_BASE));
 	writel(size, queue_reg(sdev, number, SVADEV_REG_QUEUE_SIZE));
 	writel(pasid, queue_reg(sdev, number, SVADEV_REG_QUEUE_PASID));
 	writel(vector, queue_reg(sdev, number, SVADEV_REG_QUEUE_VECTOR));
+	writel(service, queue_reg(sdev, number, SVADEV_REG_QUEUE_SERVICE));
+	writel(moderation, queue_reg(sdev, number, SVADEV_REG_QUEUE_MODERATION));
 }
 
 /*
@@ -123,7 +125,7 @@ int svadev_hw_start(struct svadev_device *sdev)
 	program_queue(sdev, KERNEL_QUEUE, sdev->sq_dma, sdev->cq_dma,
 		      FIELD_PREP(SVADEV_QUEUE_SIZE_SQ_LOG2, sdev->ring_log2) |
 		      FIELD_PREP(SVADEV_QUEUE_SIZE_CQ_LOG2, sdev->ring_log2),
-		      0, SVADEV_QUEUE_VECTOR_ENABLE | FIELD_PREP(SVADEV_QUEUE_VECTOR_VECTOR, 0));
+		      0, SVADEV_QUEUE_VECTOR_ENABLE | FIELD_PREP(SVADEV_QUEUE_VECTOR_VECTOR, 0), 0, 0);
 
 	writel(SVADEV_CONTROL_ENABLE, sdev->regs + SVADEV_REG_CONTROL);
 	err = poll_status(sdev, SVADEV_STATUS_REG_ENABLED | SVADEV_STATUS_REG_BUSY,
@@ -239,7 +241,10 @@ int svadev_hw_user_queue_start(struct svadev_device *sdev, unsigned int number,
 		      FIELD_PREP(SVADEV_QUEUE_SIZE_SQ_LOG2, args->sq_log2) |
 		      FIELD_PREP(SVADEV_QUEUE_SIZE_CQ_LOG2, args->cq_log2),
 		      SVADEV_QUEUE_PASID_USER | FIELD_PREP(SVADEV_QUEUE_PASID_PASID, pasid),
-		      SVADEV_QUEUE_VECTOR_ENABLE | FIELD_PREP(SVADEV_QUEUE_VECTOR_VECTOR, vector));
+		      SVADEV_QUEUE_VECTOR_ENABLE | FIELD_PREP(SVADEV_QUEUE_VECTOR_VECTOR, vector),
+		      FIELD_PREP(SVADEV_QUEUE_SERVICE_PRIORITY, args->priority),
+		      FIELD_PREP(SVADEV_QUEUE_MODERATION_INTERVAL_US, args->interrupt_interval_us) |
+		      FIELD_PREP(SVADEV_QUEUE_MODERATION_COUNT, args->interrupt_count));
 	writel(SVADEV_QUEUE_CONTROL_ENABLE, queue_reg(sdev, number, SVADEV_REG_QUEUE_CONTROL));
 	status = svadev_hw_queue_status(sdev, number);
 	/* Nobody has rung yet, so it cannot have halted. */

@@ -15,6 +15,7 @@
  * reference and not by a number: it never becomes another queue's.
  */
 #include <linux/bitfield.h>
+#include <linux/capability.h>
 #include <linux/eventfd.h>
 #include <linux/mm.h>
 #include <linux/sched.h>
@@ -72,6 +73,17 @@ static bool rings_are_good(const struct svadev_device *sdev, const struct svadev
 	return access_ok(u64_to_user_ptr(args->sq), sizeof(struct svadev_desc) << args->sq_log2) &&
 	       access_ok(u64_to_user_ptr(args->cq),
 			 sizeof(struct svadev_completion) << args->cq_log2);
+}
+
+/* How it is served: more than its share is not anybody's to take, as with nice(2). */
+static int check_service(const struct svadev_create_queue *args)
+{
+	if (args->priority > SVADEV_PRIORITY_URGENT || args->interrupt_interval_us > U16_MAX ||
+	    args->interrupt_count > U16_MAX || args->reserved)
+		return -EINVAL;
+	if (args->priority >= SVADEV_PRIORITY_HIGH && !capable(CAP_SYS_NICE))
+		return -EPERM;
+	return 0;
 }
 
 static struct svadev_user_queue *alloc_queue(struct svadev_context *context, int fd)
@@ -215,6 +227,9 @@ int svadev_user_queue_create(struct svadev_context *context, struct svadev_creat
 
 	if (args->eventfd < -1 || !rings_are_good(context->sdev, args))
 		return -EINVAL;
+	err = check_service(args);
+	if (err)
+		return err;
 	if (mutex_lock_interruptible(&context->mutex))
 		return -EINTR;
 	err = create_locked(context, args, nonblock);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use svadev_fabric::{Iova, PageRequest, PageRequestOutcome, PrgIndex, ResponseCode, Upstream};
 use svadev_memory::GuestMemory;
 use svadev_mutation::mutant;
-use svadev_spec::device::{Code, MAX_SCATTER_ENTRIES};
+use svadev_spec::device::{Code, MAX_QUEUES, MAX_SCATTER_ENTRIES};
 
 use crate::copy::Slice;
 use crate::counters::EngineCounters;
@@ -58,6 +58,10 @@ pub(crate) struct Context<M: ?Sized, U: ?Sized> {
     pub(crate) now_ns: u64,
     /// No wait ends before this; `u64::MAX` where there is none. May be early, never late.
     pub(crate) next_deadline_ns: u64,
+    /// When the first of `delayed` is due; `u64::MAX` where there is none.
+    next_interrupt_ns: u64,
+    /// Bit n: the queue at position n has an interrupt that waits.
+    delayed: [u64; MAX_QUEUES as usize / 64],
     /// Room for overlap checks.
     pub(crate) scratch: Vec<(u64, u64)>,
     waiters: Box<[Option<Waiter>]>,
@@ -78,6 +82,8 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Context<M, U> {
             engine,
             now_ns: 0,
             next_deadline_ns: u64::MAX,
+            next_interrupt_ns: u64::MAX,
+            delayed: [0; MAX_QUEUES as usize / 64],
             scratch: Vec::with_capacity(MAX_SCATTER_ENTRIES as usize),
             waiters: vec![None; PrgIndex::COUNT].into(),
             line: VecDeque::with_capacity(parts),
@@ -107,6 +113,26 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Context<M, U> {
     pub(crate) fn deadline(&mut self, at_ns: u64) -> u64 {
         self.next_deadline_ns = self.next_deadline_ns.min(at_ns);
         at_ns
+    }
+
+    /// When the engine must run again, if at all, ns.
+    pub(crate) fn next_ns(&self) -> Option<u64> {
+        let next = self.next_deadline_ns.min(self.next_interrupt_ns);
+        (next != u64::MAX).then_some(next)
+    }
+
+    /// Notes that a queue's interrupt may be due at `at_ns`.
+    pub(crate) fn interrupt_at(&mut self, queue: usize, at_ns: u64) {
+        self.next_interrupt_ns = self.next_interrupt_ns.min(at_ns);
+        self.delayed[queue / 64] |= 1 << (queue % 64);
+    }
+
+    /// The queues whose interrupts wait, if it is time to ask them; each is asked, and notes itself again if it is early.
+    pub(crate) fn take_delayed(&mut self) -> Option<[u64; MAX_QUEUES as usize / 64]> {
+        (self.now_ns >= self.next_interrupt_ns).then(|| {
+            self.next_interrupt_ns = u64::MAX;
+            std::mem::take(&mut self.delayed)
+        })
     }
 
     /// Deals with an access that could not be had: parks it, with page requests under way, or says why it has failed.

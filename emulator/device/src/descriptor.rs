@@ -16,6 +16,8 @@ pub(crate) enum Operation {
     Fill { pattern: u64 },
     Compare,
     Crc32c { seed: u32 },
+    Prefetch { write: bool },
+    Drop,
 }
 
 /// An operand: a range of addresses, or a list of such.
@@ -66,7 +68,7 @@ impl Work {
     /// Checks a descriptor of a queue that belongs to `user`, or of a kernel queue.
     pub(crate) fn check(user: Option<Pasid>, d: &Descriptor) -> Result<Self, Code> {
         let (operation, uses) = operation(d)?;
-        let flags = check_flags(d.flags, &uses)?;
+        let flags = check_flags(d.flags, &operation, &uses)?;
         let space = space_of(user, d).ok_or(Code::BadReserved)?;
         check_unused(d, &operation, &uses, flags)?;
         let has_operands = uses.src || uses.dst;
@@ -116,16 +118,19 @@ fn operation(d: &Descriptor) -> Result<(Operation, Uses), Code> {
             let seed = u32::try_from(d.operand & u64::from(u32::MAX)).expect("masked to 32 bits");
             (Operation::Crc32c { seed }, uses(true, false, true))
         }
+        // Only bit 0 means anything; the others are checked with the unused fields.
+        opcode::PREFETCH => (Operation::Prefetch { write: d.operand & 1 != 0 }, uses(true, false, true)),
+        opcode::DROP => (Operation::Drop, uses(true, false, false)),
         _ => return Err(Code::BadOpcode),
     })
 }
 
-fn check_flags(raw: u8, uses: &Uses) -> Result<DescriptorFlags, Code> {
+fn check_flags(raw: u8, operation: &Operation, uses: &Uses) -> Result<DescriptorFlags, Code> {
     let flags = DescriptorFlags::from_bits(raw).ok_or(Code::BadFlags)?;
     let mut useless = DescriptorFlags::empty();
     useless.set(DescriptorFlags::SRC_LIST, !uses.src);
     useless.set(DescriptorFlags::DST_LIST, !uses.dst);
-    useless.set(DescriptorFlags::STOP_ON_FAULT, !uses.src && !uses.dst);
+    useless.set(DescriptorFlags::STOP_ON_FAULT, matches!(operation, Operation::Drop) || (!uses.src && !uses.dst));
     if flags.intersects(useless) { Err(Code::BadFlags) } else { Ok(flags) }
 }
 
@@ -135,10 +140,18 @@ fn check_unused(d: &Descriptor, operation: &Operation, uses: &Uses, flags: Descr
         && (uses.src || d.src == 0)
         && (uses.dst || d.dst == 0)
         && (uses.operand || d.operand == 0)
-        && (!matches!(operation, Operation::Crc32c { .. }) || d.operand <= u64::from(u32::MAX))
+        && d.operand <= highest_operand(operation)
         && (flags.contains(DescriptorFlags::SRC_LIST) || d.src_entries == 0)
         && (flags.contains(DescriptorFlags::DST_LIST) || d.dst_entries == 0);
     if clean { Ok(()) } else { Err(Code::BadReserved) }
+}
+
+fn highest_operand(operation: &Operation) -> u64 {
+    match operation {
+        Operation::Crc32c { .. } => u32::MAX.into(),
+        Operation::Prefetch { .. } => 1,
+        _ => u64::MAX,
+    }
 }
 
 fn check_lists(flags: DescriptorFlags, d: &Descriptor) -> Result<(), Code> {
@@ -170,8 +183,15 @@ mod tests {
             |flag: F, src_entries, dst_entries| Descriptor { flags: flag.bits(), src_entries, dst_entries, ..copy() };
         let nop = Descriptor::default();
         let crc = Descriptor { opcode: opcode::CRC32C, dst: 0, ..copy() };
+        let prefetch = Descriptor { opcode: opcode::PREFETCH, ..crc };
+        let drop = Descriptor { opcode: opcode::DROP, ..crc };
         for (descriptor, code) in [
-            (Descriptor { opcode: 6, ..copy() }, Code::BadOpcode),
+            (Descriptor { opcode: 8, ..copy() }, Code::BadOpcode),
+            (Descriptor { operand: 2, ..prefetch }, Code::BadReserved),
+            (Descriptor { operand: 1, ..drop }, Code::BadReserved),
+            (Descriptor { dst: 1, ..prefetch }, Code::BadReserved),
+            (Descriptor { length: 0, ..drop }, Code::BadLength),
+            (Descriptor { flags: F::STOP_ON_FAULT.bits(), ..drop }, Code::BadFlags),
             (Descriptor { opcode: 255, ..copy() }, Code::BadOpcode),
             (Descriptor { flags: 0x20, ..copy() }, Code::BadFlags),
             (Descriptor { flags: F::STOP_ON_FAULT.bits(), ..nop }, Code::BadFlags),

@@ -45,7 +45,7 @@ pub enum Progress {
     Worked,
     /// There is nothing to do before a doorbell, a message or `until_ns`.
     Idle {
-        /// When a wait for a page ends, ns on the clock of [`Engine::run`]; never late, perhaps early.
+        /// When a wait for a page ends, or an interrupt is due, ns on the clock of [`Engine::run`]; never late, perhaps early.
         until_ns: Option<u64>,
     },
 }
@@ -111,6 +111,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         if now_ns >= self.cx.next_deadline_ns {
             worked |= self.expire();
         }
+        self.raise_delayed();
         worked |= self.move_line();
         self.look();
         if !self.schedule.is_idle() {
@@ -121,7 +122,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         if worked {
             return Progress::Worked;
         }
-        Progress::Idle { until_ns: (self.cx.next_deadline_ns != u64::MAX).then_some(self.cx.next_deadline_ns) }
+        Progress::Idle { until_ns: self.cx.next_ns() }
     }
 
     /// Before sleeping, with nothing to do: says so in the doorbells, goes offline, and looks once more. `true`: the thread
@@ -360,6 +361,18 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
             self.cx.deadline(pending.until_ns);
         }
         changed
+    }
+
+    /// Raises the interrupts that have waited long enough.
+    fn raise_delayed(&mut self) {
+        let Some(delayed) = self.cx.take_delayed() else { return };
+        for (word, mut bits) in delayed.into_iter().enumerate() {
+            while bits != 0 {
+                let bit = bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                self.queues[word * 64 + bit].interrupt(&mut self.cx);
+            }
+        }
     }
 
     /// Lets the next in line ask again, one at a time: the first that finds no room stops the line.

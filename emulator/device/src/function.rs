@@ -254,6 +254,7 @@ impl Function {
             regs::QUEUE_PASID => bank.registers.pasid,
             regs::QUEUE_VECTOR => bank.registers.vector,
             regs::QUEUE_SERVICE => bank.registers.service,
+            regs::QUEUE_MODERATION => bank.registers.moderation,
             regs::QUEUE_CONTROL => u32::from(bank.enable),
             regs::QUEUE_STATUS => face.status().into_bits(),
             r if r & !4 == regs::QUEUE_FAULT_ADDRESS => half(face.fault_address(), r),
@@ -342,6 +343,7 @@ impl Function {
             regs::QUEUE_PASID => registers.pasid = value,
             regs::QUEUE_VECTOR => registers.vector = value,
             regs::QUEUE_SERVICE => registers.service = value,
+            regs::QUEUE_MODERATION => registers.moderation = value,
             _ => {}
         }
     }

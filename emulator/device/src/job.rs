@@ -15,6 +15,11 @@ const CHUNK: usize = 4096;
 
 /// What a piece costs at least, however short it is: each may need a translation.
 pub(crate) const PIECE_COST: i64 = 64;
+/// Bytes of a DROP at once: sixteen probes of the device TLB.
+const DROP_BYTES: u64 = 64 << 10;
+
+/// What a page of PREFETCH or DROP costs: a translation may be a walk of five levels.
+const PAGE_COST: i64 = 512;
 /// What a list entry costs: it is read, and looked at again by the overlap check.
 const ENTRY_COST: i64 = 32;
 
@@ -182,7 +187,10 @@ impl Job {
             let before = self.done;
             let result = self.piece(requester, slice, limit);
             let moved = self.done - before;
-            *budget -= i64::try_from(moved).expect("at most 1 GiB").max(PIECE_COST);
+            *budget -= match self.operation {
+                Operation::Prefetch { .. } | Operation::Drop => PAGE_COST,
+                _ => i64::try_from(moved).expect("at most 1 GiB").max(PIECE_COST),
+            };
             if moved > 0 {
                 self.patience.progress();
             }
@@ -285,6 +293,17 @@ impl Job {
                 src.load(&mut buffer[..n]);
                 self.crc = crc32c::crc32c_append(self.crc, &buffer[..n]);
                 self.advance(n as u64);
+            }
+            Operation::Prefetch { write } => {
+                // Having the span means having the translation; the rest of its page is translated with it.
+                let (_, n) = locate(self.src.as_ref().expect(whole), write)?;
+                self.advance(n);
+            }
+            Operation::Drop => {
+                let (iova, left) = self.src.as_ref().expect(whole).piece();
+                let n = left.min(DROP_BYTES - iova % DROP_BYTES);
+                requester.drop_range(space, iova, n);
+                self.advance(n);
             }
             Operation::Nop | Operation::Drain => unreachable!("they have no operands to run on"),
         }

@@ -35,6 +35,7 @@ mod handshake;
 mod iommu_function;
 mod job;
 mod mailbox;
+mod moderation;
 mod obligation;
 mod page_request;
 mod queue;

@@ -9,13 +9,14 @@ use std::collections::VecDeque;
 use svadev_fabric::{Pasid, Upstream};
 use svadev_memory::GuestMemory;
 use svadev_mutation::mutant;
-use svadev_spec::device::{Code, Descriptor, DescriptorFlags, QueueStatus, doorbell, queue_error};
+use svadev_spec::device::{Code, Descriptor, DescriptorFlags, QueueModeration, QueueStatus, doorbell, queue_error};
 
 use crate::context::{Context, Expiry, Fault, Part, Waiter};
 use crate::copy::Slice;
 use crate::descriptor::{Work, space_of};
 use crate::engine::WATCH_NS;
 use crate::job::{Job, Phase, Step};
+use crate::moderation::Moderation;
 use crate::queue_config::QueueConfig;
 use crate::requester::Target;
 use crate::scatter::ListBuffer;
@@ -89,8 +90,9 @@ pub(crate) struct Queue {
     shown: (u32, u32),
     /// `ARMED` was stored as 1.
     armed: Cell<bool>,
-    /// A completion that wants an interrupt was written since `show`.
-    interrupt: bool,
+    moderation: Moderation,
+    /// Completions that want an interrupt, written since `show`.
+    wanted: u32,
     /// Since when it has had nothing to do, ns.
     pub(crate) idle_since_ns: u64,
     /// How long it is watched without work, ns.
@@ -120,7 +122,16 @@ impl Queue {
             number,
             position,
             state: State::Off,
-            config: QueueConfig { sq_base: 0, cq_base: 0, sq_log2: 1, cq_log2: 1, user: None, vector: None, weight: 1 },
+            config: QueueConfig {
+                sq_base: 0,
+                cq_base: 0,
+                sq_log2: 1,
+                cq_log2: 1,
+                user: None,
+                vector: None,
+                weight: 1,
+                moderation: QueueModeration::new(),
+            },
             enable_next: None,
             run: 0,
             sq_head: 0,
@@ -128,7 +139,8 @@ impl Queue {
             seen: (0, 0),
             shown: (0, 0),
             armed: Cell::new(false),
-            interrupt: false,
+            moderation: Moderation::default(),
+            wanted: 0,
             idle_since_ns: 0,
             watch_ns: WATCH_NS,
             held: None,

@@ -1,7 +1,7 @@
 //! A queue's registers, checked.
 use svadev_fabric::Pasid;
 use svadev_spec::device::{
-    Completion, Descriptor, Priority, QueuePasid, QueueService, QueueSize, QueueVector, RING_LOG2,
+    Completion, Descriptor, Priority, QueueModeration, QueuePasid, QueueService, QueueSize, QueueVector, RING_LOG2,
 };
 
 /// The registers of a queue as software wrote them.
@@ -13,6 +13,7 @@ pub(crate) struct QueueRegisters {
     pub(crate) pasid: u32,
     pub(crate) vector: u32,
     pub(crate) service: u32,
+    pub(crate) moderation: u32,
 }
 
 /// What an enabled queue works with.
@@ -29,6 +30,8 @@ pub(crate) struct QueueConfig {
     pub(crate) vector: Option<u16>,
     /// Its share of the engine, in relation to other queues'.
     pub(crate) weight: u8,
+    /// Its interrupts.
+    pub(crate) moderation: QueueModeration,
 }
 
 /// A ring at `base` with `1 << log2` entries of `entry` bytes lies within the address space, aligned.
@@ -65,6 +68,7 @@ impl QueueRegisters {
             user: pasid.user().then(|| Pasid::from_low_bits(pasid.pasid().into())),
             vector: vector.enable().then(|| vector.vector().into()),
             weight: priority.weight(),
+            moderation: QueueModeration::from_bits(self.moderation),
         })
     }
 }
@@ -73,8 +77,15 @@ impl QueueRegisters {
 mod tests {
     use super::*;
 
-    const GOOD: QueueRegisters =
-        QueueRegisters { sq_base: 0x1000, cq_base: 0x2000, size: 0x0406, pasid: 0, vector: 0, service: 0 };
+    const GOOD: QueueRegisters = QueueRegisters {
+        sq_base: 0x1000,
+        cq_base: 0x2000,
+        size: 0x0406,
+        pasid: 0,
+        vector: 0,
+        service: 0,
+        moderation: 0,
+    };
 
     #[test]
     fn registers_become_a_configuration() {

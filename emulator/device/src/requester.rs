@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use svadev_fabric::{Access, Bdf, CachedUse, Gpa, Iova, Pasid, Translation, TranslationRequest, Upstream};
+use svadev_fabric::{
+    Access, Bdf, CachedUse, Gpa, InvalidateRange, Iova, Pasid, Translation, TranslationRequest, Upstream,
+};
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_mutation::mutant;
 
@@ -81,6 +83,17 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
 
     pub(crate) fn invalidate(&mut self, invalidation: Invalidation) {
         self.tlb.invalidate(invalidation);
+    }
+
+    /// Forgets the translations of some bytes, at most 64 KiB and not across a multiple of it. What a slice holds stays good
+    /// for the slice: the translations are as valid as before.
+    pub(crate) fn drop_range(&mut self, space: Option<Pasid>, iova: u64, len: u64) {
+        debug_assert!((1..=64 << 10).contains(&len));
+        let first = iova >> SIZES_LOG2[0];
+        for page in first..=(iova + (len - 1)) >> SIZES_LOG2[0] {
+            let range = InvalidateRange::Naturally { start: Iova(page << SIZES_LOG2[0]), size_log2: SIZES_LOG2[0] };
+            self.tlb.invalidate(Invalidation { pasid: space, global: false, range });
+        }
     }
 
     /// The memory at an address, to the end of its page. A cached translation without the needed right is asked for again:

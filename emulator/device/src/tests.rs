@@ -1,4 +1,5 @@
 //! A function and its engines, driven by hand against a mock IOMMU.
+mod ahead;
 mod descriptors;
 mod faults;
 mod invalidation;

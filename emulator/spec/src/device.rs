@@ -52,7 +52,7 @@ pub const ID_MAGIC: u32 = 0x4441_5653;
 /// Major version of this ABI, bits 31:16 of [`regs::VERSION`]. Software refuses a major it does not know.
 pub const ABI_MAJOR: u16 = 1;
 /// Minor version of this ABI, bits 15:0 of [`regs::VERSION`].
-pub const ABI_MINOR: u16 = 0;
+pub const ABI_MINOR: u16 = 1;
 
 /// Longest operand of one descriptor, bytes (1 GiB).
 pub const MAX_LENGTH: u64 = 1 << 30;
@@ -114,6 +114,8 @@ pub mod regs {
     pub const QUEUE_SERVICE: u64 = 0x24;
     /// RO, 64, in a queue: the address whose fault halted it.
     pub const QUEUE_FAULT_ADDRESS: u64 = 0x28;
+    /// RW, 32, in a queue: [`super::QueueModeration`].
+    pub const QUEUE_MODERATION: u64 = 0x30;
 }
 
 /// Offsets in a queue's doorbell page: plain memory shared by guest and device, so a load or a store never traps.
@@ -280,6 +282,18 @@ impl Priority {
     }
 }
 
+/// [`regs::QUEUE_MODERATION`]. The last completion that wants an interrupt always has one, if late.
+#[bitfield(u32, order = Lsb)]
+#[derive(PartialEq, Eq)]
+pub struct QueueModeration {
+    /// Least time between two interrupts, µs; 0 for none.
+    #[bits(16)]
+    pub interval_us: u16,
+    /// So many completions that want an interrupt do not wait for that time; 0 for any number.
+    #[bits(16)]
+    pub count: u16,
+}
+
 /// [`regs::QUEUE_STATUS`].
 #[bitfield(u32, order = Lsb)]
 pub struct QueueStatus {
@@ -327,8 +341,13 @@ pub mod opcode {
     /// CRC-32C (Castagnoli, reflected, as RFC 3720 appendix B.4) of `length` bytes at `src`, continuing from the CRC in
     /// `operand` (0 to start).
     pub const CRC32C: u8 = 5;
+    /// Translate `length` bytes at `src` ahead, so that later accesses hit the engine's device TLB: for reading, or for
+    /// writing with 1 in `operand`. Pages that are not there are asked for, as any operand's. No byte is read or written.
+    pub const PREFETCH: u8 = 6;
+    /// Forget the translations of `length` bytes at `src` in the device TLB of the queue's engine. Never faults.
+    pub const DROP: u8 = 7;
     /// Bit mask of the opcodes above, as in [`super::regs::OPCODES`].
-    pub const IMPLEMENTED: u64 = 0b11_1111;
+    pub const IMPLEMENTED: u64 = 0b1111_1111;
 }
 
 bitflags! {
@@ -381,7 +400,7 @@ pub struct Descriptor {
     pub dst: u64,
     /// Bytes, `1..=MAX_LENGTH` for opcodes that have operands, zero otherwise. A list's lengths add up to it.
     pub length: u64,
-    /// Pattern of FILL, starting value of CRC32C, zero otherwise.
+    /// Pattern of FILL, starting value of CRC32C, 1 in a PREFETCH for writing, zero otherwise.
     pub operand: u64,
     /// Entries of the source list, zero without one.
     pub src_entries: u32,

@@ -39,9 +39,10 @@
 
 /*
  * Version of this interface, in struct svadev_query. Grows when something is added; nothing is ever
- * taken away. 2: user queues.
+ * taken away. 2: user queues. 3: priorities and interrupt
+ * moderation of user queues; PREFETCH and DROP.
  */
-#define SVADEV_UAPI_VERSION 2
+#define SVADEV_UAPI_VERSION 3
 
 /* Most of one context's descriptors that can be in flight, whatever the device can hold. */
 #define SVADEV_MAX_IN_FLIGHT 256
@@ -61,6 +62,8 @@
 #define SVADEV_OP_FILL 3	/* Fill length bytes at dst with operand, lowest byte first. */
 #define SVADEV_OP_COMPARE 4	/* Compare src and dst; result: offset of the first difference. */
 #define SVADEV_OP_CRC32C 5	/* CRC-32C of length bytes at src, from operand (0 to start). */
+#define SVADEV_OP_PREFETCH 6	/* Translate src ahead, for writing if operand is 1; since version 3. */
+#define SVADEV_OP_DROP 7	/* Forget the device's translations of src; since version 3. */
 
 /* Flags, svadev_desc.flags. */
 #define SVADEV_DESC_INTERRUPT (1U << 0)	/* Raise the queue's vector; the driver always sets it. */
@@ -85,7 +88,7 @@
  * @dst: destination address, or address of the destination list
  * @length: bytes, 1 to max_length for opcodes that have operands, else zero; a list's lengths add
  *   up to it
- * @operand: pattern of FILL, starting value of CRC32C, else zero
+ * @operand: pattern of FILL, starting value of CRC32C, 1 in a PREFETCH for writing, else zero
  * @src_entries: entries of the source list, zero without one
  * @dst_entries: entries of the destination list, zero without one
  * @reserved1: zero
@@ -350,7 +353,13 @@ struct svadev_wait {
 #define SVADEV_DOORBELL_CQ_HEAD 0x04	/* Written by software. */
 #define SVADEV_DOORBELL_SQ_HEAD 0x40	/* Written by the device. */
 #define SVADEV_DOORBELL_CQ_TAIL 0x44	/* Written by the device. */
-#define SVADEV_DOORBELL_ARMED 0x48	/* Written by the device: not 0 while its engine sleeps. */
+#define SVADEV_DOORBELL_ARMED 0x48	/* Written by the device: not 0 while it does not look. */
+
+/* svadev_create_queue.priority: shares of its engine, while other queues have work, too. */
+#define SVADEV_PRIORITY_NORMAL 0	/* Two shares. */
+#define SVADEV_PRIORITY_LOW 1	/* One. */
+#define SVADEV_PRIORITY_HIGH 2	/* Four; CAP_SYS_NICE. */
+#define SVADEV_PRIORITY_URGENT 3	/* Eight; CAP_SYS_NICE. */
 
 /**
  * struct svadev_create_queue - SVADEV_IOC_CREATE_QUEUE
@@ -362,18 +371,24 @@ struct svadev_wait {
  * @cq_log2: log2 of its entries, likewise
  * @eventfd: an eventfd(2) that is signalled when a descriptor with SVADEV_DESC_INTERRUPT completes
  *   and when the queue halts or is lost; -1 for none. Queues share interrupt vectors, so it may be
- *   signalled for nothing: the ring tells. Interrupts are not moderated: one for each such
- *   completion, unless several are written at once.
+ *   signalled for nothing: the ring tells.
  * @queue: in: zero; out: the queue's name; not used again for a long time
  * @doorbell_offset: in: zero; out: offset for mmap() of the doorbell page, one page
  * @wake_offset: in: zero; out: offset for mmap() of the wake page, one page
+ * @priority: SVADEV_PRIORITY_*; since version 3, as all below
+ * @interrupt_interval_us: least time between two interrupts of the queue, at most 65535. What
+ *   completes meanwhile waits for the next, which always comes; 0: no wait
+ * @interrupt_count: as many completions that want an interrupt do not wait any longer, at most
+ *   65535; 0: any number waits
+ * @reserved: zero
  *
  * The context must be bound and the caller in the address space that bound it. The rings are not
  * pinned and need not be present: the device asks for their pages as for any other. A resized or
  * unmapped ring is not noticed until the device uses it.
  *
  * Errors: EINVAL not bound, or a field is out of range; EPERM the caller's address space is not the
- * one that bound; ESRCH that one is dead; EBUSY the context has SVADEV_MAX_USER_QUEUES; ENOSPC no
+ * one that bound, or @priority needs CAP_SYS_NICE; ESRCH the address space that bound is dead;
+ * EBUSY the context has SVADEV_MAX_USER_QUEUES; ENOSPC no
  * queue of the function is free; EBADF, EINVAL @eventfd is none; EAGAIN reset under way and
  * O_NONBLOCK.
  */
@@ -388,6 +403,10 @@ struct svadev_create_queue {
 	__u32 queue;
 	__u64 doorbell_offset;
 	__u64 wake_offset;
+	__u32 priority;
+	__u32 interrupt_interval_us;
+	__u32 interrupt_count;
+	__u32 reserved;
 };
 
 /**

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "ioctl wrappers are made by nix's macros; callers prove the pointers")]
 
 /// Version of the interface that this crate was written for.
-pub const UAPI_VERSION: u32 = 2;
+pub const UAPI_VERSION: u32 = 3;
 /// Type of every request number.
 pub const IOC_MAGIC: u8 = 0xbb;
 /// `SVADEV_IOC_QUERY`.
@@ -127,6 +127,10 @@ pub struct CreateQueueArgs {
     pub queue: u32,
     pub doorbell_offset: u64,
     pub wake_offset: u64,
+    pub priority: u32,
+    pub interrupt_interval_us: u32,
+    pub interrupt_count: u32,
+    pub reserved: u32,
 }
 
 /// `struct svadev_destroy_queue`.

@@ -45,6 +45,17 @@ impl Descriptor {
         Self::new(opcode::CRC32C).with_src(src).with_length(length)
     }
 
+    /// Translates `length` bytes at `address` ahead, for writing or for reading: pages that are not there are asked for, and later
+    /// accesses hit the device's cache.
+    pub fn prefetch(address: u64, length: u64, write: bool) -> Self {
+        Self::new(opcode::PREFETCH).with_src(address).with_length(length).with_operand(write.into())
+    }
+
+    /// Makes the device forget its translations of `length` bytes at `address`.
+    pub fn drop_translations(address: u64, length: u64) -> Self {
+        Self::new(opcode::DROP).with_src(address).with_length(length)
+    }
+
     /// Sets the number that comes back in the completion.
     pub fn with_cookie(mut self, cookie: u64) -> Self {
         self.raw.cookie = cookie;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::path::PathBuf;
 
-use svadev_spec::device::{self, Code, DescriptorFlags, FaultFlags, doorbell, opcode, queue_error, regs};
+use svadev_spec::device::{self, Code, DescriptorFlags, FaultFlags, Priority, doorbell, opcode, queue_error, regs};
 
 use crate::abi;
 
@@ -193,7 +193,11 @@ fn structures_have_one_layout() {
                     eventfd,
                     queue,
                     doorbell_offset,
-                    wake_offset
+                    wake_offset,
+                    priority,
+                    interrupt_interval_us,
+                    interrupt_count,
+                    reserved
                 ),
             ),
             ("svadev_destroy_queue", rust_layout!(abi::DestroyQueueArgs, argsz, flags, queue, reserved)),
@@ -236,6 +240,7 @@ fn requests_have_one_number() {
 fn user_interface_constants_are_the_same() {
     let code = |code: Code| u64::from(code as u16);
     let flag = |flag: DescriptorFlags| u64::from(flag.bits());
+    let priority = |priority: Priority| u64::from(priority as u8);
     Header::read("uapi/svadev.h").assert_constants(&[
         ("SVADEV_UAPI_VERSION", abi::UAPI_VERSION.into()),
         ("SVADEV_MAX_IN_FLIGHT", abi::MAX_IN_FLIGHT.into()),
@@ -244,6 +249,10 @@ fn user_interface_constants_are_the_same() {
         ("SVADEV_QUEUE_RUNNING", abi::QUEUE_RUNNING.into()),
         ("SVADEV_QUEUE_HALTED", abi::QUEUE_HALTED.into()),
         ("SVADEV_QUEUE_LOST", abi::QUEUE_LOST.into()),
+        ("SVADEV_PRIORITY_NORMAL", priority(Priority::Normal)),
+        ("SVADEV_PRIORITY_LOW", priority(Priority::Low)),
+        ("SVADEV_PRIORITY_HIGH", priority(Priority::High)),
+        ("SVADEV_PRIORITY_URGENT", priority(Priority::Urgent)),
         ("SVADEV_DOORBELL_SQ_TAIL", doorbell::SQ_TAIL),
         ("SVADEV_DOORBELL_CQ_HEAD", doorbell::CQ_HEAD),
         ("SVADEV_DOORBELL_SQ_HEAD", doorbell::SQ_HEAD),
@@ -261,6 +270,8 @@ fn user_interface_constants_are_the_same() {
         ("SVADEV_OP_FILL", opcode::FILL.into()),
         ("SVADEV_OP_COMPARE", opcode::COMPARE.into()),
         ("SVADEV_OP_CRC32C", opcode::CRC32C.into()),
+        ("SVADEV_OP_PREFETCH", opcode::PREFETCH.into()),
+        ("SVADEV_OP_DROP", opcode::DROP.into()),
         ("SVADEV_DESC_INTERRUPT", flag(DescriptorFlags::INTERRUPT)),
         ("SVADEV_DESC_FENCE", flag(DescriptorFlags::FENCE)),
         ("SVADEV_DESC_STOP_ON_FAULT", flag(DescriptorFlags::STOP_ON_FAULT)),
@@ -303,6 +314,8 @@ fn hardware_constants_are_the_same() {
     let pasid = device::QueuePasid::new();
     let vector = device::QueueVector::new();
     let queue_status = device::QueueStatus::new();
+    let service = device::QueueService::new();
+    let moderation = device::QueueModeration::new();
     // The PASID's place in COMMAND, as a shift.
     let pasid_shift = u64::from(device::Command::new().with_pasid(1)).trailing_zeros();
     assert_eq!(u64::from(device::Command::new().with_opcode(0xff)), 0xff, "the driver puts the opcode lowest");
@@ -344,7 +357,9 @@ fn hardware_constants_are_the_same() {
         ("SVADEV_REG_QUEUE_VECTOR", regs::QUEUE_VECTOR),
         ("SVADEV_REG_QUEUE_CONTROL", regs::QUEUE_CONTROL),
         ("SVADEV_REG_QUEUE_STATUS", regs::QUEUE_STATUS),
+        ("SVADEV_REG_QUEUE_SERVICE", regs::QUEUE_SERVICE),
         ("SVADEV_REG_QUEUE_FAULT_ADDRESS", regs::QUEUE_FAULT_ADDRESS),
+        ("SVADEV_REG_QUEUE_MODERATION", regs::QUEUE_MODERATION),
         ("SVADEV_LIMITS_QUEUES", limits(u16::MAX, 0, 0)),
         ("SVADEV_LIMITS_VECTORS", limits(0, u8::MAX, 0)),
         ("SVADEV_LIMITS_ENGINES", limits(0, 0, u8::MAX)),
@@ -362,6 +377,9 @@ fn hardware_constants_are_the_same() {
         ("SVADEV_QUEUE_PASID_USER", u32::from(pasid.with_user(true)).into()),
         ("SVADEV_QUEUE_VECTOR_VECTOR", u32::from(vector.with_vector(u8::MAX)).into()),
         ("SVADEV_QUEUE_VECTOR_ENABLE", u32::from(vector.with_enable(true)).into()),
+        ("SVADEV_QUEUE_SERVICE_PRIORITY", u32::from(service.with_priority(u8::MAX)).into()),
+        ("SVADEV_QUEUE_MODERATION_INTERVAL_US", u32::from(moderation.with_interval_us(u16::MAX)).into()),
+        ("SVADEV_QUEUE_MODERATION_COUNT", u32::from(moderation.with_count(u16::MAX)).into()),
         // Bit 0 enables, as the register's documentation says; it has no type of its own.
         ("SVADEV_QUEUE_CONTROL_ENABLE", 1),
         ("SVADEV_QUEUE_STATUS_ENABLED", u32::from(queue_status.with_enabled(true)).into()),

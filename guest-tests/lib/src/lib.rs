@@ -42,5 +42,5 @@ pub use completion::Completion;
 pub use descriptor::Descriptor;
 pub use device::{Device, Query, SubmitFlags};
 pub use error::{Error, Result};
-pub use svadev_spec::device::{Code, DescriptorFlags, FaultFlags, ScatterEntry, opcode};
+pub use svadev_spec::device::{Code, DescriptorFlags, FaultFlags, Priority, ScatterEntry, opcode};
 pub use user_queue::{QueueQuery, QueueState, UserQueue, UserQueueOptions};

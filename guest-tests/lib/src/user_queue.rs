@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::mman::{self, MapFlags, ProtFlags};
-use svadev_spec::device::{self, DescriptorFlags, doorbell};
+use svadev_spec::device::{self, DescriptorFlags, Priority, doorbell};
 use svadev_spec::doorbell::{must_wake, publish};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -33,14 +33,27 @@ pub struct UserQueueOptions {
     pub sq_log2: u32,
     /// Log2 of the completion ring's entries.
     pub cq_log2: u32,
-    /// Completions raise an interrupt, so that [`UserQueue::wait`] can sleep. Each does: there is no moderation yet.
+    /// Completions raise an interrupt, so that [`UserQueue::wait`] can sleep.
     pub interrupts: bool,
+    /// Shares of its engine, while other queues have work, too. Above [`Priority::Normal`] it needs `CAP_SYS_NICE`.
+    pub priority: Priority,
+    /// Least time between two interrupts of the queue, µs; 0 for none. What completes meanwhile waits for the next.
+    pub interrupt_interval_us: u16,
+    /// As many completions do not wait any longer for an interrupt; 0 for any number.
+    pub interrupt_count: u16,
 }
 
 impl Default for UserQueueOptions {
     /// 64 descriptors, 128 completions, polled.
     fn default() -> Self {
-        Self { sq_log2: 6, cq_log2: 7, interrupts: false }
+        Self {
+            sq_log2: 6,
+            cq_log2: 7,
+            interrupts: false,
+            priority: Priority::Normal,
+            interrupt_interval_us: 0,
+            interrupt_count: 0,
+        }
     }
 }
 
@@ -144,6 +157,9 @@ impl<'d> UserQueue<'d> {
             sq_log2: options.sq_log2,
             cq_log2: options.cq_log2,
             eventfd: eventfd.as_ref().map_or(-1, |e| e.as_fd().as_raw_fd()),
+            priority: u32::from(options.priority as u8),
+            interrupt_interval_us: options.interrupt_interval_us.into(),
+            interrupt_count: options.interrupt_count.into(),
             ..Default::default()
         };
         // SAFETY: `args` is a live structure of `argsz` bytes, all of which the kernel may write with any value. The rings

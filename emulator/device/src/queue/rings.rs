@@ -8,6 +8,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::{Part, Phase, Queue, State, low_word};
 use crate::context::{Context, Fault};
 use crate::copy::{Slice, Span};
+use crate::moderation::Due;
 use crate::requester::{Refusal, Target};
 
 const DESCRIPTOR: u64 = size_of::<Descriptor>() as u64;
@@ -201,13 +202,13 @@ impl Queue {
         let last = u64::from(status) | u64::from(fault) << 16 | u64::from(low_word(self.cq_tail)) << 32;
         entry.store_entry([cookie, bytes_done, result, last]);
         self.cq_patience.progress();
-        self.interrupt |= flags.contains(DescriptorFlags::INTERRUPT);
+        self.wanted += u32::from(flags.contains(DescriptorFlags::INTERRUPT));
     }
 
-    /// Shows in the doorbell page how far the device is, and raises the vector if something was written that wants it. Once a
+    /// Shows in the doorbell page how far the device is, and sees to the interrupt that was wanted. Once a
     /// visit, but for the head before a completion: the page's line is one that software reads, so that each store to it may be a trip
     /// between two caches.
-    pub(super) fn show<M, U>(&mut self, cx: &Context<M, U>)
+    pub(super) fn show<M, U>(&mut self, cx: &mut Context<M, U>)
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
@@ -218,8 +219,23 @@ impl Queue {
             cx.shared.doorbells().store(self.number, doorbell::CQ_TAIL, tail);
             self.shown.1 = tail;
         }
-        if std::mem::take(&mut self.interrupt) {
-            self.raise(cx);
+        let wanted = std::mem::take(&mut self.wanted);
+        if wanted != 0 {
+            self.moderation.completed(wanted);
+            self.interrupt(cx);
+        }
+    }
+
+    /// Raises the vector if that is due, or sees to it that it is asked again when it will be.
+    pub(crate) fn interrupt<M, U>(&mut self, cx: &mut Context<M, U>)
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        match self.moderation.due(cx.now_ns) {
+            Due::Nothing => {}
+            Due::Raise => self.raise(cx),
+            Due::At(at_ns) => cx.interrupt_at(self.position, at_ns),
         }
     }
 

@@ -6,6 +6,7 @@ use svadev_spec::device::{Code, QueueStatus, doorbell, queue_error};
 use super::{Part, Queue, State, Then};
 use crate::context::Context;
 use crate::job::{Job, Phase};
+use crate::moderation::Moderation;
 use crate::queue_config::QueueConfig;
 
 /// Aborted PASIDs that a kernel queue remembers until it has fetched what was in its ring when they were aborted.
@@ -46,8 +47,9 @@ impl Queue {
         (self.sq_patience, self.cq_patience) = Default::default();
         self.aborts.clear();
         self.seen = self.words(cx);
-        (self.shown, self.interrupt) = ((0, 0), false);
+        (self.shown, self.wanted) = ((0, 0), 0);
         self.armed.set(false);
+        self.moderation = Moderation::new(config.moderation.interval_us(), config.moderation.count());
         let doorbells = cx.shared.doorbells();
         for word in [doorbell::SQ_HEAD, doorbell::CQ_TAIL, doorbell::ARMED] {
             doorbells.store(self.number, word, 0);
@@ -102,6 +104,9 @@ impl Queue {
         let State::Stopping { then, .. } = self.state else { unreachable!("only a stopping queue has stopped") };
         // Before the status says that nothing more comes.
         self.show(cx);
+        if self.moderation.flush() {
+            self.raise(cx);
+        }
         self.clear(cx);
         match then {
             Then::Off => {
@@ -165,7 +170,8 @@ impl Queue {
             self.free.push(slot);
         }
         self.held = None;
-        self.interrupt = false;
+        self.wanted = 0;
+        self.moderation = Moderation::default();
         self.aborts.clear();
         debug_assert!(!self.jobs_under_way() && self.runnable.is_empty() && self.drains == 0);
     }

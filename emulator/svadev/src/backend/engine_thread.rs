@@ -6,8 +6,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::time::TimeSpec;
 use svadev_device::{Engine, Progress};
 use svadev_memory::MemoryMap;
 
@@ -67,13 +68,10 @@ impl Waker {
 
     /// Sleeps until a wake or until `timeout`.
     fn sleep(&self, timeout: Option<Duration>) {
-        let timeout = match timeout {
-            // Rounded up, so that a timeout is never early; poll's limit is 24 days, and a spurious wake is harmless.
-            Some(t) => PollTimeout::try_from(t + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX),
-            None => PollTimeout::NONE,
-        };
+        // To the nanosecond: an interrupt that waits is due in microseconds. A spurious wake is harmless.
+        let timeout = timeout.map(TimeSpec::from);
         let mut fds = [PollFd::new(self.eventfd.as_fd(), PollFlags::POLLIN)];
-        if nix::poll::poll(&mut fds, timeout).is_ok_and(|ready| ready > 0) {
+        if nix::poll::ppoll(&mut fds, timeout, None).is_ok_and(|ready| ready > 0) {
             let _ = self.eventfd.read();
         }
     }

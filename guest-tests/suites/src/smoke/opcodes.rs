@@ -4,7 +4,7 @@ use std::time::Duration;
 use svadev_guest::{Buffer, Code, Completion, Descriptor, opcode};
 
 use crate::harness::{Context, Test, Verdict, Work};
-use crate::memory::{PAGE, check_bytes, is_present, small_pages};
+use crate::memory::{PAGE, check_bytes, is_present, present_pages, small_pages};
 use crate::{check, check_eq};
 
 pub(super) const TESTS: &[Test] = &[
@@ -19,6 +19,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::each("opcode.fill.stop_on_untouched", fill_stops),
     Test::each("opcode.compare.stop_on_untouched", compare_stops),
     Test::each("opcode.crc32c.stop_on_untouched", crc_stops),
+    Test::each("opcode.prefetch.makes_pages_present", prefetch),
+    Test::each("opcode.drop.changes_no_byte", drop_keeps),
     Test::each("opcode.stop_policy_on_touched", stop_policy_touched),
     Test::each("opcode.fill.pattern_phase", fill_phase),
     Test::each("opcode.compare.mismatch_offset", mismatch_offset),
@@ -59,7 +61,7 @@ pub(super) fn check_fault(done: &Completion, address: u64, bytes: u64, write: bo
 fn query(c: &Context) -> Verdict {
     let device = c.open()?;
     let q = device.query()?;
-    check_eq!(q.uapi_version, 2, "interface version");
+    check_eq!(q.uapi_version, svadev_guest::abi::UAPI_VERSION, "interface version");
     check_eq!(q.device_version.0, svadev_spec::device::ABI_MAJOR, "major version of the device's ABI");
     check_eq!(q.opcodes, opcode::IMPLEMENTED, "opcodes");
     check_eq!(q.max_length, svadev_spec::device::MAX_LENGTH, "longest operand");
@@ -182,6 +184,43 @@ fn compare_stops(c: &Context) -> Verdict {
 
 fn crc_stops(c: &Context) -> Verdict {
     stops(c, false, |_, broken| Descriptor::crc32c(broken, LENGTH as u64))
+}
+
+/// Pages that were prefetched for writing are there, written by nobody, and a write that asks for none succeeds.
+fn prefetch(c: &Context) -> Verdict {
+    let device = c.bound()?;
+    let memory = small_pages(LENGTH)?;
+    let length = LENGTH as u64;
+    let write = Descriptor::fill(memory.address(), length, 0x1111_1111_1111_1111).stop_on_fault();
+    check_fault(&device.go(&write)?, memory.address(), 0, true, "fill of untouched memory")?;
+    let ahead = Descriptor::prefetch(memory.address(), length, true);
+    check_fault(&device.go(&ahead.stop_on_fault())?, memory.address(), 0, true, "prefetch that may not ask")?;
+    check_success(&device.go(&ahead)?, length, "prefetch")?;
+    check_eq!(present_pages(&memory)?, PAGES, "pages present after the prefetch");
+    check_bytes(&memory.bytes(0, LENGTH), &[0; LENGTH], "memory that was only prefetched")?;
+    check_success(&device.go(&write)?, length, "fill of prefetched memory")?;
+    check_bytes(&memory.bytes(0, LENGTH), &[0x11; LENGTH], "memory that was filled")?;
+    let gone = memory.address();
+    drop(memory);
+    check_fault(&device.go(&Descriptor::prefetch(gone, PAGE, false))?, gone, 0, false, "prefetch of unmapped memory")
+}
+
+/// The device forgets what it knows of a range, and finds it again.
+fn drop_keeps(c: &Context) -> Verdict {
+    let device = c.bound()?;
+    let memory = small_pages(LENGTH)?;
+    let bytes = c.rng().bytes(LENGTH);
+    memory.write(0, &bytes);
+    let length = LENGTH as u64;
+    for _ in 0..3 {
+        let crc = device.go(&Descriptor::crc32c(memory.address(), length))?;
+        check_eq!(crc.crc32c(), Some(crc32c::crc32c(&bytes)), "CRC");
+        check_success(&device.go(&Descriptor::drop_translations(memory.address(), length))?, length, "drop")?;
+    }
+    check_bytes(&memory.bytes(0, LENGTH), &bytes, "memory")?;
+    let unmapped = memory.address();
+    drop(memory);
+    check_success(&device.go(&Descriptor::drop_translations(unmapped, PAGE))?, PAGE, "drop of unmapped memory")
 }
 
 /// Memory that is there needs no page: the policy to stop changes nothing.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use svadev_guest::abi::{self, CreateQueueArgs, DestroyQueueArgs};
 use svadev_guest::{
-    Buffer, Code, Completion, Descriptor, Device, QueueState, ScatterEntry, UserQueue, UserQueueOptions,
+    Buffer, Code, Completion, Descriptor, Device, Priority, QueueState, ScatterEntry, UserQueue, UserQueueOptions,
 };
 use svadev_spec::device::{doorbell, queue_error};
 
@@ -28,6 +28,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::each("user_queue.no_system_call", no_system_call).allows(GONE),
     Test::each("user_queue.wakes_a_sleeping_engine", wakes_sleeper),
     Test::each("user_queue.eventfd_wakes", eventfd_wakes),
+    Test::each("user_queue.interrupts_are_moderated", moderated),
+    Test::each("user_queue.every_priority_is_served", priorities),
     Test::each("user_queue.broken_arguments", broken_arguments),
     Test::each("user_queue.pasid_field_is_reserved", pasid_reserved),
     Test::each("user_queue.halts.bad_tail", bad_tail),
@@ -47,7 +49,14 @@ pub(super) const TESTS: &[Test] = &[
 /// As in `lifetime.rs`: what the device asks for between the death of an address space and its own end is recorded.
 const GONE: Expected = Expected::DmarFault;
 
-const POLLED: UserQueueOptions = UserQueueOptions { sq_log2: 6, cq_log2: 7, interrupts: false };
+const POLLED: UserQueueOptions = UserQueueOptions {
+    sq_log2: 6,
+    cq_log2: 7,
+    interrupts: false,
+    priority: Priority::Normal,
+    interrupt_interval_us: 0,
+    interrupt_count: 0,
+};
 
 /// Submitting through a queue, by the rule of [`Work`].
 trait Ring {
@@ -178,7 +187,7 @@ fn ring_wraps(c: &Context) -> Verdict {
     let device = c.bound()?;
     for (sq_log2, cq_log2) in [(1, 1), (1, 4), (5, 2), (8, 8)] {
         c.step(format!("rings of 2^{sq_log2} and 2^{cq_log2}"));
-        let mut queue = UserQueue::create(&device, UserQueueOptions { sq_log2, cq_log2, interrupts: false })?;
+        let mut queue = UserQueue::create(&device, UserQueueOptions { sq_log2, cq_log2, ..POLLED })?;
         let count = 40_u64 << sq_log2.max(cq_log2);
         let memory = small_pages(4096)?;
         memory.fill(0);
@@ -214,7 +223,7 @@ fn ring_wraps(c: &Context) -> Verdict {
 /// A program that does not collect stops its own queue, and nothing is lost.
 fn completion_ring_full(c: &Context) -> Verdict {
     let device = c.bound()?;
-    let mut queue = UserQueue::create(&device, UserQueueOptions { sq_log2: 5, cq_log2: 1, interrupts: false })?;
+    let mut queue = UserQueue::create(&device, UserQueueOptions { sq_log2: 5, cq_log2: 1, ..POLLED })?;
     let mut other = UserQueue::create(&device, POLLED)?;
     let batch: Vec<Descriptor> = (0..32).map(|i| Descriptor::nop().with_cookie(i)).collect();
     check_eq!(queue.post(&batch), 32, "taken of a ring's worth");
@@ -264,7 +273,7 @@ fn batch_and_fence(c: &Context) -> Verdict {
 fn faults_wait(c: &Context) -> Verdict {
     let device = c.bound()?;
     // Big rings, most pages of which nobody has touched.
-    let mut queue = UserQueue::create(&device, UserQueueOptions { sq_log2: 9, cq_log2: 10, interrupts: false })?;
+    let mut queue = UserQueue::create(&device, UserQueueOptions { sq_log2: 9, cq_log2: 10, ..POLLED })?;
     let memory = small_pages(200 * 4096)?;
     let work: Vec<Descriptor> =
         (0..200).map(|i| Descriptor::fill(memory.at(i * 4096), PAGE, i as u64).with_cookie(i as u64)).collect();
@@ -410,6 +419,58 @@ fn eventfd_wakes(c: &Context) -> Verdict {
     Ok(())
 }
 
+/// Interrupts of the vectors that user queues share; where there is one vector only, that is the kernel queue's.
+fn interrupts(c: &Context) -> Verdict<u64> {
+    let name = c.path().file_name().unwrap_or_default().display();
+    let mut sum = 0;
+    for which in ["user_interrupts", "interrupts"] {
+        let path = format!("/sys/class/svadev/{name}/stats/{which}");
+        sum += std::fs::read_to_string(&path).during(&path)?.trim().parse::<u64>()?;
+    }
+    Ok(sum)
+}
+
+/// No more interrupts than the time that went by allows, however many completions; and the last one wakes its sleeper.
+fn moderated(c: &Context) -> Verdict {
+    const INTERVAL_US: u16 = 20_000;
+    let device = c.bound()?;
+    let options = UserQueueOptions { interrupts: true, interrupt_interval_us: INTERVAL_US, ..POLLED };
+    let mut queue = UserQueue::create(&device, options)?;
+    let before = interrupts(c)?;
+    let start = Instant::now();
+    for _ in 0..200 {
+        check_success(&queue.go(c, &Descriptor::nop())?, 0, "NOP")?;
+    }
+    let raised = interrupts(c)? - before;
+    let allowed = start.elapsed().as_micros() / u128::from(INTERVAL_US) + 1;
+    check!(u128::from(raised) <= allowed, "{raised} interrupts, expected {allowed} at most");
+    // Sleeps on the eventfd for the last: `go` polls, this does not.
+    let memory = small_pages(400 * 4096)?;
+    check_eq!(queue.post(&[Descriptor::fill(memory.address(), memory.len() as u64, 1)]), 1, "taken");
+    let mut out = [blank()];
+    check_eq!(queue.wait(&mut out, c.limit(Duration::from_secs(10)))?, 1, "completions");
+    check_success(&out[0], memory.len() as u64, "fill")
+}
+
+fn priorities(c: &Context) -> Verdict {
+    let device = c.bound()?;
+    let memory = small_pages(4096)?;
+    let all = [Priority::Low, Priority::Normal, Priority::High, Priority::Urgent];
+    let mut queues = Vec::new();
+    for priority in all {
+        queues.push(UserQueue::create(&device, UserQueueOptions { priority, ..POLLED })?);
+    }
+    for queue in &mut queues {
+        check_eq!(queue.post(&[Descriptor::fill(memory.address(), PAGE, 3); 8]), 8, "taken");
+    }
+    for (queue, priority) in queues.iter_mut().zip(all) {
+        for done in queue.collect(c, 8)? {
+            check_success(&done, PAGE, &format!("{priority:?}"))?;
+        }
+    }
+    Ok(())
+}
+
 fn broken_arguments(c: &Context) -> Verdict {
     let device = c.open()?;
     check_eq!(errno(UserQueue::create(&device, POLLED)), Some(Errno::EINVAL), "create before bind");
@@ -429,6 +490,10 @@ fn broken_arguments(c: &Context) -> Verdict {
     let bad = [
         ("argsz", Errno::EINVAL, CreateQueueArgs { argsz: 40, ..good }),
         ("flags", Errno::EINVAL, CreateQueueArgs { flags: 1, ..good }),
+        ("priority", Errno::EINVAL, CreateQueueArgs { priority: 4, ..good }),
+        ("interrupt interval", Errno::EINVAL, CreateQueueArgs { interrupt_interval_us: 0x1_0000, ..good }),
+        ("interrupt count", Errno::EINVAL, CreateQueueArgs { interrupt_count: 0x1_0000, ..good }),
+        ("reserved", Errno::EINVAL, CreateQueueArgs { reserved: 1, ..good }),
         ("alignment of sq", Errno::EINVAL, CreateQueueArgs { sq: rings.at(32), ..good }),
         ("alignment of cq", Errno::EINVAL, CreateQueueArgs { cq: rings.at(1), ..good }),
         ("sq in the kernel's half", Errno::EINVAL, CreateQueueArgs { sq: 0xffff_8880_0000_0000, ..good }),

@@ -16,6 +16,13 @@ pub const DEFAULT: &str = include_str!("../../../qemu-configs/default.toml");
 const MAX_ENGINES: i64 = 16;
 /// Most MSI-X vectors of one function: QEMU passes one eventfd each.
 const MAX_VECTORS: i64 = 64;
+/// Highest number of a host CPU: `CPU_SETSIZE` less one (sched_setaffinity(2)).
+const MAX_CPU: i64 = 1023;
+/// A wake through an eventfd costs about 70 µs on two cores, and a trapped doorbell as much again; a submission that follows
+/// a completion comes within a few µs.
+const DEFAULT_SPIN_US: i64 = 50;
+/// Longest spin, µs: a second.
+const MAX_SPIN_US: i64 = 1_000_000;
 /// Least guest memory, bytes: kernel, initial RAM disk and the smoke suite's buffers.
 const MIN_MEMORY: u64 = 256 << 20;
 /// Most guest memory, bytes.
@@ -101,6 +108,10 @@ pub struct AcceleratorFunction {
     pub engines: u8,
     /// MSI-X vectors.
     pub vectors: u8,
+    /// Host CPUs that engines are pinned to, the first engine to the first, round and round; empty: not pinned.
+    pub cpus: Vec<usize>,
+    /// The longest time that an engine without work looks for more before it sleeps, µs.
+    pub spin_us: u32,
 }
 
 /// QEMU's accelerator.
@@ -238,6 +249,8 @@ struct RawAccelerator {
     queues: Option<Spanned<i64>>,
     engines: Option<Spanned<i64>>,
     vectors: Option<Spanned<i64>>,
+    cpus: Option<Vec<Spanned<i64>>>,
+    spin_us: Option<Spanned<i64>>,
 }
 
 impl Topology {
@@ -371,7 +384,12 @@ fn parse_accelerator(
     let queues = at.number("queues", raw.queues.as_ref(), 64, 1..=i64::from(MAX_QUEUES))?;
     let engines = at.number("engines", raw.engines.as_ref(), 1, 1..=MAX_ENGINES.min(queues))?;
     let vectors = at.number("vectors", raw.vectors.as_ref(), 4, 1..=MAX_VECTORS)?;
+    let spin_us = at.number("spin_us", raw.spin_us.as_ref(), DEFAULT_SPIN_US, 0..=MAX_SPIN_US)?;
+    let cpus = raw.cpus.iter().flatten().map(|cpu| at.number("cpus", Some(cpu), 0, 0..=MAX_CPU));
+    let cpus = cpus.map(|cpu| Ok(usize::try_from(cpu?).expect("checked to be small")));
     Ok(AcceleratorFunction {
+        cpus: cpus.collect::<anyhow::Result<_>>()?,
+        spin_us: u32::try_from(spin_us).expect("checked to be small"),
         name,
         bdf,
         queues: u16::try_from(queues).expect("checked to be small"),
@@ -435,6 +453,17 @@ mod tests {
             "[machine]\nmemory = \"1M\"\n[iommu]\naddress = \"00:05.0\"\n[[accelerators]]\naddress = \"00:06.0\"\n",
         );
         assert!(memory.starts_with("m.toml:2:10: memory:"), "{memory}");
+    }
+
+    #[test]
+    fn engines_have_cpus_and_patience() {
+        let text = "[iommu]\naddress = \"00:05.0\"\n[[accelerators]]\naddress = \"00:06.0\"\n";
+        let plain = Topology::parse("m.toml", text).unwrap();
+        assert_eq!((&*plain.accelerators[0].cpus, plain.accelerators[0].spin_us), (&[][..], 50));
+        let pinned = Topology::parse("m.toml", &format!("{text}cpus = [2, 5]\nspin_us = 0\n")).unwrap();
+        assert_eq!((&*pinned.accelerators[0].cpus, pinned.accelerators[0].spin_us), (&[2, 5][..], 0));
+        let wrong = error(&format!("{text}cpus = [1, -1]\n"));
+        assert!(wrong.starts_with("m.toml:5:12: cpus = -1 is out of range"), "{wrong}");
     }
 
     #[test]

@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
+use nix::unistd::Pid;
 use svadev_device::{Engine, Progress};
 use svadev_memory::MemoryMap;
 
 use super::PanicWatch;
 use super::bus::Bus;
-
-/// How long an engine without work looks for more before it sleeps. A wake through an eventfd costs about 70 µs on two
-/// cores, and a trapped doorbell as much again; a submission that follows a completion comes within a few µs.
-const SPIN: Duration = Duration::from_micros(50);
+use super::spin::Spin;
+use crate::topology::AcceleratorFunction;
 
 /// Monotonic time, in nanoseconds since the process started to care.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +77,58 @@ impl Waker {
     }
 }
 
+/// Where a function's engines run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places<'t> {
+    cpus: &'t [usize],
+    spin_us: u32,
+}
+
+/// Where one engine runs, and how long it looks for work.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    cpu: Option<usize>,
+    spin: Spin,
+}
+
+impl<'t> Places<'t> {
+    /// As the topology says.
+    pub(super) fn new(function: &'t AcceleratorFunction) -> Self {
+        Self { cpus: &function.cpus, spin_us: function.spin_us }
+    }
+
+    /// Of one engine.
+    pub(super) fn of(self, engine: usize) -> Place {
+        let cpu = (!self.cpus.is_empty()).then(|| self.cpus[engine % self.cpus.len()]);
+        Place { cpu, spin: Spin::new(u64::from(self.spin_us) * 1000) }
+    }
+}
+
+/// Whether engines can be pinned to these host CPUs. The error names the first that cannot, and those that can.
+pub(super) fn check_cpus(function: &str, cpus: &[usize]) -> anyhow::Result<()> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("the process's CPUs are not known")?;
+    let may = |cpu: usize| allowed.is_set(cpu).unwrap_or(false);
+    match cpus.iter().find(|&&cpu| !may(cpu)) {
+        None => Ok(()),
+        Some(cpu) => {
+            let those: Vec<_> = (0..CpuSet::count()).filter(|&cpu| may(cpu)).map(|cpu| cpu.to_string()).collect();
+            let those = those.join(", ");
+            anyhow::bail!(
+                "{function}: cpus names CPU {cpu}, which is not there or not for this process: it may use {those}"
+            )
+        }
+    }
+}
+
+fn pin(cpu: usize) -> nix::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &set)
+}
+
 /// Starts the thread of one engine.
 pub(super) fn spawn(
     name: String,
@@ -84,34 +136,70 @@ pub(super) fn spawn(
     waker: Arc<Waker>,
     clock: Clock,
     watch: PanicWatch,
+    place: Place,
 ) -> anyhow::Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name(name)
         .spawn(move || {
             let _watch = watch;
-            run(&mut engine, &waker, clock);
+            if let Some(Err(error)) = place.cpu.map(pin) {
+                // It was allowed when the backend started; the engine works anywhere.
+                tracing::warn!(cpu = place.cpu, %error, "an engine is not pinned");
+            }
+            run(&mut engine, &waker, clock, place.spin);
         })
         .context("no thread for an engine")
 }
 
-fn run(engine: &mut Engine<MemoryMap, Bus>, waker: &Waker, clock: Clock) {
+fn run(engine: &mut Engine<MemoryMap, Bus>, waker: &Waker, clock: Clock, mut spin: Spin) {
     let mut idle_since_ns = None;
     while !waker.stopped() {
         let now_ns = clock.now_ns();
         let Progress::Idle { until_ns } = engine.run(now_ns) else {
-            idle_since_ns = None;
+            if idle_since_ns.take().is_some() {
+                spin.work_came(0);
+            }
             continue;
         };
         let since = *idle_since_ns.get_or_insert(now_ns);
-        if Duration::from_nanos(now_ns - since) < SPIN {
+        if now_ns - since < spin.limit_ns() {
             std::hint::spin_loop();
             continue;
         }
         if engine.park() {
-            waker.sleep(until_ns.map(|until| Duration::from_nanos(until.saturating_sub(clock.now_ns()))));
+            let slept_from_ns = clock.now_ns();
+            waker.sleep(until_ns.map(|until| Duration::from_nanos(until.saturating_sub(slept_from_ns))));
             engine.unpark();
+            spin.work_came(clock.now_ns() - slept_from_ns);
         }
         idle_since_ns = None;
     }
     engine.park();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_that_is_not_there_is_named_with_those_that_are() {
+        check_cpus("sva0", &[]).unwrap();
+        let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let mine = (0..CpuSet::count()).find(|&cpu| allowed.is_set(cpu).unwrap()).unwrap();
+        check_cpus("sva0", &[mine]).unwrap();
+        let error = check_cpus("sva0", &[mine, 1023]).unwrap_err().to_string();
+        assert!(error.contains("sva0") && error.contains("CPU 1023") && error.contains(&mine.to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_pinned_thread_runs_where_it_was_pinned() {
+        let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let last = (0..CpuSet::count()).rfind(|&cpu| allowed.is_set(cpu).unwrap()).unwrap();
+        let set = std::thread::spawn(move || {
+            pin(last).unwrap();
+            sched_getaffinity(Pid::from_raw(0)).unwrap()
+        });
+        let set = set.join().unwrap();
+        assert!((0..CpuSet::count()).all(|cpu| set.is_set(cpu).unwrap() == (cpu == last)));
+    }
 }

@@ -16,6 +16,7 @@ mod engine_thread;
 mod interrupts;
 mod iommu_function;
 mod link;
+mod spin;
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ use tokio::sync::mpsc;
 use self::accelerator::{Accelerator, Ports};
 use self::audit::{AuditClock, AuditThread};
 use self::bus::Bus;
-use self::engine_thread::{Clock, Waker};
+use self::engine_thread::{Clock, Places, Waker};
 use self::iommu_function::IommuDevice;
 use self::link::Link;
 use crate::topology::{AcceleratorFunction, Topology};
@@ -152,6 +153,9 @@ impl CounterSource {
 impl Backend {
     /// Makes the sockets and starts every thread. What was made is gone again on error.
     pub(crate) fn start(topology: &Topology, options: &BackendOptions) -> anyhow::Result<Self> {
+        for function in &topology.accelerators {
+            engine_thread::check_cpus(&function.name, &function.cpus)?;
+        }
         let (sender, events) = mpsc::unbounded_channel();
         let mappings = Mappings::new();
         let memory = Arc::new(MemoryMap::new(mappings.clone()));
@@ -185,13 +189,16 @@ impl Backend {
         }
         // Connected before the first thread starts: from then on anybody may call the bus.
         bus.connect(parts.iter().map(|p| (Arc::clone(p.accelerator.shared()), Arc::clone(&p.link))));
+        let mut placement = topology.accelerators.iter().map(Places::new);
         for Parts { name, accelerator, server, engines, wakers, .. } in parts {
             let shared = Arc::clone(accelerator.shared());
+            let places = placement.next().expect("one for each function");
             for (engine, waker) in engines.into_iter().zip(wakers) {
                 let name = format!("{name}/e{}", engine.index());
                 backend.wakers.push(Arc::clone(&waker));
+                let place = places.of(engine.index());
                 let watch = PanicWatch { events: events.clone(), thread: name.clone() };
-                backend.engine_threads.push(engine_thread::spawn(name, engine, waker, clock, watch)?);
+                backend.engine_threads.push(engine_thread::spawn(name, engine, waker, clock, watch, place)?);
             }
             let bdf = shared.bdf();
             backend.functions.push(shared);
@@ -301,7 +308,7 @@ impl Parts {
         events: &Events,
         audit: bool,
     ) -> anyhow::Result<Self> {
-        let AcceleratorFunction { name, bdf, queues, engines, vectors } = topology;
+        let AcceleratorFunction { name, bdf, queues, engines, vectors, .. } = topology;
         let server = Server::new(Limits::default());
         let link = Arc::new(Link::new(server.sender(), u16::from(*vectors)));
         let wakers = (0..*engines).map(|_| Waker::new()).collect::<anyhow::Result<Vec<_>>>()?;

@@ -15,13 +15,12 @@ const CHUNK: usize = 4096;
 
 /// What a piece costs at least, however short it is: each may need a translation.
 pub(crate) const PIECE_COST: i64 = 64;
-/// Bytes of a DROP at once: sixteen probes of the device TLB.
-const DROP_BYTES: u64 = 64 << 10;
-
 /// What a page of PREFETCH or DROP costs: a translation may be a walk of five levels.
 const PAGE_COST: i64 = 512;
 /// What a list entry costs: it is read, and looked at again by the overlap check.
 const ENTRY_COST: i64 = 32;
+/// Bytes of a DROP at once: sixteen probes of the device TLB.
+const DROP_BYTES: u64 = 64 << 10;
 
 /// Where a job stands.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ const SILENCE: Duration = Duration::from_secs(20);
 /// A queue without interrupts, large enough for `depth` descriptors.
 pub(super) fn polled(depth: usize) -> UserQueueOptions {
     let log2 = depth.next_power_of_two().trailing_zeros().max(1);
-    UserQueueOptions { sq_log2: log2, cq_log2: log2 + 1, interrupts: false }
+    UserQueueOptions { sq_log2: log2, cq_log2: log2 + 1, ..UserQueueOptions::default() }
 }
 
 /// A completion that no device has written.

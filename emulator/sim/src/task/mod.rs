@@ -23,6 +23,8 @@ const LARGE_ORDER: u8 = 9;
 pub(crate) struct Task {
     /// It sleeps until then.
     pub(crate) until: u64,
+    /// When it last had a turn.
+    pub(crate) turned: u64,
     stage: u8,
     waiting: Option<Waiting>,
     kind: Kind,
@@ -106,7 +108,7 @@ enum Kind {
 
 impl Task {
     fn new(kind: Kind) -> Self {
-        Self { until: 0, stage: 0, waiting: None, kind }
+        Self { until: 0, turned: 0, stage: 0, waiting: None, kind }
     }
 }
 

@@ -218,8 +218,16 @@ impl World {
         if self.tasks.is_empty() {
             return;
         }
-        let n = self.rng.index(self.tasks.len());
+        // Whoever is drawn; but every other time who has waited longest, for a kernel's scheduler starves nobody: with many tasks some
+        // answers took longer than a function waits for them (seed 911088485).
+        let due = |task: &Task| task.until <= self.step;
+        let longest = self.tasks.iter().enumerate().filter(|(_, task)| due(task)).min_by_key(|(_, task)| task.turned);
+        let n = match longest {
+            Some((n, _)) if self.step.is_multiple_of(2) => n,
+            _ => self.rng.index(self.tasks.len()),
+        };
         let mut task = self.tasks.swap_remove(n);
+        task.turned = self.step;
         if task.until > self.step || !self.poll(&mut task) {
             self.tasks.push(task);
         }

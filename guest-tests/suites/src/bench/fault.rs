@@ -188,8 +188,9 @@ fn median(case: &str, samples: &Samples) -> Verdict<Row> {
 /// The register with how many page requests a function may have outstanding.
 struct RequestLimit {
     config: File,
-    offset: u64,
-    usual: [u8; 4],
+    /// Where the capability is.
+    pri: u64,
+    usual: u32,
 }
 
 /// First extended capability in configuration space (PCIe 6.0 §7.6).
@@ -207,19 +208,27 @@ impl RequestLimit {
         let Some(pri) = find_capability(&mut read, extended_capability::PRI.into())? else {
             fail!("{path}: no page request capability");
         };
-        let offset = pri + u64::from(pri::OUTSTANDING_ALLOCATION);
-        let usual = read(offset)?.to_le_bytes();
-        Ok(Self { config, offset, usual })
+        let usual = read(pri + u64::from(pri::OUTSTANDING_ALLOCATION))?;
+        Ok(Self { config, pri, usual })
     }
 
     /// Sets it, until the guard is dropped. No request is outstanding: nothing is in flight.
     fn set(&self, requests: u32) -> Verdict<LimitGuard<'_>> {
-        self.config.write_all_at(&requests.to_le_bytes(), self.offset).during("set the page request allocation")?;
         let guard = LimitGuard(self);
+        self.write(requests).during("set the page request allocation")?;
         let mut now = [0; 4];
-        self.config.read_exact_at(&mut now, self.offset).during("read the page request allocation")?;
+        let offset = self.pri + u64::from(pri::OUTSTANDING_ALLOCATION);
+        self.config.read_exact_at(&mut now, offset).during("read the page request allocation")?;
         check_eq!(u32::from_le_bytes(now), requests, "page request allocation");
         Ok(guard)
+    }
+
+    /// The allocation may change only while page requests are disabled (PCIe 6.0 §10.5.2.5).
+    fn write(&self, requests: u32) -> std::io::Result<()> {
+        let control = self.pri + u64::from(pri::CONTROL);
+        self.config.write_all_at(&[0, 0], control)?;
+        self.config.write_all_at(&requests.to_le_bytes(), self.pri + u64::from(pri::OUTSTANDING_ALLOCATION))?;
+        self.config.write_all_at(&[1, 0], control)
     }
 }
 
@@ -245,7 +254,7 @@ struct LimitGuard<'l>(&'l RequestLimit);
 impl Drop for LimitGuard<'_> {
     fn drop(&mut self) {
         // A function that is gone by now has no use for it.
-        let _ = self.0.config.write_all_at(&self.0.usual, self.0.offset);
+        let _ = self.0.write(self.0.usual);
     }
 }
 

@@ -23,18 +23,27 @@ const PROCESSES: usize = 64;
 const QUEUES: usize = 4;
 /// Descriptors in flight in each queue.
 const DEPTH: usize = 8;
-/// Memory of one place in a queue, source and destination each.
-const ROOM: usize = 64 << 10;
-/// Longest copy and fill: the processor checks them.
-const MOST_WRITTEN: usize = 4 << 10;
+/// Memory of one place in a queue, source and destination each: copies and fills, which the processor checks.
+const ROOM: usize = 4 << 10;
+/// Memory that all places of a process compare and sum up, twice the same. So large that what is in flight keeps the device busy
+/// for longer than the guest's scheduler takes to come around to the process again: the shares are the device's then.
+const LARGE: usize = 1 << 20;
+/// Lengths of that work are multiples of this.
+const STEP: usize = 64 << 10;
 /// How long a process goes on after the end, until all its work is done and checked.
 const LAST_WORK: Duration = Duration::from_secs(60);
+
+/// What a process only reads: two ranges of the same bytes, and the CRC of each multiple of `STEP` of them.
+struct Large<'b> {
+    one: Range<'b>,
+    other: Range<'b>,
+    crcs: Vec<u32>,
+}
 
 /// One place in a queue: its memory, what is in flight there, and what its completion must say.
 struct Place<'b> {
     src: Range<'b>,
     dst: Range<'b>,
-    crc: u32,
     expected: Expected,
 }
 
@@ -125,7 +134,9 @@ impl SharedWords {
 fn be_a_process(setup: &Setup, line: &mut Line, number: usize, queues: usize, served: &SharedWords) -> Verdict {
     let device = bound(&setup.functions[number % setup.functions.len()])?;
     let memory = small_pages(2 * queues * DEPTH * ROOM)?;
+    let twice = small_pages(2 * LARGE)?;
     let mut rng = Rng::new(number as u64, "soak");
+    let large = Large::new(&twice, &mut rng);
     let mut lanes: Vec<(UserQueue<'_>, Vec<Place<'_>>)> = Vec::new();
     for queue in 0..queues {
         let places = (0..DEPTH).map(|n| Place::new(&memory, queue * DEPTH + n, &mut rng)).collect();
@@ -138,7 +149,8 @@ fn be_a_process(setup: &Setup, line: &mut Line, number: usize, queues: usize, se
     let (mut out, mut again) = ([blank(); DEPTH], Vec::with_capacity(DEPTH));
     let (mut bytes, mut descriptors, mut in_flight) = (0_u64, 0_u64, queues * DEPTH);
     for (queue, places) in &mut lanes {
-        let work: Vec<Descriptor> = (0..).zip(places).map(|(n, place)| place.next(&mut rng).with_cookie(n)).collect();
+        let work: Vec<Descriptor> =
+            (0..).zip(places).map(|(n, place)| place.next(&large, &mut rng).with_cookie(n)).collect();
         submit(queue, &work)?;
     }
     while in_flight > 0 {
@@ -153,7 +165,7 @@ fn be_a_process(setup: &Setup, line: &mut Line, number: usize, queues: usize, se
                 descriptors += 1;
                 if now < end {
                     bytes += done.bytes_done;
-                    again.push(place.next(&mut rng).with_cookie(done.cookie));
+                    again.push(place.next(&large, &mut rng).with_cookie(done.cookie));
                 }
             }
             in_flight -= got - again.len();
@@ -170,18 +182,36 @@ fn be_a_process(setup: &Setup, line: &mut Line, number: usize, queues: usize, se
     line.send(descriptors)
 }
 
+impl<'b> Large<'b> {
+    fn new(memory: &'b Buffer, rng: &mut Rng) -> Self {
+        let (one, other) = (Range::new(memory, 0, LARGE), Range::new(memory, LARGE, LARGE));
+        let mut crc = 0;
+        let crcs = (0..LARGE).step_by(STEP).map(|at| {
+            let data = rng.bytes(STEP);
+            memory.write(at, &data);
+            crc = crc32c::crc32c_append(crc, &data);
+            crc
+        });
+        let crcs = crcs.collect();
+        other.copy_from(&one, LARGE);
+        Self { one, other, crcs }
+    }
+}
+
 impl<'b> Place<'b> {
     fn new(memory: &'b Buffer, n: usize, rng: &mut Rng) -> Self {
         let (src, dst) = (Range::new(memory, 2 * n * ROOM, ROOM), Range::new(memory, (2 * n + 1) * ROOM, ROOM));
         let data = rng.bytes(ROOM);
         memory.write(2 * n * ROOM, &data);
         dst.copy_from(&src, ROOM);
-        Self { src, dst, crc: crc32c::crc32c(&data), expected: Expected::Equal(0) }
+        Self { src, dst, expected: Expected::Equal(0) }
     }
 
     /// The next piece of work here. Whatever it was before, the destination is the source's copy again.
-    fn next(&mut self, rng: &mut Rng) -> Descriptor {
-        let written = 1 + rng.below(MOST_WRITTEN);
+    fn next(&mut self, large: &Large<'_>, rng: &mut Rng) -> Descriptor {
+        let written = 1 + rng.below(ROOM);
+        let steps = 1 + rng.below(LARGE / STEP);
+        let (one, other, length) = (large.one.address(), large.other.address(), steps * STEP);
         let (src, dst) = (self.src.address(), self.dst.address());
         let (descriptor, expected) = match rng.below(8) {
             0 => {
@@ -197,8 +227,8 @@ impl<'b> Place<'b> {
                 self.dst.flip(at);
                 (Descriptor::compare(src, dst, ROOM as u64), Expected::Different(at))
             }
-            3 | 4 => (Descriptor::compare(src, dst, ROOM as u64), Expected::Equal(ROOM)),
-            _ => (Descriptor::crc32c(src, ROOM as u64), Expected::Crc(self.crc, ROOM)),
+            3 | 4 => (Descriptor::compare(one, other, length as u64), Expected::Equal(length)),
+            _ => (Descriptor::crc32c(one, length as u64), Expected::Crc(large.crcs[steps - 1], length)),
         };
         self.expected = expected;
         descriptor
@@ -247,7 +277,7 @@ mod tests {
             Expected::Different(at) => {
                 (done.code, done.result, done.bytes_done) = (Code::Mismatch, at as u64, at as u64)
             }
-            Expected::Equal(_) => place.dst.check_same(&place.src, "left over from the work before").unwrap(),
+            Expected::Equal(_) => {}
             Expected::Crc(crc, _) => done.result = crc.into(),
         }
         done
@@ -255,14 +285,16 @@ mod tests {
 
     #[test]
     fn right_results_pass_and_wrong_ones_do_not() {
-        let memory = small_pages(2 * ROOM).unwrap();
+        let (memory, twice) = (small_pages(2 * ROOM).unwrap(), small_pages(2 * LARGE).unwrap());
         let mut rng = Rng::new(1, "soak test");
+        let large = Large::new(&twice, &mut rng);
         let mut place = Place::new(&memory, 0, &mut rng);
         for _ in 0..200 {
-            let work = place.next(&mut rng);
+            let work = place.next(&large, &mut rng);
             let done = carry_out(&place, &work);
             place.verify(&done).unwrap();
-            let work = place.next(&mut rng);
+            place.dst.check_same(&place.src, "left over from the work before").unwrap();
+            let work = place.next(&large, &mut rng);
             let done = carry_out(&place, &work);
             let spoilt = match place.expected {
                 Expected::Copied(_) | Expected::Filled(..) => {

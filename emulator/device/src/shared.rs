@@ -65,7 +65,7 @@ impl FunctionSettings {
             jobs_per_queue: 64,
             list_jobs_per_queue: 2,
             tlb_entries: 4096,
-            group_pages: 8,
+            group_pages: 32,
             page_request_timeout_ns: 10_000_000_000,
             audit: false,
         }

@@ -20,8 +20,10 @@
  * Death of the address space comes between 2 and 3 without telling us: the IOMMU driver's
  * mmu_notifier release clears the PASID entry and flushes (rule L4). Work in flight then ends in
  * translation faults; the handle stays, stale, until 5. No notifier of our own is needed for that,
- * and so none can race with unbind (rules L11, L12).
+ * and so none can race with unbind (rules L11, L12). The IOMMU driver's own does, if the address
+ * space dies just then: hold_mm() keeps the two apart.
  */
+#include <linux/delay.h>
 #include <linux/iommu.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
@@ -275,15 +277,46 @@ static void stop_and_drain(struct svadev_context *context)
 	WARN_ON(!wait_idle(context, svadev_command_timeout_ms));
 }
 
+/* How long the death of an address space may take before an unbind goes on beside it. */
+#define MM_DEATH_TIMEOUT_US	(10 * USEC_PER_SEC)
+#define MM_DEATH_PERIOD_US	100
+
+/*
+ * Keep the address space from dying, or wait until it is dead.
+ *
+ * Linux 7.3 tears the PASID entry down in the mmu_notifier's release and in unbind, and does the
+ * longer part of it without a lock: whoever comes second while the first is at it finds an entry
+ * that is not present and not zero either, and warns. It happens when the process that exits is not
+ * the last to use its address space: a page request's worker may be.
+ *
+ * Return: true if the caller must mmput_async().
+ */
+static bool hold_mm(struct mm_struct *mm)
+{
+	unsigned int waited;
+
+	if (mmget_not_zero(mm))
+		return true;
+	/* exit_mmap() sets it after the notifiers' release. Without any mapping it never does. */
+	for (waited = 0; waited < MM_DEATH_TIMEOUT_US; waited += MM_DEATH_PERIOD_US) {
+		if (mm_flags_test(MMF_OOM_SKIP, mm))
+			break;
+		fsleep(MM_DEATH_PERIOD_US);
+	}
+	return false;
+}
+
 /* Steps 3 to 6. */
 static void unbind_locked(struct svadev_context *context)
 {
 	struct svadev_device *sdev = context->sdev;
 	struct mm_struct *mm = context->mm;
+	bool held;
 
 	lockdep_assert_held(&context->mutex);
 
 	stop_and_drain(context);
+	held = hold_mm(mm);
 	/*
 	 * The handle needs the PCI device and its group. Both live: remove takes this context's
 	 * mutex to unbind it before it lets them go, and clears the handle.
@@ -296,6 +329,9 @@ static void unbind_locked(struct svadev_context *context)
 		context->mm = NULL;
 		context->pasid = 0;
 	}
+	/* Not here: if this is the last user, its mappings of our queues go away with it. */
+	if (held)
+		mmput_async(mm);
 	mmdrop(mm);
 }
 

@@ -291,7 +291,9 @@ impl Model<'_> {
                     return Err(F::FirstStageUpdateNotSnooped);
                 }
                 let at = if nested { self.first_stage_entry(entry, named, true, false)? } else { at };
-                self.updates.insert(at, marked);
+                // Where tables point to themselves, that was another mark in this very word.
+                let now = self.read(at, level).unwrap_or(raw);
+                self.updates.insert(at, now | (marked & !raw));
             }
             if leaf {
                 let gpa = raw & ADDRESS & !((1 << shift) - 1);

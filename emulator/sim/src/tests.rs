@@ -63,7 +63,7 @@ fn a_seed_has_one_story() {
 fn every_mutant_is_caught_by_its_checkers() {
     let mut wrong = Vec::new();
     for &mutant in Mutant::ALL {
-        let seen = Batch { seeds: 100, mutant: Some(mutant), ..FIXED }.run(|_| ()).failure;
+        let seen = Batch { seeds: 300, mutant: Some(mutant), ..FIXED }.run(|_| ()).failure;
         let checker = seen.as_ref().and_then(|(_, ended)| ended.checker());
         if !checker.is_some_and(|checker| mutant.caught_by().contains(&checker)) {
             wrong.push((mutant, seen));

@@ -359,6 +359,7 @@ int svadev_context_unbind(struct svadev_context *context);
 void svadev_context_evict(struct svadev_context *context);
 int svadev_context_may_submit(struct svadev_context *context);
 bool svadev_context_mm_dead(struct svadev_context *context);
+bool svadev_context_may_end(struct svadev_context *context);
 int svadev_enter(struct svadev_device *sdev, bool nonblock);
 void svadev_leave(struct svadev_device *sdev);
 

@@ -351,6 +351,19 @@ bool svadev_context_mm_dead(struct svadev_context *context)
 }
 
 /**
+ * svadev_context_may_end() - check the caller's right to end what a context has: its binding, a queue
+ * @context: context
+ *
+ * Context: the caller's process, svadev_device.lock not held.
+ * Return: true for the address space that bound, and for anybody once that is dead.
+ */
+bool svadev_context_may_end(struct svadev_context *context)
+{
+	guard(spinlock_irq)(&context->sdev->lock);
+	return context->mm == current->mm || svadev_context_mm_dead(context);
+}
+
+/**
  * svadev_context_may_submit() - check the caller's right to submit with the context's PASID
  * @context: context
  *
@@ -380,18 +393,15 @@ int svadev_context_may_submit(struct svadev_context *context)
  */
 int svadev_context_unbind(struct svadev_context *context)
 {
-	bool allowed;
 	int err = 0;
 
 	if (mutex_lock_interruptible(&context->mutex))
 		return -EINTR;
-	scoped_guard(spinlock_irq, &context->sdev->lock)
-		allowed = context->mm == current->mm || svadev_context_mm_dead(context);
 	if (READ_ONCE(context->sdev->state) == SVADEV_GONE)
 		err = -ENODEV;
 	else if (!context->handle)
 		err = -EINVAL;
-	else if (!allowed)
+	else if (!svadev_context_may_end(context))
 		err = -EPERM;
 	else
 		unbind_locked(context);

@@ -298,17 +298,14 @@ static struct svadev_user_queue *find(struct svadev_context *context, u32 id)
 int svadev_user_queue_destroy(struct svadev_context *context, u32 id)
 {
 	struct svadev_user_queue *queue;
-	bool allowed;
 	int err = 0;
 
 	if (mutex_lock_interruptible(&context->mutex))
 		return -EINTR;
-	scoped_guard(spinlock_irq, &context->sdev->lock)
-		allowed = context->mm == current->mm || svadev_context_mm_dead(context);
 	queue = find(context, id);
 	if (!queue)
 		err = -ENOENT;
-	else if (!allowed)
+	else if (!svadev_context_may_end(context))
 		err = -EPERM;
 	else
 		destroy_locked(queue);

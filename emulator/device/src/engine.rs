@@ -180,7 +180,6 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
     fn leave_alone(&mut self, position: usize) {
         let queue = &mut self.queues[position];
         queue.watch_ns = (queue.watch_ns / 2).max(WATCH_NS);
-        let queue = &self.queues[position];
         queue.arm(&self.cx, true);
         fence(Ordering::SeqCst);
         if queue.is_rung(&self.cx) {

@@ -13,10 +13,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use svadev_fabric::{
-    Access, Bdf, Downstream, InvalidateAck, InvalidateRequest, Iova, Msi, PageGroupResponse, Pasid, TranslationRequest,
-};
-use svadev_iommu::measure::{HOT_PAGES, Lookups};
+use svadev_fabric::{Access, Bdf, Iova, Pasid, TranslationRequest};
+use svadev_iommu::measure::{HOT_PAGES, Lookups, Quiet};
 use svadev_iommu::{Caching, Unit, UnitConfig};
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
 use svadev_spec::vtd::registers::offset;
@@ -29,16 +27,6 @@ const DIRECTORY: u64 = 0x10_0000;
 /// Present, writable, user, accessed, dirty: a walk writes nothing.
 const OPEN: u64 = 0x67;
 const ROUNDS: usize = 7;
-
-struct Quiet;
-
-impl Downstream for Quiet {
-    fn invalidate(&self, _: Bdf, _: InvalidateRequest) -> InvalidateAck {
-        InvalidateAck::Done
-    }
-    fn page_group_response(&self, _: Bdf, _: PageGroupResponse) {}
-    fn message_interrupt(&self, _: Option<Bdf>, _: Msi) {}
-}
 
 /// A unit with `pasids` five-level first-stage PASIDs, all with the same tables, in which `pages` pages follow each other.
 struct World {

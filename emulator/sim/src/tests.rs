@@ -1,8 +1,8 @@
 //! Fixed seeds, the same seed twice, and bugs on purpose.
 use std::sync::Arc;
 
-use svadev_fabric::{Access, Bdf, Downstream, InvalidateAck, InvalidateRequest, Iova, Msi, PageGroupResponse, Pasid};
-use svadev_fabric::{Translation, TranslationRequest};
+use svadev_fabric::{Access, Bdf, Iova, Pasid, Translation, TranslationRequest};
+use svadev_iommu::measure::Quiet;
 use svadev_iommu::{Unit, UnitConfig};
 use svadev_memory::Ram;
 use svadev_spec::vtd::registers::{Global, offset};
@@ -80,16 +80,6 @@ fn every_checker_has_a_mutant() {
     assert!(unproven.is_empty(), "{unproven:?}");
 }
 
-struct Nobody;
-
-impl Downstream for Nobody {
-    fn invalidate(&self, _: Bdf, _: InvalidateRequest) -> InvalidateAck {
-        InvalidateAck::Done
-    }
-    fn page_group_response(&self, _: Bdf, _: PageGroupResponse) {}
-    fn message_interrupt(&self, _: Option<Bdf>, _: Msi) {}
-}
-
 /// What the builder builds is what the unit walks: pages of every size, in tables of either depth.
 #[test]
 fn the_unit_finds_what_the_builder_maps() {
@@ -107,15 +97,15 @@ fn the_unit_finds_what_the_builder_maps() {
         let to = tables.binding(9);
         devices.set_pasid(&mut frames, bdf, pasid, to);
         let mut unit = Unit::new(UnitConfig::default(), Arc::clone(&ram));
-        unit.write_register(offset::RTADDR, &(devices.root() | 1 << 10).to_le_bytes(), &Nobody);
+        unit.write_register(offset::RTADDR, &(devices.root() | 1 << 10).to_le_bytes(), &Quiet);
         let pointer = Global::new().with_root_table_pointer(true);
-        unit.write_register(offset::GCMD, &u32::from(pointer).to_le_bytes(), &Nobody);
+        unit.write_register(offset::GCMD, &u32::from(pointer).to_le_bytes(), &Quiet);
         let on = Global::new().with_translation_enable(true);
-        unit.write_register(offset::GCMD, &u32::from(on).to_le_bytes(), &Nobody);
+        unit.write_register(offset::GCMD, &u32::from(on).to_le_bytes(), &Quiet);
         let mut translate = |iova| {
             let request =
                 TranslationRequest { requester: bdf, pasid: Some(pasid), iova: Iova(iova), access: Access::WRITE };
-            unit.translate(request, &Nobody)
+            unit.translate(request, &Quiet)
         };
         for (iova, gpa, size_log2) in pages {
             let found = translate(iova + 0x123).unwrap();

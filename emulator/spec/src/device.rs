@@ -119,18 +119,21 @@ pub mod regs {
 }
 
 /// Offsets in a queue's doorbell page: plain memory shared by guest and device, so a load or a store never traps.
+///
+/// What software writes, what the device writes all the time, and what it hardly ever writes but software reads at each submission are
+/// 128 bytes apart: processors move lines of 64 bytes between their caches, and fetch the other half of 128 with them.
 pub mod doorbell {
     /// u32, written by software: free-running index one past the last descriptor written.
     pub const SQ_TAIL: u64 = 0x00;
     /// u32, written by software: free-running index of the next completion it will read.
     pub const CQ_HEAD: u64 = 0x04;
     /// u32, written by the device: free-running index of the next descriptor it will fetch.
-    pub const SQ_HEAD: u64 = 0x40;
+    pub const SQ_HEAD: u64 = 0x80;
     /// u32, written by the device: free-running index one past the last completion written.
-    pub const CQ_TAIL: u64 = 0x44;
+    pub const CQ_TAIL: u64 = 0x84;
     /// u32, written by the device: not 0 when its engine sleeps, or has stopped looking at a queue that was long idle. After a store to `SQ_TAIL` or `CQ_HEAD` and a full
     /// fence, software that reads not 0 here must write the wake page (or [`super::regs::WAKE`]).
-    pub const ARMED: u64 = 0x48;
+    pub const ARMED: u64 = 0x100;
 }
 
 /// [`regs::LIMITS`]: how many of what the function has.

@@ -351,9 +351,9 @@ struct svadev_wait {
 /* Words of a doorbell page, 32 bits each. */
 #define SVADEV_DOORBELL_SQ_TAIL 0x00	/* Written by software. */
 #define SVADEV_DOORBELL_CQ_HEAD 0x04	/* Written by software. */
-#define SVADEV_DOORBELL_SQ_HEAD 0x40	/* Written by the device. */
-#define SVADEV_DOORBELL_CQ_TAIL 0x44	/* Written by the device. */
-#define SVADEV_DOORBELL_ARMED 0x48	/* Written by the device: not 0 while it does not look. */
+#define SVADEV_DOORBELL_SQ_HEAD 0x80	/* Written by the device. */
+#define SVADEV_DOORBELL_CQ_TAIL 0x84	/* Written by the device. */
+#define SVADEV_DOORBELL_ARMED 0x100	/* Written by the device: not 0 while it does not look. */
 
 /* svadev_create_queue.priority: shares of its engine, while other queues have work, too. */
 #define SVADEV_PRIORITY_NORMAL 0	/* Two shares. */

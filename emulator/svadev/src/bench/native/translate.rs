@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use svadev_fabric::{
-    Access, Bdf, Downstream, InvalidateAck, InvalidateRequest, Iova, Msi, PageGroupResponse, Pasid, TranslationRequest,
-};
-use svadev_iommu::measure::Lookups;
+use svadev_fabric::{Access, Bdf, Iova, Pasid, TranslationRequest};
+use svadev_iommu::measure::{Lookups, Quiet};
 use svadev_iommu::{Caching, Unit, UnitConfig};
 use svadev_memory::{GuestAddress, Mappings, MemoryMap, Region};
 use svadev_spec::vtd::invalidation::{PasidIotlb, descriptor_type, pasid_iotlb_granularity};
@@ -30,17 +28,6 @@ const TURN: u64 = 1 << 14;
 const COLD: u64 = 4096;
 /// *Flat* is less than this much slower.
 const FLAT: f64 = 1.5;
-
-/// Nobody behind the unit.
-struct Quiet;
-
-impl Downstream for Quiet {
-    fn invalidate(&self, _: Bdf, _: InvalidateRequest) -> InvalidateAck {
-        InvalidateAck::Done
-    }
-    fn page_group_response(&self, _: Bdf, _: PageGroupResponse) {}
-    fn message_interrupt(&self, _: Option<Bdf>, _: Msi) {}
-}
 
 /// A unit of its own over shared memory, with five-level tables that `pasids` PASIDs share.
 struct Translator {

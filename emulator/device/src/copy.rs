@@ -11,7 +11,7 @@ use crate::shared::Gate;
 
 mod routines;
 
-use routines::{move_bytes, store_words};
+use routines::{move_bytes, prefetch, store_words};
 
 /// One bounded slice of an engine's work.
 ///
@@ -72,6 +72,14 @@ impl<'slice> Span<'slice> {
     /// Bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Has the cache line `offset` bytes into the span fetched, where the span is that long: it will be read soon.
+    #[inline]
+    pub(crate) fn prefetch(&self, offset: usize) {
+        if offset < self.len {
+            prefetch(self.host.as_ptr().wrapping_add(offset));
+        }
     }
 
     /// Fills `buf` from the span's start.

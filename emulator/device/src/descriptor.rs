@@ -105,6 +105,39 @@ impl Work {
     }
 }
 
+/// A COPY without lists that [`Work::check`] finds in order: what most descriptors of a busy queue are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PlainCopy {
+    pub(crate) flags: DescriptorFlags,
+    pub(crate) space: Option<Pasid>,
+    pub(crate) src: u64,
+    pub(crate) dst: u64,
+    /// Bytes, at least 1.
+    pub(crate) length: usize,
+}
+
+impl PlainCopy {
+    /// `None` for every other descriptor, and for lengths above `most`. The same rules as those of [`Work::check`] (a test
+    /// compares the two), asked all at once.
+    #[inline]
+    pub(crate) fn of(user: Option<Pasid>, d: &Descriptor, most: usize) -> Option<Self> {
+        const FLAGS: DescriptorFlags =
+            DescriptorFlags::INTERRUPT.union(DescriptorFlags::FENCE).union(DescriptorFlags::STOP_ON_FAULT);
+        let length = usize::try_from(d.length).ok().filter(|length| (1..=most).contains(length))?;
+        let unused = u64::from(d.reserved0) | u64::from(d.src_entries | d.dst_entries) | d.operand | d.reserved1;
+        let beyond = |address: u64| address.checked_add(d.length - 1).is_none();
+        let plain = d.opcode == opcode::COPY
+            && d.flags & !FLAGS.bits() == 0
+            && unused == 0
+            && !beyond(d.src)
+            && !beyond(d.dst)
+            && d.src.abs_diff(d.dst) >= d.length;
+        let space = space_of(user, d)?;
+        let flags = DescriptorFlags::from_bits_truncate(d.flags);
+        plain.then_some(Self { flags, space, src: d.src, dst: d.dst, length })
+    }
+}
+
 fn operation(d: &Descriptor) -> Result<(Operation, Uses), Code> {
     let uses = |src, dst, operand| Uses { src, dst, operand };
     Ok(match d.opcode {
@@ -170,6 +203,9 @@ pub(crate) fn check_address(address: u64, bytes: u64) -> Result<(), Code> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use zerocopy::IntoBytes;
+
     use super::*;
 
     fn copy() -> Descriptor {
@@ -228,6 +264,38 @@ mod tests {
         assert_eq!(Work::check(None, &copy()).unwrap().space, None);
         assert_eq!(Work::check(Some(pasid), &copy()).unwrap().space, Some(pasid));
         assert_eq!(Work::check(Some(pasid), &named), Err(Code::BadReserved), "a user queue may not name a PASID");
+    }
+
+    proptest! {
+        /// The short check and the long one agree on every descriptor: on those that are nearly in order, too.
+        #[test]
+        fn a_plain_copy_is_what_the_long_check_finds_in_order(
+            words in prop::array::uniform8(prop_oneof![4 => Just(0u64), 1 => any::<u64>(), 1 => 0u64..0x3000]),
+            (opcode, flags) in (prop_oneof![4 => Just(opcode::COPY), 1 => 0u8..9], prop_oneof![4 => 0u8..8, 1 => any::<u8>()]),
+            (src, dst) in (prop_oneof![4 => 0u64..0x8000, 1 => u64::MAX - 0x1000..=u64::MAX], 0u64..0x8000),
+            length in prop_oneof![4 => 0u64..0x2100, 1 => any::<u64>()],
+            spoilt in prop::option::of(0usize..8),
+            user in any::<bool>(),
+        ) {
+            let user = user.then(|| Pasid::new(7).unwrap());
+            let mut whole = Descriptor { opcode, flags, src, dst, length, ..Descriptor::default() };
+            if let Some(at) = spoilt {
+                whole.as_mut_bytes()[8 * at..][..8].copy_from_slice(&words[at].to_le_bytes());
+            }
+            let most = 0x2000;
+            let long = Work::check(user, &whole).ok().and_then(|work| {
+                let operand = |operand: Option<Operand>| operand.filter(|o| o.entries == 0).map(|o| o.address);
+                let length = usize::try_from(work.length).ok().filter(|&length| length <= most)?;
+                (work.operation == Operation::Copy).then_some(PlainCopy {
+                    flags: work.flags,
+                    space: work.space,
+                    src: operand(work.src)?,
+                    dst: operand(work.dst)?,
+                    length,
+                })
+            });
+            prop_assert_eq!(PlainCopy::of(user, &whole, most), long);
+        }
     }
 
     #[test]

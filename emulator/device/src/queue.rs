@@ -226,7 +226,10 @@ impl Queue {
         let mut worked = self.flush(cx, &mut visit);
         let mut more = true;
         while *budget > 0 && self.is_live() && more {
-            let mut progress = self.runnable.len() < INTERLEAVED && self.start_next(cx, &mut visit, budget);
+            let swift = self.runnable.len() < INTERLEAVED && self.express(cx, &mut visit, budget);
+            // What went the short way stopped at one that needs a job, or where there was nothing more to do.
+            let next = !swift || self.held.is_some();
+            let mut progress = next && self.runnable.len() < INTERLEAVED && self.start_next(cx, &mut visit);
             if let Some(slot) = self.runnable.pop_front() {
                 self.run_job(cx, slice, slot, budget);
                 progress = true;
@@ -238,34 +241,29 @@ impl Queue {
                 self.stopped(cx);
                 progress = true;
             } else {
-                more = false;
+                more = swift;
             }
-            worked |= progress;
+            worked |= progress || swift;
         }
         self.show(cx);
         Served { worked, more: more && self.is_live() }
     }
 
     /// Starts the next descriptor, if there is one and it may start. Whether anything changed.
-    fn start_next<M, U>(&mut self, cx: &mut Context<M, U>, visit: &mut Visit<'_>, budget: &mut i64) -> bool
+    fn start_next<M, U>(&mut self, cx: &mut Context<M, U>, visit: &mut Visit<'_>) -> bool
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
     {
         let mut progress = false;
         if self.held.is_none() {
-            self.held = self.fetch(cx, visit);
-            progress = self.held.is_some();
+            let mut descriptor = Descriptor::default();
+            if self.fetch(cx, visit, &mut descriptor) {
+                self.held = Some(descriptor);
+                progress = true;
+            }
         }
         let Some(descriptor) = self.held else { return progress };
-        if self.express(cx, visit, &descriptor, budget) {
-            self.held = None;
-            return true;
-        }
-        if self.held.is_none() {
-            // It halted over its completion ring.
-            return true;
-        }
         if self.free.is_empty() {
             return progress;
         }

@@ -111,6 +111,13 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
     /// As [`access`](Self::access), where the device TLB has the translation.
     #[inline]
     pub(crate) fn cached<'s>(&self, slice: &'s Slice, target: Target) -> Option<Span<'s>> {
+        let (start, page) = self.cached_page(slice, target)?;
+        Some(page.skip(usize::try_from(target.iova - start).expect("below 1 GiB")))
+    }
+
+    /// The page around an address, where the device TLB has its translation: its first address, and all of it.
+    #[inline]
+    pub(crate) fn cached_page<'s>(&self, slice: &'s Slice, target: Target) -> Option<(u64, Span<'s>)> {
         if !slice.gate.allows(target.space) {
             return None;
         }
@@ -121,20 +128,24 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
             if self.given.is_some() {
                 self.audit_use(target, hit.size_log2);
             }
-            Self::span(slice, target, placed)
+            (target.iova & !low_mask(hit.size_log2), Self::span(slice, target, placed))
         })
     }
 
+    /// Whether every use of a translation is to be told to the IOMMU.
+    pub(crate) fn is_audited(&self) -> bool {
+        self.given.is_some()
+    }
+
+    /// All of a page.
     #[inline]
     fn span<'s>(slice: &'s Slice, target: Target, placed: Placed) -> Span<'s> {
         debug_assert!(placed.rights.allow(target));
-        let offset = target.iova & ((1 << placed.size_log2) - 1);
-        let len = usize::try_from((1u64 << placed.size_log2) - offset).expect("at most 1 GiB");
-        let offset = usize::try_from(offset).expect("below 1 GiB");
+        let len = usize::try_from(1u64 << placed.size_log2).expect("at most 1 GiB");
         // SAFETY: `place` found the whole page inside one host window, readable or writable as `rights` say. The window is
         // valid until this engine acknowledges a memory change, which drops it from the TLB; that happens when the engine
         // empties its mailbox, never during a slice (`copy::Slice`).
-        unsafe { Span::new(slice, placed.host.add(offset), len) }
+        unsafe { Span::new(slice, placed.host, len) }
     }
 
     /// Asks the IOMMU, and keeps the answer where that is allowed.
@@ -155,7 +166,8 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
         }
         let placed = self.place(target, translation)?;
         // PCIe 6.0 §10.2.3: with U set, only untranslated requests are allowed; the answer serves this access and no other.
-        let span = Self::span(slice, target, placed);
+        let page = Self::span(slice, target, placed);
+        let span = page.skip(usize::try_from(target.iova & low_mask(placed.size_log2)).expect("below 1 GiB"));
         if translation.untranslated_only && !mutant!(UntranslatedOnlyIsKept) {
             return Ok(span.once());
         }

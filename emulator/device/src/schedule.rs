@@ -3,7 +3,8 @@
 //! A queue is *active* while it may have something to do. Active queues stand in a ring; the one whose turn it is may spend
 //! a quantum times its weight, in the units of [`SLICE_COST`](crate::queue::SLICE_COST). What it overdraws, it owes at its next turns;
 //! what it leaves when it runs dry is lost, so that nobody saves up. Over any longer time queues with work thus get shares in
-//! proportion to their weights, whatever their descriptors are made of.
+//! proportion to their weights, whatever their descriptors are made of. A queue that is alone in the ring takes from nobody: it may spend
+//! what it likes, and owes nothing for it.
 //!
 //! A queue without work is *watched*: its doorbell is looked at, a few queues a pass. One that stays idle while many are watched
 //! is *unwatched*: its doorbell says so, and software wakes it by the wake page. So a pass costs the same with one queue
@@ -63,6 +64,9 @@ impl Schedule {
         // Bounded: each round raises every credit, and a debt is at most one piece of work.
         loop {
             let &queue = self.active.front()?;
+            if self.active.len() == 1 {
+                return Some((queue, i64::MAX));
+            }
             let credit = &mut self.credit[queue];
             if *credit > 0 {
                 return Some((queue, *credit));
@@ -78,6 +82,10 @@ impl Schedule {
     /// The queue whose turn it is spent some and may have more to do.
     pub(crate) fn spent(&mut self, queue: usize, cost: i64) {
         debug_assert_eq!(self.active.front(), Some(&queue));
+        if self.active.len() == 1 {
+            self.credit[queue] = 0;
+            return;
+        }
         self.credit[queue] -= cost;
         if self.credit[queue] <= 0 {
             self.active.rotate_left(1);
@@ -89,7 +97,7 @@ impl Schedule {
         let front = self.active.pop_front();
         debug_assert_eq!(front, Some(queue));
         // A debt stays: otherwise a queue that hands over its work piece by piece would never pay.
-        self.credit[queue] = (self.credit[queue] - cost).min(0);
+        self.credit[queue] = if self.active.is_empty() { 0 } else { (self.credit[queue] - cost).min(0) };
         self.places[queue] = Place::Nowhere;
         if watched {
             self.places[queue] = Place::Watched(self.watched.len());
@@ -149,7 +157,8 @@ mod tests {
         let mut s = Schedule::new(3);
         (0..3).for_each(|q| s.activate(q));
         for q in 0..3 {
-            assert_eq!(s.turn(|_| 1), Some((q, QUANTUM)));
+            let alone = q == 2;
+            assert_eq!(s.turn(|_| 1), Some((q, if alone { i64::MAX } else { QUANTUM })));
             s.rests(q, 1, true);
         }
         assert!(s.is_idle());
@@ -165,21 +174,37 @@ mod tests {
 
     #[test]
     fn what_is_left_is_lost_and_what_is_owed_stays() {
-        let mut s = Schedule::new(1);
+        let mut s = Schedule::new(2);
+        // The other one stays behind it, so that it is never alone.
+        let turn = |s: &mut Schedule, cost| {
+            s.activate(0);
+            s.activate(1);
+            if s.active.front() == Some(&1) {
+                s.active.rotate_left(1);
+            }
+            let turn = s.turn(|_| 1);
+            s.rests(0, cost, true);
+            turn
+        };
+        assert_eq!(turn(&mut s, 1), Some((0, QUANTUM)));
+        assert_eq!(turn(&mut s, QUANTUM + 5), Some((0, QUANTUM)));
+        assert_eq!(turn(&mut s, 0), Some((0, QUANTUM - 5)));
+    }
+
+    #[test]
+    fn who_is_alone_owes_nothing() {
+        let mut s = Schedule::new(2);
         s.activate(0);
-        let _ = s.turn(|_| 1);
-        s.rests(0, 1, true);
-        s.activate(0);
+        assert_eq!(s.turn(|_| 1), Some((0, i64::MAX)));
+        s.spent(0, 100 * QUANTUM);
+        s.activate(1);
         assert_eq!(s.turn(|_| 1), Some((0, QUANTUM)));
-        s.rests(0, QUANTUM + 5, true);
-        s.activate(0);
-        assert_eq!(s.turn(|_| 1), Some((0, QUANTUM - 5)));
     }
 
     proptest! {
         /// Queues that always have work get shares in proportion to their weights, whatever a piece of it costs.
         #[test]
-        fn shares_are_proportional(queues in prop::collection::vec((0u32..4, 1i64..40_000), 1..64)) {
+        fn shares_are_proportional(queues in prop::collection::vec((0u32..4, 1i64..40_000), 2..64)) {
             let weight = |q: usize| 1 << queues[q].0;
             let mut s = Schedule::new(queues.len());
             (0..queues.len()).for_each(|q| s.activate(q));

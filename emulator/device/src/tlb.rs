@@ -40,18 +40,47 @@ impl Rights {
     }
 }
 
+/// The space of an entry that is not there. No PASID and not [`NO_PASID`].
+const NOBODY: u32 = u32::MAX;
+
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    /// Page number at its own size; meaningless when not `live`.
+    /// Page number at its own size, above two bits for the size's index in [`SIZES_LOG2`].
     page: u64,
     /// Where the page is in this process: an address only. It is used within slices (`copy::Slice`).
     host: NonNull<u8>,
+    /// Whose it is; [`NOBODY`] in an empty place.
     space: u32,
-    /// Index into [`SIZES_LOG2`].
-    class: u8,
     rights: Rights,
-    live: bool,
 }
+
+impl Entry {
+    const EMPTY: Self =
+        Self { page: 0, host: NonNull::dangling(), space: NOBODY, rights: Rights { read: false, write: false } };
+
+    fn is_live(&self) -> bool {
+        self.space != NOBODY
+    }
+
+    fn class(&self) -> usize {
+        usize::from((self.page & 3) as u8)
+    }
+
+    /// First address of the page.
+    fn start(&self) -> u64 {
+        self.page >> 2 << SIZES_LOG2[self.class()]
+    }
+}
+
+/// `page` and `class` as an entry has them.
+fn tag(class: usize, page: u64) -> u64 {
+    page << 2 | class as u64
+}
+
+/// Aligned to two cache lines, which processors fetch together.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(128))]
+struct Set([Entry; WAYS]);
 
 /// What a lookup found.
 #[derive(Clone, Copy, Debug)]
@@ -66,9 +95,9 @@ pub(crate) struct Hit {
 /// One engine's device TLB. Owned by its thread: not shared, no lock.
 #[derive(Debug)]
 pub(crate) struct DeviceTlb {
-    entries: Box<[Entry]>,
-    /// Sets minus one; the number of sets is a power of two.
-    mask: u64,
+    sets: Box<[Set]>,
+    /// How far a hash is shifted to leave a set's number.
+    shift: u32,
     /// Live entries of each size: a size without any is not probed.
     live: [usize; SIZES_LOG2.len()],
     /// The way to evict next, when a set is full.
@@ -78,37 +107,27 @@ pub(crate) struct DeviceTlb {
 impl DeviceTlb {
     /// At least `entries` entries, all empty.
     pub(crate) fn new(entries: usize) -> Self {
-        let count = entries.next_power_of_two().max(WAYS);
-        let empty = Entry {
-            page: 0,
-            host: NonNull::dangling(),
-            space: 0,
-            class: 0,
-            rights: Rights { read: false, write: false },
-            live: false,
-        };
+        // Two sets at least: with one, the hash would be shifted by all of its bits.
+        let sets = (entries.next_power_of_two() / WAYS).max(2);
         Self {
-            entries: vec![empty; count].into(),
-            mask: (count / WAYS) as u64 - 1,
+            sets: vec![Set([Entry::EMPTY; WAYS]); sets].into(),
+            shift: 64 - sets.trailing_zeros(),
             live: [0; SIZES_LOG2.len()],
             victim: 0,
         }
     }
 
-    fn set(&mut self, space: u32, class: usize, page: u64) -> &mut [Entry] {
-        let start = self.set_start(space, class, page);
-        &mut self.entries[start..start + WAYS]
-    }
-
-    fn set_start(&self, space: u32, class: usize, page: u64) -> usize {
-        // Fibonacci hashing: neighbouring pages and neighbouring PASIDs go to different sets.
+    #[allow(clippy::cast_possible_truncation, reason = "after the shift the number is below the number of sets")]
+    #[inline]
+    fn set(&self, space: u32, class: usize, page: u64) -> usize {
+        // Fibonacci hashing: neighbouring pages and neighbouring PASIDs go to different sets. Only the product's highest bits
+        // depend on all of the key's.
         let key = page ^ u64::from(space) << 40 ^ (class as u64) << 62;
-        // Only the product's highest bits depend on all of the key's.
-        let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15).checked_shr(self.mask.leading_zeros()).unwrap_or(0);
-        usize::try_from(hash).expect("a table in memory has fewer sets than usize can count") * WAYS
+        (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize
     }
 
     /// The entry that covers an address.
+    #[inline]
     pub(crate) fn lookup(&self, space: Option<Pasid>, iova: u64) -> Option<Hit> {
         let space = space_key(space);
         for (class, &size_log2) in SIZES_LOG2.iter().enumerate() {
@@ -116,11 +135,10 @@ impl DeviceTlb {
                 continue;
             }
             let page = iova >> size_log2;
-            let start = self.set_start(space, class, page);
-            for e in &self.entries[start..start + WAYS] {
-                if e.page == page && e.space == space && usize::from(e.class) == class && e.live {
-                    return Some(Hit { host: e.host, size_log2, rights: e.rights });
-                }
+            let tag = tag(class, page);
+            let set = &self.sets[self.set(space, class, page)];
+            if let Some(e) = set.0.iter().find(|e| e.page == tag && e.space == space) {
+                return Some(Hit { host: e.host, size_log2, rights: e.rights });
             }
         }
         None
@@ -135,15 +153,12 @@ impl DeviceTlb {
         }
         let page = iova >> size_log2;
         self.victim = (self.victim + 1) % WAYS;
-        let victim = self.victim;
         let set = self.set(space, class, page);
-        let way = set.iter().position(|e| !e.live).unwrap_or(victim);
-        let old = std::mem::replace(
-            &mut set[way],
-            Entry { page, host, space, class: u8::try_from(class).expect("three classes"), rights, live: true },
-        );
-        if old.live {
-            self.live[usize::from(old.class)] -= 1;
+        let ways = &mut self.sets[set].0;
+        let way = ways.iter().position(|e| !e.is_live()).unwrap_or(self.victim);
+        let old = std::mem::replace(&mut ways[way], Entry { page: tag(class, page), host, space, rights });
+        if old.is_live() {
+            self.live[old.class()] -= 1;
         }
         self.live[class] += 1;
     }
@@ -152,14 +167,14 @@ impl DeviceTlb {
         if self.live[class] == 0 {
             return;
         }
-        let mut removed = 0;
-        for e in self.set(space, class, page) {
-            if e.live && e.page == page && e.space == space && usize::from(e.class) == class {
-                e.live = false;
-                removed += 1;
+        let tag = tag(class, page);
+        let set = self.set(space, class, page);
+        for e in &mut self.sets[set].0 {
+            if e.page == tag && e.space == space {
+                *e = Entry::EMPTY;
+                self.live[class] -= 1;
             }
         }
-        self.live[class] -= removed;
     }
 
     /// Drops all that an invalidation covers. A range of few pages costs a probe a page, never more than a pass over the TLB.
@@ -175,7 +190,7 @@ impl DeviceTlb {
 
     fn invalidate_range(&mut self, space: u32, start: u64, size_log2: u8) {
         let pages_log2 = size_log2.saturating_sub(SIZES_LOG2[0]);
-        if pages_log2 >= 63 || 1u64 << pages_log2 > self.mask {
+        if pages_log2 >= 63 || 1u64 << pages_log2 >= self.sets.len() as u64 {
             return self.sweep(Some(space), InvalidateRange::Naturally { start: Iova(start), size_log2 });
         }
         for (class, &class_log2) in SIZES_LOG2.iter().enumerate() {
@@ -195,11 +210,10 @@ impl DeviceTlb {
 
     /// A pass over all entries: those of one address space, or of all.
     fn sweep(&mut self, space: Option<u32>, range: InvalidateRange) {
-        for e in self.entries.iter_mut().filter(|e| e.live) {
-            let class = usize::from(e.class);
-            let size_log2 = SIZES_LOG2[class];
-            if space.is_none_or(|s| s == e.space) && range.overlaps(Iova(e.page << size_log2), size_log2) {
-                e.live = false;
+        for e in self.sets.iter_mut().flat_map(|set| &mut set.0).filter(|e| e.is_live()) {
+            let class = e.class();
+            if space.is_none_or(|s| s == e.space) && range.overlaps(Iova(e.start()), SIZES_LOG2[class]) {
+                *e = Entry::EMPTY;
                 self.live[class] -= 1;
             }
         }
@@ -208,9 +222,7 @@ impl DeviceTlb {
     /// Drops everything.
     pub(crate) fn clear(&mut self) {
         if self.live != [0; SIZES_LOG2.len()] {
-            for e in &mut self.entries {
-                e.live = false;
-            }
+            self.sets.fill(Set([Entry::EMPTY; WAYS]));
             self.live = [0; SIZES_LOG2.len()];
         }
     }
@@ -218,7 +230,7 @@ impl DeviceTlb {
     /// Live entries.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        debug_assert_eq!(self.live.iter().sum::<usize>(), self.entries.iter().filter(|e| e.live).count());
+        debug_assert_eq!(self.live.iter().sum::<usize>(), self.sets.iter().flat_map(|set| &set.0).filter(|e| e.is_live()).count());
         self.live.iter().sum()
     }
 }

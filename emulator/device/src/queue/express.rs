@@ -2,86 +2,163 @@
 //!
 //! Most descriptors of a busy queue are like that, and for them the job's slot, its lists and its place in two queues would be the larger
 //! part of the cost. Whatever is not, or not now, goes the long way, which does the same.
-use svadev_fabric::Upstream;
+use svadev_fabric::{Pasid, Upstream};
 use svadev_memory::GuestMemory;
 use svadev_mutation::mutant;
 use svadev_spec::device::{Code, Completion, Descriptor, DescriptorFlags};
 
-use super::rings::Visit;
-use super::{Queue, State};
+use super::rings::{Visit, within};
+use super::{DESCRIPTOR_COST, Queue, State};
 use crate::context::Context;
-use crate::copy::Span;
-use crate::descriptor::{Operand, Operation, Work};
+use crate::copy::{Slice, Span};
+use crate::descriptor::{Operand, Operation, PlainCopy, Work};
 use crate::job::PIECE_COST;
 use crate::requester::Target;
 
-/// Longest operand: less than what a turn may cost, so that nobody waits long.
-const MOST: u64 = 8 << 10;
+/// Longest operand, where less than that is left of what the turn may cost: it may be overdrawn by so much.
+const MOST: i64 = 8 << 10;
 
 impl Queue {
-    /// Does a descriptor that was just fetched, and writes its completion. `false`: nothing was done, it needs a job.
-    pub(super) fn express<M, U>(
+    /// Fetches descriptors and does them, one after another, as long as that goes without a job; with jobs under way only one, so that those have
+    /// their turns. The cost is taken from `budget`. Whether anything changed.
+    pub(super) fn express<M, U>(&mut self, cx: &mut Context<M, U>, visit: &mut Visit<'_>, budget: &mut i64) -> bool
+    where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        let mut worked = false;
+        let mut descriptor = Descriptor::default();
+        while *budget > 0 && self.may_express() && self.fetch(cx, visit, &mut descriptor) {
+            worked = true;
+            let run = self.run;
+            let most = usize::try_from((*budget).max(MOST)).expect("a slice is no longer than that");
+            if let Some(cost) = self.do_now(cx, visit, &descriptor, most) {
+                *budget -= cost + DESCRIPTOR_COST;
+            } else if self.is_live() && self.run == run {
+                self.held = Some(descriptor);
+            } // else its completion ring has just ended the queue, and with it the descriptor
+            if !self.runnable.is_empty() {
+                break;
+            }
+        }
+        worked
+    }
+
+    fn may_express(&self) -> bool {
+        matches!(self.state, State::On) && self.held.is_none() && self.aborts.is_empty() && self.completing.is_empty()
+    }
+
+    fn must_wait(&self, flags: DescriptorFlags) -> bool {
+        flags.contains(DescriptorFlags::FENCE) && self.jobs_under_way() && !mutant!(FenceIgnored)
+    }
+
+    /// Does a descriptor that was just fetched, of at most `most` bytes, and writes its completion. What its operands cost; `None`: nothing
+    /// was done.
+    #[inline]
+    fn do_now<M, U>(
         &mut self,
         cx: &mut Context<M, U>,
         visit: &mut Visit<'_>,
         descriptor: &Descriptor,
-        budget: &mut i64,
-    ) -> bool
+        most: usize,
+    ) -> Option<i64>
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
     {
-        let usual = matches!(self.state, State::On) && self.aborts.is_empty() && self.completing.is_empty();
-        if !usual || descriptor.length > MOST {
-            return false;
-        }
-        let Ok(work) = Work::check(self.config.user, descriptor) else { return false };
-        if work.flags.contains(DescriptorFlags::FENCE) && self.jobs_under_way() && !mutant!(FenceIgnored) {
-            return false;
-        }
-        let len = usize::try_from(work.length).expect("checked above");
-        let locate = |operand: Option<Operand>, write| -> Option<Span<'_>> {
-            let operand = operand.filter(|operand| operand.entries == 0)?;
-            let target = Target { space: work.space, iova: operand.address, write };
-            cx.requester.cached(visit.slice, target).filter(|span| span.len() >= len)
+        let Some(copy) = PlainCopy::of(self.config.user, descriptor, most) else {
+            return self.do_rarer(cx, visit, descriptor, most);
         };
-        match work.operation {
-            Operation::Nop => {
-                let Some(entry) = self.completion_entry(cx, visit) else { return false };
-                self.finish_express(cx, entry, &work);
-            }
-            Operation::Copy => {
-                let (Some(src), Some(dst)) = (locate(work.src, false), locate(work.dst, true)) else { return false };
-                let Some(entry) = self.completion_entry(cx, visit) else { return false };
-                src.copy_to(dst, len);
-                self.finish_express(cx, entry, &work);
-            }
-            Operation::Fill { pattern } => {
-                let Some(dst) = locate(work.dst, true) else { return false };
-                let Some(entry) = self.completion_entry(cx, visit) else { return false };
-                dst.fill(pattern, len);
-                self.finish_express(cx, entry, &work);
-            }
-            // Rare, or long enough for a job not to matter.
-            _ => return false,
+        if self.must_wait(copy.flags) {
+            return None;
         }
-        *budget -= i64::try_from(work.length).expect("checked above").max(PIECE_COST);
-        true
+        let PlainCopy { space, length, .. } = copy;
+        let src = locate(cx, visit.slice, &mut visit.src, Target { space, iova: copy.src, write: false }, length)?;
+        let dst = locate(cx, visit.slice, &mut visit.dst, Target { space, iova: copy.dst, write: true }, length)?;
+        let entry = self.completion_entry(cx, visit)?;
+        src.copy_to(dst, length);
+        self.finish_express(cx, entry, descriptor.cookie, descriptor.length, copy.flags);
+        Some(i64::try_from(length).expect("checked above").max(PIECE_COST))
     }
 
-    fn finish_express<M, U>(&mut self, cx: &Context<M, U>, entry: Span<'_>, work: &Work)
+    /// As [`do_now`](Self::do_now), for what is not a copy.
+    #[inline(never)]
+    fn do_rarer<M, U>(
+        &mut self,
+        cx: &mut Context<M, U>,
+        visit: &mut Visit<'_>,
+        descriptor: &Descriptor,
+        most: usize,
+    ) -> Option<i64>
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
     {
-        let completion = Completion {
-            cookie: work.cookie,
-            bytes_done: work.length,
-            status: Code::Success as u16,
-            ..Completion::default()
-        };
-        self.write_completion(cx, entry, completion, work.flags);
-        cx.counters().completions.add(1);
-        cx.counters().bytes.add(work.length);
+        let work = Work::check(self.config.user, descriptor).ok()?;
+        let len = usize::try_from(work.length).ok().filter(|&len| len <= most)?;
+        if self.must_wait(work.flags) {
+            return None;
+        }
+        match (work.operation, work.dst) {
+            (Operation::Nop, _) => {
+                let entry = self.completion_entry(cx, visit)?;
+                self.finish_express(cx, entry, work.cookie, 0, work.flags);
+            }
+            (Operation::Fill { pattern }, Some(Operand { address, entries: 0 })) => {
+                let target = Target { space: work.space, iova: address, write: true };
+                let dst = locate(cx, visit.slice, &mut visit.dst, target, len)?;
+                let entry = self.completion_entry(cx, visit)?;
+                dst.fill(pattern, len);
+                self.finish_express(cx, entry, work.cookie, work.length, work.flags);
+            }
+            // Rare, or long enough for a job not to matter.
+            _ => return None,
+        }
+        Some(i64::try_from(len).expect("checked above").max(PIECE_COST))
     }
+
+    #[inline]
+    fn finish_express<M, U>(
+        &mut self,
+        cx: &Context<M, U>,
+        entry: Span<'_>,
+        cookie: u64,
+        bytes_done: u64,
+        flags: DescriptorFlags,
+    ) where
+        M: GuestMemory + ?Sized,
+        U: Upstream + ?Sized,
+    {
+        let completion = Completion { cookie, bytes_done, status: Code::Success as u16, ..Completion::default() };
+        self.write_completion(cx, entry, completion, flags);
+        cx.counters().completions.add(1);
+        cx.counters().bytes.add(bytes_done);
+    }
+}
+
+/// The memory of an operand of `len` bytes, where the last operand's page or the device TLB has all of it.
+#[inline]
+fn locate<'s, M, U>(
+    cx: &Context<M, U>,
+    slice: &'s Slice,
+    last: &mut Option<(Option<Pasid>, u64, Span<'s>)>,
+    target: Target,
+    len: usize,
+) -> Option<Span<'s>>
+where
+    M: GuestMemory + ?Sized,
+    U: Upstream + ?Sized,
+{
+    let bytes = len as u64;
+    if let Some((space, start, page)) = *last
+        && space == target.space
+        && let Some(span) = within(Some((start, page)), target.iova, bytes)
+    {
+        return Some(span);
+    }
+    let (start, page) = cx.requester.cached_page(slice, target)?;
+    if !cx.requester.is_audited() {
+        *last = Some((target.space, start, page));
+    }
+    within(Some((start, page)), target.iova, bytes)
 }

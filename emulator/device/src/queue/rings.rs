@@ -1,9 +1,9 @@
 //! A queue's rings: descriptors come in, completions go out, and the doorbell page shows how far the device is.
-use svadev_fabric::Upstream;
+use svadev_fabric::{Pasid, Upstream};
 use svadev_memory::GuestMemory;
 use svadev_mutation::mutant;
 use svadev_spec::device::{Completion, Descriptor, DescriptorFlags, doorbell, queue_error};
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::{Part, Phase, Queue, State, low_word};
 use crate::context::{Context, Fault};
@@ -14,22 +14,29 @@ use crate::requester::{Refusal, Target};
 const DESCRIPTOR: u64 = size_of::<Descriptor>() as u64;
 const COMPLETION: u64 = size_of::<Completion>() as u64;
 
-/// One visit to a queue: the slice it is part of, and where the rings' entries are. A translation that may be used again is good for
-/// the whole slice (`copy::Slice`), so neighbouring entries cost one lookup.
+/// Descriptors whose cache lines are asked for ahead of time: each comes out of the cache of whoever wrote it.
+const AHEAD: u64 = 6;
+
+/// One visit to a queue: the slice it is part of, and where the rings' entries and the last operands are. A translation that may be used
+/// again is good for the whole slice (`copy::Slice`), so neighbours cost one lookup.
 pub(super) struct Visit<'s> {
     pub(super) slice: &'s Slice,
     sq: Option<(u64, Span<'s>)>,
     cq: Option<(u64, Span<'s>)>,
+    /// Of plain copies: address space, the page's first address, and all of it.
+    pub(super) src: Option<(Option<Pasid>, u64, Span<'s>)>,
+    pub(super) dst: Option<(Option<Pasid>, u64, Span<'s>)>,
 }
 
 impl<'s> Visit<'s> {
     pub(super) fn new(slice: &'s Slice) -> Self {
-        Self { slice, sq: None, cq: None }
+        Self { slice, sq: None, cq: None, src: None, dst: None }
     }
 }
 
-/// The part of a known span from `iova` on, where it has all of an entry of `len` bytes.
-fn within<'s>(known: Option<(u64, Span<'s>)>, iova: u64, len: u64) -> Option<Span<'s>> {
+/// The part of a known span from `iova` on, where it has all of `len` bytes.
+#[inline]
+pub(super) fn within<'s>(known: Option<(u64, Span<'s>)>, iova: u64, len: u64) -> Option<Span<'s>> {
     let (start, span) = known?;
     let offset = usize::try_from(iova.checked_sub(start)?).ok()?;
     let left = span.len().checked_sub(offset)?;
@@ -43,31 +50,37 @@ impl Queue {
         (ahead <= 1 << self.config.sq_log2).then(|| self.sq_head + u64::from(ahead))
     }
 
-    /// Takes the next descriptor out of the ring, if there is one.
-    pub(super) fn fetch<M, U>(&mut self, cx: &mut Context<M, U>, visit: &mut Visit<'_>) -> Option<Descriptor>
+    /// Takes the next descriptor out of the ring and into `descriptor`, if there is one. Whether there was.
+    #[inline]
+    pub(super) fn fetch<M, U>(
+        &mut self,
+        cx: &mut Context<M, U>,
+        visit: &mut Visit<'_>,
+        descriptor: &mut Descriptor,
+    ) -> bool
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
     {
         if self.sq_wait.is_some() {
-            return None;
+            return false;
         }
-        if let State::Stopping { tail, .. } = self.state {
-            if self.sq_head >= tail {
-                return None;
-            }
+        let mut fresh = false;
+        let tail = if let State::Stopping { tail, .. } = self.state {
+            tail
         } else {
             if self.seen.0 == low_word(self.sq_head) {
                 self.seen.0 = cx.shared.doorbells().load(self.number, doorbell::SQ_TAIL);
+                fresh = true;
             }
-            match self.tail(self.seen.0) {
-                None => {
-                    self.halt(cx, queue_error::BAD_TAIL, 0);
-                    return None;
-                }
-                Some(tail) if tail == self.sq_head => return None,
-                Some(_) => {}
-            }
+            let Some(tail) = self.tail(self.seen.0) else {
+                self.halt(cx, queue_error::BAD_TAIL, 0);
+                return false;
+            };
+            tail
+        };
+        if self.sq_head >= tail {
+            return false;
         }
         let slot = self.sq_head & ((1 << self.config.sq_log2) - 1);
         let iova = self.config.sq_base + slot * DESCRIPTOR;
@@ -82,15 +95,19 @@ impl Queue {
                 }
                 Err(refusal) => {
                     self.fetch_refused(cx, visit.slice, target, refusal);
-                    return None;
+                    return false;
                 }
             },
         };
-        let mut descriptor = Descriptor::new_zeroed();
+        // Where the ring ends before that, it is somebody else's line: no harm but a fetch.
+        let first = if fresh { 1 } else { AHEAD };
+        for ahead in first..=AHEAD.min(tail - self.sq_head - 1) {
+            span.prefetch(usize::try_from(ahead * DESCRIPTOR).expect("a few lines"));
+        }
         span.load(descriptor.as_mut_bytes());
         self.sq_patience.progress();
         self.sq_head += 1;
-        Some(descriptor)
+        true
     }
 
     fn fetch_refused<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice, target: Target, refusal: Refusal)

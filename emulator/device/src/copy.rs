@@ -11,7 +11,7 @@ use crate::shared::Gate;
 
 mod routines;
 
-use routines::{move_bytes, prefetch, store_words};
+use routines::{move_bytes, prefetch, prefetch_to_write, store_words};
 
 /// One bounded slice of an engine's work.
 ///
@@ -35,11 +35,13 @@ impl Slice {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span<'slice> {
     host: NonNull<u8>,
+    /// Bytes, and [`ONCE`]. Two words, no flags of their own: a structure with a hole is copied in overlapping pieces, which processors stall on.
     len: usize,
-    /// The translation may be used again in the same slice.
-    lasting: bool,
     slice: PhantomData<&'slice Slice>,
 }
+
+/// In a span's length: its translation serves one access only.
+const ONCE: usize = 1 << (usize::BITS - 1);
 
 impl<'slice> Span<'slice> {
     /// `len` bytes at `host`.
@@ -49,42 +51,53 @@ impl<'slice> Span<'slice> {
     /// last emptied its mailbox, or that every emptying since has left valid. They are mapped writable if the span is
     /// given to a function that writes.
     pub(crate) unsafe fn new(_slice: &'slice Slice, host: NonNull<u8>, len: usize) -> Self {
-        Self { host, len, lasting: true, slice: PhantomData }
+        debug_assert!(len < ONCE);
+        Self { host, len, slice: PhantomData }
     }
 
     /// The same, of a translation that serves one access only.
     pub(crate) fn once(self) -> Self {
-        Self { lasting: false, ..self }
+        Self { len: self.len | ONCE, ..self }
     }
 
     /// Whether its translation may be used again in the same slice.
     pub(crate) fn is_lasting(&self) -> bool {
-        self.lasting
+        self.len & ONCE == 0
     }
 
     /// The span from its byte `offset` on.
+    #[inline]
     pub(crate) fn skip(self, offset: usize) -> Self {
-        assert!(offset <= self.len, "beyond a span");
+        assert!(offset <= self.len(), "beyond a span");
         // SAFETY: inside the span, or one past its end.
         Self { host: unsafe { self.host.add(offset) }, len: self.len - offset, ..self }
     }
 
     /// Bytes.
+    #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.len & !ONCE
     }
 
     /// Has the cache line `offset` bytes into the span fetched, where the span is that long: it will be read soon.
     #[inline]
     pub(crate) fn prefetch(&self, offset: usize) {
-        if offset < self.len {
+        if offset < self.len() {
             prefetch(self.host.as_ptr().wrapping_add(offset));
+        }
+    }
+
+    /// The same for a line that will be written: nobody else keeps it.
+    #[inline]
+    pub(crate) fn prefetch_to_write(&self, offset: usize) {
+        if offset < self.len() {
+            prefetch_to_write(self.host.as_ptr().wrapping_add(offset));
         }
     }
 
     /// Fills `buf` from the span's start.
     pub(crate) fn load(&self, buf: &mut [u8]) {
-        assert!(buf.len() <= self.len, "load beyond a span");
+        assert!(buf.len() <= self.len(), "load beyond a span");
         // SAFETY: the span is mapped for the slice (`new`) and long enough (above); `buf` is ours and cannot overlap it,
         // being no guest memory.
         unsafe { move_bytes(self.host.as_ptr(), buf.as_mut_ptr(), buf.len()) }
@@ -93,7 +106,7 @@ impl<'slice> Span<'slice> {
     /// Writes 8-byte words to the span's start, little-endian; the last one release: a guest that sees any of it sees all that
     /// was written before.
     pub(crate) fn store_entry<const N: usize>(&self, words: [u64; N]) {
-        assert!(8 * N <= self.len, "store beyond a span");
+        assert!(8 * N <= self.len(), "store beyond a span");
         let first = self.host.cast::<u64>();
         assert!(first.is_aligned(), "a ring's entries are aligned");
         for (n, word) in words.into_iter().enumerate() {
@@ -107,14 +120,14 @@ impl<'slice> Span<'slice> {
     /// Copies the first `len` bytes of `self` to `to`. Both may be the same memory, by two
     /// translations: then `to` holds any mix of the bytes.
     pub(crate) fn copy_to(&self, to: Span<'_>, len: usize) {
-        assert!(len <= self.len && len <= to.len, "copy beyond a span");
+        assert!(len <= self.len() && len <= to.len(), "copy beyond a span");
         // SAFETY: both are mapped for the slice (`new`) and long enough (above); `move_bytes` allows overlap.
         unsafe { move_bytes(self.host.as_ptr(), to.host.as_ptr(), len) }
     }
 
     /// Fills the first `len` bytes with the little-endian bytes of `pattern`, repeated.
     pub(crate) fn fill(&self, pattern: u64, len: usize) {
-        assert!(len <= self.len, "fill beyond a span");
+        assert!(len <= self.len(), "fill beyond a span");
         let words = len / 8;
         // SAFETY: the words lie inside the span (above), which is mapped and writable (`new`).
         unsafe { store_words(self.host.as_ptr(), pattern.to_le(), words) };

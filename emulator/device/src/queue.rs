@@ -25,9 +25,10 @@ use crate::wait::{Patience, Resume, Wait, WaitFor};
 mod express;
 mod rings;
 mod stop;
+mod visit;
 
-use rings::Visit;
 pub(crate) use stop::Horizon;
+use visit::Visit;
 
 /// What a slice may cost: bytes of operands, and what is counted as some. It is what an invalidation waits for at most.
 pub(crate) const SLICE_COST: i64 = 64 << 10;

@@ -230,7 +230,10 @@ impl DeviceTlb {
     /// Live entries.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        debug_assert_eq!(self.live.iter().sum::<usize>(), self.sets.iter().flat_map(|set| &set.0).filter(|e| e.is_live()).count());
+        debug_assert_eq!(
+            self.live.iter().sum::<usize>(),
+            self.sets.iter().flat_map(|set| &set.0).filter(|e| e.is_live()).count()
+        );
         self.live.iter().sum()
     }
 }

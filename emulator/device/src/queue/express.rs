@@ -2,12 +2,12 @@
 //!
 //! Most descriptors of a busy queue are like that, and for them the job's slot, its lists and its place in two queues would be the larger
 //! part of the cost. Whatever is not, or not now, goes the long way, which does the same.
-use svadev_fabric::{Pasid, Upstream};
+use svadev_fabric::Upstream;
 use svadev_memory::GuestMemory;
 use svadev_mutation::mutant;
 use svadev_spec::device::{Code, Completion, Descriptor, DescriptorFlags};
 
-use super::rings::{Visit, within};
+use super::visit::{Known, Visit};
 use super::{DESCRIPTOR_COST, Queue, State};
 use crate::context::Context;
 use crate::copy::{Slice, Span};
@@ -141,7 +141,7 @@ impl Queue {
 fn locate<'s, M, U>(
     cx: &Context<M, U>,
     slice: &'s Slice,
-    last: &mut Option<(Option<Pasid>, u64, Span<'s>)>,
+    last: &mut Known<'s>,
     target: Target,
     len: usize,
 ) -> Option<Span<'s>>
@@ -150,15 +150,13 @@ where
     U: Upstream + ?Sized,
 {
     let bytes = len as u64;
-    if let Some((space, start, page)) = *last
-        && space == target.space
-        && let Some(span) = within(Some((start, page)), target.iova, bytes)
-    {
+    if let Some(span) = last.part(target.space, target.iova, bytes) {
         return Some(span);
     }
     let (start, page) = cx.requester.cached_page(slice, target)?;
+    let known = Known::new(target.space, start, page);
     if !cx.requester.is_audited() {
-        *last = Some((target.space, start, page));
+        *last = known;
     }
-    within(Some((start, page)), target.iova, bytes)
+    known.part(target.space, target.iova, bytes)
 }

@@ -1,10 +1,11 @@
 //! A queue's rings: descriptors come in, completions go out, and the doorbell page shows how far the device is.
-use svadev_fabric::{Pasid, Upstream};
+use svadev_fabric::Upstream;
 use svadev_memory::GuestMemory;
 use svadev_mutation::mutant;
 use svadev_spec::device::{Completion, Descriptor, DescriptorFlags, doorbell, queue_error};
 use zerocopy::IntoBytes;
 
+use super::visit::{Known, Visit};
 use super::{Part, Phase, Queue, State, low_word};
 use crate::context::{Context, Fault};
 use crate::copy::{Slice, Span};
@@ -15,33 +16,9 @@ const DESCRIPTOR: u64 = size_of::<Descriptor>() as u64;
 const COMPLETION: u64 = size_of::<Completion>() as u64;
 
 /// Descriptors whose cache lines are asked for ahead of time: each comes out of the cache of whoever wrote it.
-const AHEAD: u64 = 6;
-
-/// One visit to a queue: the slice it is part of, and where the rings' entries and the last operands are. A translation that may be used
-/// again is good for the whole slice (`copy::Slice`), so neighbours cost one lookup.
-pub(super) struct Visit<'s> {
-    pub(super) slice: &'s Slice,
-    sq: Option<(u64, Span<'s>)>,
-    cq: Option<(u64, Span<'s>)>,
-    /// Of plain copies: address space, the page's first address, and all of it.
-    pub(super) src: Option<(Option<Pasid>, u64, Span<'s>)>,
-    pub(super) dst: Option<(Option<Pasid>, u64, Span<'s>)>,
-}
-
-impl<'s> Visit<'s> {
-    pub(super) fn new(slice: &'s Slice) -> Self {
-        Self { slice, sq: None, cq: None, src: None, dst: None }
-    }
-}
-
-/// The part of a known span from `iova` on, where it has all of `len` bytes.
-#[inline]
-pub(super) fn within<'s>(known: Option<(u64, Span<'s>)>, iova: u64, len: u64) -> Option<Span<'s>> {
-    let (start, span) = known?;
-    let offset = usize::try_from(iova.checked_sub(start)?).ok()?;
-    let left = span.len().checked_sub(offset)?;
-    (left as u64 >= len).then(|| span.skip(offset))
-}
+const AHEAD: u64 = 12;
+/// So many bytes before completions are written, their cache line is asked for: it is in the cache of whoever read it last.
+const AHEAD_TO_WRITE: usize = 256;
 
 impl Queue {
     /// The index below which software has written descriptors, or `None` where its word cannot be true.
@@ -86,11 +63,11 @@ impl Queue {
         let iova = self.config.sq_base + slot * DESCRIPTOR;
         let target = Target { space: self.config.user, iova, write: false };
         // An entry is aligned to its size, so it never crosses a page.
-        let span = match within(visit.sq, iova, DESCRIPTOR) {
+        let span = match visit.sq.part(target.space, iova, DESCRIPTOR) {
             Some(span) => span,
             None => match cx.requester.access(visit.slice, target) {
                 Ok(span) => {
-                    visit.sq = span.is_lasting().then_some((iova, span));
+                    visit.sq = Known::new(target.space, iova, span);
                     span
                 }
                 Err(refusal) => {
@@ -163,13 +140,14 @@ impl Queue {
         }
         let at = self.cq_tail & ((1 << self.config.cq_log2) - 1);
         let iova = self.config.cq_base + at * COMPLETION;
-        if let Some(span) = within(visit.cq, iova, COMPLETION) {
+        let target = Target { space: self.config.user, iova, write: true };
+        if let Some(span) = visit.cq.part(target.space, iova, COMPLETION) {
+            span.prefetch_to_write(AHEAD_TO_WRITE);
             return Some(span);
         }
-        let target = Target { space: self.config.user, iova, write: true };
         match cx.requester.access(visit.slice, target) {
             Ok(span) => {
-                visit.cq = span.is_lasting().then_some((iova, span));
+                visit.cq = Known::new(target.space, iova, span);
                 Some(span)
             }
             Err(refusal) => {

@@ -121,8 +121,14 @@ pub(crate) struct EntryCaches {
     pasid_tags: Floors,
 }
 
-fn pasid_hash(source_id: u16, pasid: u32) -> u64 {
-    u64::from(source_id) << 32 | u64::from(pasid)
+/// A function or a domain, and a PASID of it, in one number.
+fn pasid_tag(id: u16, pasid: u32) -> u64 {
+    u64::from(id) << 32 | u64::from(pasid)
+}
+
+/// For the tables. Fibonacci hashing: the highest bits of the product depend on every bit of the tag.
+fn table_hash(tag: u64) -> u64 {
+    tag.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 impl EntryCaches {
@@ -141,19 +147,19 @@ impl EntryCaches {
 
     fn context(&self, source_id: u16) -> Option<&Context> {
         let floor = self.contexts_floor.max(self.context_sources.of(source_id.into()));
-        self.contexts.get(source_id, source_id.into(), floor)
+        self.contexts.get(source_id, table_hash(source_id.into()), floor)
     }
 
     /// A live entry passed every check of its context entry, but for those that depend on the request's kind; it dies with it, too.
     #[inline]
     pub(crate) fn pasid(&self, source_id: u16, pasid: u32) -> Option<&AddressSpace> {
-        let (entry, born) = self.pasids.get_with_birth((source_id, pasid), pasid_hash(source_id, pasid))?;
+        let (entry, born) = self.pasids.get_with_birth((source_id, pasid), table_hash(pasid_tag(source_id, pasid)))?;
         let domain_id = entry.space.domain_id();
         let floor = self
             .pasids_floor
             .max(self.pasid_sources.of(source_id.into()))
             .max(self.pasid_domains.of(domain_id.into()))
-            .max(self.pasid_tags.of(pasid_hash(domain_id, pasid)));
+            .max(self.pasid_tags.of(pasid_tag(domain_id, pasid)));
         (born > floor).then_some(entry)
     }
 
@@ -210,7 +216,7 @@ impl EntryCaches {
     }
 
     pub(crate) fn invalidate_pasid(&mut self, domain_id: u16, pasid: u32, clock: &mut Clock) {
-        self.pasid_tags.raise(pasid_hash(domain_id, pasid), clock.tick());
+        self.pasid_tags.raise(pasid_tag(domain_id, pasid), clock.tick());
     }
 }
 
@@ -309,7 +315,7 @@ impl<M: GuestMemory> Resolver<'_, M> {
         }
         let context = self.load_context(requester, scalable)?;
         let born = self.clock.tick();
-        self.entries.contexts.insert(requester.0, requester.0.into(), context, born, |_, _| true);
+        self.entries.contexts.insert(requester.0, table_hash(requester.0.into()), context, born, |_, _| true);
         if let Some(audit) = &mut self.audit {
             audit.context_cached(requester, Value::Context(context));
         }
@@ -435,7 +441,7 @@ impl<M: GuestMemory> Resolver<'_, M> {
         self.counters.pasid_cache_misses += 1;
         let entry = self.load_pasid_entry(context, pasid)?;
         let born = self.clock.tick();
-        let hash = pasid_hash(requester.0, pasid);
+        let hash = table_hash(pasid_tag(requester.0, pasid));
         self.entries.pasids.insert((requester.0, pasid), hash, entry, born, |_, _| true);
         if let Some(audit) = &mut self.audit {
             audit.pasid_cached(requester, pasid, Value::Pasid(entry));

@@ -131,12 +131,21 @@ impl<M: GuestMemory> Unit<M> {
 }
 
 impl<M: GuestMemory> Resolver<'_, M> {
+    /// Most requests find their PASID entry cached, and most of those their page: nothing else is touched then, and nothing larger than
+    /// a word copied.
     #[inline]
     fn resolve(&mut self, request: &Request) -> Result<Translation, Fault> {
-        match self.hit(request) {
-            Some(translation) => Ok(translation),
-            None => self.resolve_slowly(request),
+        let Some(entry) = self.cached_entry(request) else {
+            return self.resolve_slowly(request);
+        };
+        let want = want(request, false);
+        if let Some(found) = self.in_iotlb(entry.space, request.iova.0, want) {
+            self.counters.iotlb_hits += 1;
+            return Ok(found);
         }
+        let entry = *entry;
+        self.translate_by_tables(&entry, request, want, true)
+            .map_err(|reason| Fault { reason, fault_processing_disable: entry.fault_processing_disable })
     }
 
     #[inline(never)]
@@ -165,6 +174,18 @@ impl<M: GuestMemory> Resolver<'_, M> {
             self.counters.iotlb_hits += 1;
             return Ok(translation);
         }
+        self.translate_by_tables(space, request, want, cacheable)
+    }
+
+    /// Walks, and keeps what it found if it is `cacheable`.
+    fn translate_by_tables(
+        &mut self,
+        space: &AddressSpace,
+        request: &Request,
+        want: Want,
+        cacheable: bool,
+    ) -> Result<Translation, FaultReason> {
+        let iova = request.iova.0;
         self.counters.iotlb_misses += 1;
         self.counters.walks += 1;
         if let Some(audit) = &mut self.audit {
@@ -210,11 +231,11 @@ impl<M: GuestMemory> Resolver<'_, M> {
         })
     }
 
-    /// The translation of a request with a PASID, if the caches have all of it: the PASID entry, which says what its context entry allows,
-    /// and the page. Touches nothing else, and copies nothing larger than a word.
+    /// The PASID entry of a user request with a PASID that does not execute, if it is cached, lets the request in and has tables. It says what
+    /// its context entry allows, too.
     #[inline]
-    fn hit(&mut self, request: &Request) -> Option<Translation> {
-        let Request { requester, pasid: Some(pasid), iova, access, kind } = *request else {
+    fn cached_entry(&self, request: &Request) -> Option<&AddressSpace> {
+        let Request { requester, pasid: Some(pasid), access, kind, .. } = *request else {
             return None;
         };
         if self.config.caching == Caching::None
@@ -226,14 +247,11 @@ impl<M: GuestMemory> Resolver<'_, M> {
         }
         let entry = self.entries.pasid(requester.0, pasid.get())?;
         let ats = kind == RequestKind::Translation;
-        if !entry.serves_pasids || (ats && !entry.serves_ats) || matches!(entry.stages, Stages::PassThrough) {
-            return None;
-        }
-        let found = self.in_iotlb(entry.space, iova.0, want(request, false))?;
-        self.counters.iotlb_hits += 1;
-        Some(found)
+        let usable = entry.serves_pasids && (entry.serves_ats || !ats) && !matches!(entry.stages, Stages::PassThrough);
+        usable.then_some(entry)
     }
 
+    #[inline]
     fn walk(&mut self, space: &AddressSpace, iova: u64, want: Want) -> Result<Leaf, FaultReason> {
         let limits = self.limits;
         let memory = self.view.get_or_init(|| self.memory.view());
@@ -340,6 +358,7 @@ pub(crate) fn in_interrupt_range(address: u64) -> bool {
 }
 
 /// No translation leads into the interrupt range (LGN.4, SGN.8, §3.14). A large page that reaches into it is served in 4 KiB pieces.
+#[inline]
 fn without_interrupt_range(leaf: Leaf, iova: u64) -> Result<Leaf, FaultReason> {
     let size = 1u64 << leaf.size_log2;
     if leaf.address > INTERRUPT_RANGE_LAST || leaf.address + (size - 1) < INTERRUPT_RANGE_FIRST {

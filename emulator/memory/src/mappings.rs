@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nix::errno::Errno;
@@ -113,11 +114,21 @@ impl Mapping {
     }
 
     /// The `len` bytes from `offset`.
+    #[inline]
     pub(crate) fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
         // SAFETY: inside the mapping, as asserted, and the slice's lifetime is a borrow of the mapping. Who writes through
         // it has asked the region for the right, and a region with that right is only made on a writable mapping.
         unsafe { VolatileSlice::new(self.base.add(offset).as_ptr(), len) }
+    }
+
+    /// The word at `offset`, a multiple of 8, in one load, acquire.
+    #[inline]
+    pub(crate) fn load_u64(&self, offset: usize) -> u64 {
+        assert!(offset.is_multiple_of(8) && offset < self.len);
+        // SAFETY: the mapping begins at a page and has whole pages, so that the word is aligned and inside (above). It is accessed by
+        // atomics or volatile operations only.
+        unsafe { AtomicU64::from_ptr(self.base.add(offset).as_ptr().cast()) }.load(Ordering::Acquire)
     }
 
     /// Offset of the first byte known to be lost, `usize::MAX` if there is none. Asked after an access, it covers that one.

@@ -168,9 +168,17 @@ impl Iotlb {
     #[inline]
     pub(crate) fn shortcut(&self, space: Space, iova: u64, levels: u8) -> Option<(u8, Shortcut)> {
         let space = path_tag(space);
+        let key = |level| Key::new(space, level, iova >> region_log2(level));
+        let Store::Sets(shortcuts) = &self.shortcuts else {
+            return (2..=levels).find_map(|level| {
+                let packed = self.shortcuts.get(&self.floors, key(level))?;
+                Some((level - 1, Shortcut(packed)))
+            });
+        };
+        let floor = self.floors.of(space.word());
         (2..=levels).find_map(|level| {
-            let packed = self.shortcuts.get(&self.floors, Key::new(space, level, iova >> region_log2(level)))?;
-            Some((level - 1, Shortcut(packed)))
+            let key = key(level);
+            shortcuts.get(key, key.hash(), floor).map(|&packed| (level - 1, Shortcut(packed)))
         })
     }
 
@@ -289,6 +297,7 @@ fn path_tag(space: Space) -> Space {
 }
 
 /// Log2 of the bytes that an entry at `level` covers.
+#[inline]
 fn region_log2(level: u8) -> u8 {
     12 + 9 * (level - 1)
 }

@@ -37,10 +37,11 @@ impl<K: Copy + Eq, V: Copy> Table<K, V> {
         }
     }
 
+    /// The set of a hash whose highest bits depend on all of the key.
     #[allow(clippy::cast_possible_truncation, reason = "after the shift the number is below the number of sets")]
+    #[inline]
     fn set(&self, hash: u64) -> usize {
-        // Fibonacci hashing: the highest bits of the product are those that depend on every bit of the hash.
-        (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize
+        (hash >> self.shift) as usize
     }
 
     /// The value under `key` that was born after `floor`.
@@ -58,6 +59,7 @@ impl<K: Copy + Eq, V: Copy> Table<K, V> {
     }
 
     /// Puts a value in, in place of one with the same key, else of one that is not `alive`, else of another.
+    #[inline]
     pub(crate) fn insert(&mut self, key: K, hash: u64, value: V, born: u64, alive: impl Fn(K, u64) -> bool) {
         let set = self.set(hash);
         let ways = &mut self.sets[set].0;

@@ -8,7 +8,7 @@ use arc_swap::{ArcSwap, Guard};
 use svadev_mutation::mutant;
 use vm_memory::{Bytes, GuestAddress, VolatileMemory, VolatileMemoryError, VolatileSlice};
 
-use crate::mappings::Mapping;
+use crate::mappings::{Mapping, Words};
 use crate::sigbus;
 use crate::{GuestMemory, HostWindow, MappingError, Mappings, MemoryError, PAGE_SIZE};
 
@@ -194,33 +194,25 @@ impl Entry {
     }
 }
 
-impl Entry {
-    /// The word at `gpa`, a multiple of 8 in this region: what every step of a walk of tables does, and so without what other accesses need.
-    #[inline]
-    fn load_u64(&self, gpa: u64) -> Result<u64, MemoryError> {
-        let Backing { mapping, offset } = self.backing(gpa, Want::Read)?;
-        let offset = in_mapping(offset + (gpa - self.start));
-        let value = mapping.load_u64(offset);
-        if mapping.lost_from() < offset + 8 && !mutant!(LostBytesUnnoticed) {
-            return Err(MemoryError::Lost(gpa));
-        }
-        Ok(u64::from_le(value))
-    }
-}
-
 /// The regions at one moment, sorted by address, none overlapping.
 #[derive(Debug, Default)]
 struct Snapshot {
     regions: Vec<Entry>,
     /// Index of the largest region, 0 if there is none: the guest's RAM, where nearly every access goes.
     largest: usize,
+    /// Its first address and its words, if they may be read: where tables are walked.
+    words: Option<(u64, Words)>,
     generation: u64,
 }
 
 impl Snapshot {
     fn new(regions: Vec<Entry>, generation: u64) -> Self {
         let largest = (0..regions.len()).max_by_key(|&index| regions[index].size).unwrap_or(0);
-        Self { regions, largest, generation }
+        let words = regions.get(largest).filter(|entry| entry.read).and_then(|entry| {
+            let Backing { mapping, offset } = entry.backing.as_ref()?;
+            Some((entry.start, Words::new(mapping, in_mapping(*offset), in_mapping(entry.size))))
+        });
+        Self { regions, largest, words, generation }
     }
 
     /// Index of the first region that ends after `gpa`.
@@ -431,11 +423,14 @@ impl GuestMemory for MemoryView {
     }
 
     fn load_u64(&self, gpa: GuestAddress) -> Result<u64, MemoryError> {
-        if !gpa.0.is_multiple_of(8) {
-            return Err(MemoryError::Misaligned(gpa.0));
+        if let Some((start, words)) = &self.snapshot.words
+            && let Some(value) = words.load(gpa.0.wrapping_sub(*start))
+        {
+            return Ok(value);
         }
-        // Naturally aligned and smaller than a page: never in two regions.
-        self.snapshot.find(gpa.0)?.load_u64(gpa.0)
+        self.access(gpa, 8, Want::Read, |slice| {
+            Ok(u64::from_le(slice.get_atomic_ref::<AtomicU64>(0)?.load(Ordering::Acquire)))
+        })
     }
 
     fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError> {

@@ -20,7 +20,7 @@ use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use vm_memory::VolatileSlice;
 
 use crate::PAGE_SIZE;
-use crate::sigbus::{GuardError, Guarded, NOTHING_LOST, SLOTS};
+use crate::sigbus::{GuardError, Guarded, NOTHING_LOST, SLOTS, Slot};
 
 /// Why a file could not be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -122,18 +122,52 @@ impl Mapping {
         unsafe { VolatileSlice::new(self.base.add(offset).as_ptr(), len) }
     }
 
-    /// The word at `offset`, a multiple of 8, in one load, acquire.
-    #[inline]
-    pub(crate) fn load_u64(&self, offset: usize) -> u64 {
-        assert!(offset.is_multiple_of(8) && offset < self.len);
-        // SAFETY: the mapping begins at a page and has whole pages, so that the word is aligned and inside (above). It is accessed by
-        // atomics or volatile operations only.
-        unsafe { AtomicU64::from_ptr(self.base.add(offset).as_ptr().cast()) }.load(Ordering::Acquire)
-    }
-
     /// Offset of the first byte known to be lost, `usize::MAX` if there is none. Asked after an access, it covers that one.
     pub(crate) fn lost_from(&self) -> usize {
         self.guard.as_ref().map_or(NOTHING_LOST, Guarded::lost_from)
+    }
+}
+
+/// The 8-byte words of a piece of a mapping, to load: everything that takes is in one place, for those who load at every step of a walk.
+#[derive(Debug)]
+pub(crate) struct Words {
+    /// Of the piece, a multiple of 8.
+    first: NonNull<u8>,
+    len: u64,
+    /// Where the piece begins in the mapping.
+    offset: usize,
+    guard: Option<&'static Slot>,
+    /// Keeps `first` mapped, and `guard` the mapping's own.
+    _mapping: Arc<Mapping>,
+}
+
+// SAFETY: as for the mapping, which it keeps.
+unsafe impl Send for Words {}
+// SAFETY: as above.
+unsafe impl Sync for Words {}
+
+impl Words {
+    /// Those of the `len` bytes from `offset`.
+    pub(crate) fn new(mapping: &Arc<Mapping>, offset: usize, len: usize) -> Self {
+        assert!(offset.is_multiple_of(PAGE_SIZE) && len != 0 && len <= mapping.len && offset <= mapping.len - len);
+        let first = mapping.host(offset);
+        let guard = mapping.guard.as_ref().map(Guarded::slot);
+        Self { first, len: len as u64, offset, guard, _mapping: Arc::clone(mapping) }
+    }
+
+    /// The word that begins `at` bytes into the piece, in one load, acquire. `None`: it does not, or is lost.
+    #[inline]
+    pub(crate) fn load(&self, at: u64) -> Option<u64> {
+        // The piece has whole pages: a word that begins in it ends in it.
+        if at >= self.len || !at.is_multiple_of(8) {
+            return None;
+        }
+        let at = usize::try_from(at).ok()?;
+        // SAFETY: inside the piece and aligned (above), since the mapping begins at a page and the piece, too; mapped as long as
+        // `_mapping` lives, and accessed by atomics or volatile operations only.
+        let value = unsafe { AtomicU64::from_ptr(self.first.add(at).as_ptr().cast()) }.load(Ordering::Acquire);
+        let lost_from = self.guard.map_or(NOTHING_LOST, Slot::lost_from);
+        (lost_from >= self.offset + at + 8).then_some(u64::from_le(value))
     }
 }
 

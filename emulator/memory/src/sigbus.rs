@@ -22,7 +22,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use libc::{c_int, c_void, siginfo_t};
 use nix::errno::Errno;
 
-use self::slot::Slot;
+pub(crate) use self::slot::Slot;
 
 mod slot;
 
@@ -73,8 +73,14 @@ impl Guarded {
 
     /// Offset of the first byte that is known to be lost, or [`NOTHING_LOST`]. After an access, this tells whether the
     /// access saw replaced memory.
+    #[inline]
     pub(crate) fn lost_from(&self) -> usize {
         self.slot.lost_from()
+    }
+
+    /// Where that is kept.
+    pub(crate) fn slot(&self) -> &'static Slot {
+        self.slot
     }
 }
 

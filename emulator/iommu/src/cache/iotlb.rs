@@ -176,13 +176,17 @@ impl Iotlb {
             });
         };
         let floor = self.floors.of(space.word());
-        (2..=levels).find_map(|level| {
+        for level in 2..=levels {
             let key = key(level);
-            shortcuts.get(key, key.hash(), floor).map(|&packed| (level - 1, Shortcut(packed)))
-        })
+            if let Some(&packed) = shortcuts.get(key, key.hash(), floor) {
+                return Some((level - 1, Shortcut(packed)));
+            }
+        }
+        None
     }
 
     /// Remembers what the entry at `level` on the way to `iova` leads to. It must be present, and accessed must be set in it (§6.2.5).
+    #[inline]
     pub(crate) fn keep_shortcut(
         &mut self,
         space: Space,

@@ -64,6 +64,7 @@ impl<V: Copy> Store<V> {
         }
     }
 
+    #[inline]
     pub(crate) fn insert(&mut self, floors: &TagFloors, key: Key, value: V, clock: &mut Clock) {
         match self {
             Self::Sets(table) => {

@@ -121,10 +121,12 @@ impl<'a, 'b> Shortcuts<'a, 'b> {
         Self { caches, space, nested, doubted }
     }
 
+    #[inline]
     fn get(&self, address: u64, levels: u8) -> Option<(u8, Shortcut)> {
         self.caches?.borrow().iotlb.shortcut(self.space, address, levels)
     }
 
+    #[inline]
     fn keep(&self, address: u64, level: u8, shortcut: Shortcut) {
         if let Some(caches) = self.caches {
             let PagingCaches { iotlb, clock, audit } = &mut *caches.borrow_mut();
@@ -244,6 +246,29 @@ impl<M: GuestMemory> Tables for Nested<'_, '_, M> {
     }
 
     by_shortcuts!();
+}
+
+/// One walk from the lowest table that is known (a level and what led there), and if that does not end it, walks from the `top` until one is not lost:
+/// an entry that changed may have been the way to a table that is no longer there. `None`: all were lost.
+#[inline(always)]
+fn from_the_lowest(
+    tables: &impl Tables,
+    address: u64,
+    top: (u8, Shortcut),
+    mut walk: impl FnMut((u8, Shortcut)) -> Result<Result<Leaf, Lost>, FaultReason>,
+) -> Option<Result<Leaf, FaultReason>> {
+    let shortcut = tables.shortcut(address, top.0);
+    let mut doubted = shortcut.is_some() && tables.doubts_shortcuts();
+    let mut start = shortcut.unwrap_or(top);
+    for _ in 0..MAX_WALKS + u32::from(shortcut.is_some()) {
+        match walk(start) {
+            Ok(Ok(leaf)) => return Some(Ok(leaf)),
+            Err(fault) if !doubted => return Some(Err(fault)),
+            Ok(Err(Lost)) | Err(_) => {}
+        }
+        (start, doubted) = (top, false);
+    }
+    None
 }
 
 /// Nine bits of `address` choose an entry at `level` (1 is the lowest): the entry's offset in its table.

@@ -5,7 +5,7 @@ use svadev_spec::vtd::tables::SecondStageEntry;
 
 use crate::cache::Shortcut;
 
-use super::{Leaf, Limits, Lost, MAX_WALKS, Tables, Want, entry_offset, size_log2};
+use super::{Leaf, Limits, Lost, Tables, Want, entry_offset, from_the_lowest, size_log2};
 
 /// Where second-stage tables are and how they are used: the fields of a PASID table entry or a legacy context entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,23 +33,12 @@ impl SecondStage {
         if address >> width != 0 {
             return Err(FaultReason::AddressTooWide);
         }
-        if let Some((level, shortcut)) = tables.shortcut(address, self.levels) {
-            match self.walk_once(tables, limits, address, want, level, shortcut) {
-                Ok(Ok(leaf)) => return Ok(leaf),
-                Err(fault) if !tables.doubts_shortcuts() => return Err(fault),
-                Ok(Err(Lost)) | Err(_) => {}
-            }
-        }
-        let top = Shortcut::new(self.root, true, true, true);
-        for _ in 0..MAX_WALKS {
-            match self.walk_once(tables, limits, address, want, self.levels, top)? {
-                Ok(leaf) => return Ok(leaf),
-                Err(Lost) => continue,
-            }
-        }
-        Err(FaultReason::SecondStageUpdateFailed)
+        let top = (self.levels, Shortcut::new(self.root, true, true, true));
+        let walk = |(level, start)| self.walk_once(tables, limits, address, want, level, start);
+        from_the_lowest(tables, address, top, walk).unwrap_or(Err(FaultReason::SecondStageUpdateFailed))
     }
 
+    #[inline(always)]
     fn walk_once(
         &self,
         tables: &impl Tables,

@@ -9,7 +9,7 @@ use super::NOTHING_LOST;
 mod models;
 
 /// What a slot needs of an atomic number and of fences.
-pub(super) trait Number {
+pub(crate) trait Number {
     /// Atomic load.
     fn load(&self, order: Ordering) -> usize;
     /// Atomic store.
@@ -42,7 +42,7 @@ impl Number for AtomicUsize {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Slot<N = AtomicUsize> {
+pub(crate) struct Slot<N = AtomicUsize> {
     /// Odd while the fields below change.
     sequence: N,
     /// First address; 0 when the slot is free.
@@ -103,7 +103,8 @@ impl<N: Number> Slot<N> {
     }
 
     /// Offset of the first byte known to be lost, or [`NOTHING_LOST`]. Asked after an access, it covers that one.
-    pub(super) fn lost_from(&self) -> usize {
+    #[inline]
+    pub(crate) fn lost_from(&self) -> usize {
         // The handler notes the loss before it maps anything, so a load that saw the replacement is followed by one that
         // sees the note. A store has no such order, and needs none: what it wrote into a lost page is lost either way.
         N::fence(Ordering::Acquire);

@@ -26,8 +26,8 @@ const DEVICE: Bdf = Bdf(0x0030);
 const TURN: u64 = 1 << 14;
 /// Pages of which one after another is not remembered in the cases of misses: fewer than the caches have room for.
 const COLD: u64 = 4096;
-/// Pages that share no table but the topmost: half of what that has entries for, the canonical addresses.
-const FAR: u64 = 256;
+/// Pages that share no table but the topmost, few enough for all entries on the way to stay in the processor's first-level cache.
+const FAR: u64 = 64;
 /// *Flat* is less than this much slower.
 const FLAT: f64 = 1.5;
 

@@ -55,7 +55,7 @@ impl FirstStage {
         from_the_lowest(tables, address, top, walk).unwrap_or(Err(FaultReason::FirstStageUpdateFailed))
     }
 
-    #[inline(always)]
+    #[inline]
     fn walk_once(
         &self,
         tables: &impl Tables,

@@ -250,7 +250,7 @@ impl<M: GuestMemory> Tables for Nested<'_, '_, M> {
 
 /// One walk from the lowest table that is known (a level and what led there), and if that does not end it, walks from the `top` until one is not lost:
 /// an entry that changed may have been the way to a table that is no longer there. `None`: all were lost.
-#[inline(always)]
+#[inline]
 fn from_the_lowest(
     tables: &impl Tables,
     address: u64,

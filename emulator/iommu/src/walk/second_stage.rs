@@ -38,7 +38,7 @@ impl SecondStage {
         from_the_lowest(tables, address, top, walk).unwrap_or(Err(FaultReason::SecondStageUpdateFailed))
     }
 
-    #[inline(always)]
+    #[inline]
     fn walk_once(
         &self,
         tables: &impl Tables,

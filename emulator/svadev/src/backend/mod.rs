@@ -31,7 +31,7 @@ use svadev_fabric::Bdf;
 use svadev_iommu::{AuditConfig, AuditCounters, Finding, UnitConfig};
 use svadev_memory::{Mappings, MemoryMap};
 use svadev_vfio_user::unix::{Options, Stop, serve};
-use svadev_vfio_user::{Device, Limits, Server};
+use svadev_vfio_user::{Device, Limits, Sender, Server};
 use tokio::sync::mpsc;
 
 use self::accelerator::{Accelerator, Ports};
@@ -102,6 +102,7 @@ pub(crate) struct Backend {
     events: mpsc::UnboundedReceiver<BackendEvent>,
     bus: Arc<Bus>,
     functions: Vec<Arc<FunctionShared>>,
+    senders: Vec<Sender>,
     wakers: Vec<Arc<Waker>>,
     stop: Stop,
     socket_threads: Vec<JoinHandle<()>>,
@@ -119,6 +120,8 @@ pub(crate) struct Counters {
     pub audit: Option<AuditCounters>,
     /// The accelerator functions, in the topology's order.
     pub functions: Vec<FunctionCounters>,
+    /// Commands of the VMM, over all sockets. A guest's access that traps is one; so is what the VMM does on its own.
+    pub commands: u64,
 }
 
 /// What one accelerator function counted.
@@ -136,6 +139,7 @@ pub(crate) struct FunctionCounters {
 pub(crate) struct CounterSource {
     bus: Arc<Bus>,
     functions: Vec<Arc<FunctionShared>>,
+    senders: Vec<Sender>,
 }
 
 impl CounterSource {
@@ -146,7 +150,8 @@ impl CounterSource {
             counters: shared.counters(),
         };
         let functions = self.functions.iter().map(function).collect();
-        Counters { unit: self.bus.unit_counters(), audit: self.bus.audit_counters(), functions }
+        let commands = self.senders.iter().map(|sender| sender.counters().commands).sum();
+        Counters { unit: self.bus.unit_counters(), audit: self.bus.audit_counters(), functions, commands }
     }
 }
 
@@ -174,6 +179,7 @@ impl Backend {
             events,
             bus: Arc::clone(&bus),
             functions: Vec::new(),
+            senders: Vec::new(),
             wakers: Vec::new(),
             stop: Stop::new().context("no eventfd to stop the backend with")?,
             socket_threads: Vec::new(),
@@ -225,6 +231,7 @@ impl Backend {
         let listener =
             UnixListener::bind(&path).with_context(|| format!("cannot make the socket {}", path.display()))?;
         self.sockets.push((bdf, path));
+        self.senders.push(server.sender());
         let (stop, events, name) = (self.stop.clone(), events.clone(), format!("socket {bdf}"));
         let watch = PanicWatch { events: events.clone(), thread: name.clone() };
         let thread = std::thread::Builder::new().name(name).spawn(move || {
@@ -254,7 +261,8 @@ impl Backend {
 
     /// What reads the counters later, from wherever.
     pub(crate) fn counter_source(&self) -> CounterSource {
-        CounterSource { bus: Arc::clone(&self.bus), functions: self.functions.clone() }
+        let (functions, senders) = (self.functions.clone(), self.senders.clone());
+        CounterSource { bus: Arc::clone(&self.bus), functions, senders }
     }
 
     /// What was counted so far.

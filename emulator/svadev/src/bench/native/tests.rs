@@ -2,6 +2,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use svadev_spec::device::{BAR_REGISTERS, regs};
+
+use super::world::{DATA, PASID, Pages};
 use super::*;
 use crate::bench::row::Goal;
 
@@ -31,4 +34,30 @@ fn every_native_case_gives_a_row_and_correct_data() {
     assert_eq!(goals, native, "page requests need a kernel that serves them; every other goal is native");
     let suites: BTreeSet<_> = rows.iter().map(|row| row.suite).collect();
     assert_eq!(suites, Suite::ALL.into_iter().filter(|suite| suite.is_native()).collect());
+}
+
+/// Descriptors by the hundred thousand, large and small, through every loop: no access of the program's reaches a socket, which is where
+/// those end that trap in a guest.
+#[test]
+fn the_hot_path_traps_nowhere() {
+    // Nobody judges how long a test's thread waits for a processor: the engine does not sleep meanwhile.
+    let size = Size { spin_us: Some(600_000_000), ..Size::default() };
+    let world = World::new(size, &Processors::take()).unwrap();
+    let mut ring = world.open(0, 9, Some(PASID)).unwrap();
+    let mut stream = |count| {
+        for length in [64, 4096, 0x1_0000] {
+            let at = |n: u32, side: u64| Pages::Large.address(DATA.start + side + u64::from(n % 64) * 0x1_0000);
+            ring.stream(count / u32::try_from(length / 64).unwrap(), 64, |n| {
+                ring::copy(at(n, 0), at(n, 0x400_0000), length)
+            })
+            .unwrap();
+        }
+    };
+    // The first one wakes the engine.
+    stream(64_000);
+    let before = world.commands();
+    stream(256_000);
+    assert_eq!(world.commands(), before, "260 000 descriptors");
+    world.function.read_register(BAR_REGISTERS, regs::STATUS).unwrap();
+    assert_eq!(world.commands(), before + 1, "the counter counts");
 }

@@ -89,11 +89,13 @@ pub struct Size {
     pub engines: u8,
     /// PASIDs, 0 included.
     pub pasids: u32,
+    /// How long engines look for work before they sleep, µs; `None` as everywhere.
+    pub spin_us: Option<u32>,
 }
 
 impl Default for Size {
     fn default() -> Self {
-        Self { queues: 4, engines: 1, pasids: 2 }
+        Self { queues: 4, engines: 1, pasids: 2, spin_us: None }
     }
 }
 
@@ -124,6 +126,7 @@ impl World {
         machine.accelerators.truncate(1);
         let accelerator = &mut machine.accelerators[0];
         (accelerator.queues, accelerator.engines) = (size.queues, size.engines);
+        accelerator.spin_us = size.spin_us.unwrap_or(accelerator.spin_us);
         let bdf = accelerator.bdf;
 
         let (memory, file) = Shared::create(MEMORY)?;
@@ -154,6 +157,12 @@ impl World {
         world.start_unit(root)?;
         world.start_function()?;
         Ok(world)
+    }
+
+    /// Commands that all functions got so far: each access that would trap in a guest is one.
+    #[cfg(test)]
+    pub fn commands(&self) -> u64 {
+        self.backend.snapshot().commands
     }
 
     /// Scalable mode, queued invalidation, translation (VT-d 4.1 §11.4.4.1).

@@ -42,7 +42,15 @@ impl<M: GuestMemory> Unit<M> {
             return Ok(Translation { untranslated_only: true, ..identity(iova.0, 12, Access::WRITE) });
         }
         let request = Request { requester, pasid, iova, access, kind: RequestKind::Translation };
-        let result = self.resolver().resolve(&request);
+        let audited = self.audit.is_some();
+        let mut resolver = self.resolver();
+        let result = match resolver.look_up(&request) {
+            // Built where the caller wants it: an answer that is moved as a whole right after it was written field by field costs as much as the
+            // lookup.
+            Lookup::Hit(mapping) if !audited => return Ok(mapping.translation(access.write)),
+            lookup => resolver.resolve_after(lookup, &request),
+        };
+        drop(resolver);
         let answer = match result {
             Ok(translation) => Ok(translation),
             Err(fault) => match fault.reason.translation_response() {
@@ -62,7 +70,7 @@ impl<M: GuestMemory> Unit<M> {
                 }
             },
         };
-        if self.audit.is_some() {
+        if audited {
             self.audit_translation(TranslationRequest { requester, pasid, iova, access }, answer);
         }
         answer
@@ -130,22 +138,44 @@ impl<M: GuestMemory> Unit<M> {
     }
 }
 
+/// What the caches know about a request.
+enum Lookup {
+    /// Its page.
+    Hit(Mapping),
+    /// Its PASID entry, and that this has tables, but not its page.
+    Miss(AddressSpace),
+    /// Nothing, or what the rare requests need more than that for.
+    Unknown,
+}
+
 impl<M: GuestMemory> Resolver<'_, M> {
+    fn resolve(&mut self, request: &Request) -> Result<Translation, Fault> {
+        let lookup = self.look_up(request);
+        self.resolve_after(lookup, request)
+    }
+
     /// Most requests find their PASID entry cached, and most of those their page: nothing else is touched then, and nothing larger than
     /// a word copied.
     #[inline]
-    fn resolve(&mut self, request: &Request) -> Result<Translation, Fault> {
-        let Some(entry) = self.cached_entry(request) else {
-            return self.resolve_slowly(request);
-        };
-        let want = want(request, false);
-        if let Some(found) = self.in_iotlb(entry.space, request.iova.0, want) {
-            self.counters.iotlb_hits += 1;
-            return Ok(found);
+    fn look_up(&mut self, request: &Request) -> Lookup {
+        let Some(entry) = self.cached_entry(request) else { return Lookup::Unknown };
+        match self.in_iotlb(entry.space, request.iova.0, want(request, false)) {
+            Some(mapping) => {
+                self.counters.iotlb_hits += 1;
+                Lookup::Hit(mapping)
+            }
+            None => Lookup::Miss(*entry),
         }
-        let entry = *entry;
-        self.translate_by_tables(&entry, request, want, true)
-            .map_err(|reason| Fault { reason, fault_processing_disable: entry.fault_processing_disable })
+    }
+
+    fn resolve_after(&mut self, lookup: Lookup, request: &Request) -> Result<Translation, Fault> {
+        match lookup {
+            Lookup::Hit(mapping) => Ok(mapping.translation(request.access.write)),
+            Lookup::Miss(entry) => self
+                .translate_by_tables(&entry, request, want(request, false), true)
+                .map_err(|reason| Fault { reason, fault_processing_disable: entry.fault_processing_disable }),
+            Lookup::Unknown => self.resolve_slowly(request),
+        }
     }
 
     #[inline(never)]
@@ -170,9 +200,9 @@ impl<M: GuestMemory> Resolver<'_, M> {
         }
         // Supervisor and execute requests are rare: they walk, and the IOTLB need not tell their rights apart.
         let cacheable = self.config.caching != Caching::None && !want.privileged && !want.execute;
-        if cacheable && let Some(translation) = self.in_iotlb(space.space, iova, want) {
+        if cacheable && let Some(mapping) = self.in_iotlb(space.space, iova, want) {
             self.counters.iotlb_hits += 1;
-            return Ok(translation);
+            return Ok(mapping.translation(want.dirty));
         }
         self.translate_by_tables(space, request, want, cacheable)
     }
@@ -208,26 +238,13 @@ impl<M: GuestMemory> Resolver<'_, M> {
         Ok(translation(page, want))
     }
 
+    /// The mapping that serves a request, if the IOTLB has it.
     #[inline]
-    fn in_iotlb(&self, space: Space, iova: u64, want: Want) -> Option<Translation> {
-        let mapping = self.iotlb.get(space, iova)?;
-        if (want.dirty && !mapping.write_known() && !mutant!(IotlbHitForgetsDirty))
-            || (want.write && !mapping.write())
-            || (want.read && !mapping.read())
-        {
-            return None;
-        }
-        Some(Translation {
-            gpa: Gpa(mapping.gpa()),
-            size_log2: mapping.size_log2(),
-            access: Access {
-                read: mapping.read(),
-                write: mapping.write() && want.dirty,
-                execute: false,
-                privileged: false,
-            },
-            global: false,
-            untranslated_only: false,
+    fn in_iotlb(&self, space: Space, iova: u64, want: Want) -> Option<Mapping> {
+        self.iotlb.get(space, iova).filter(|mapping| {
+            (mapping.write_known() || !want.dirty || mutant!(IotlbHitForgetsDirty))
+                && (mapping.write() || !want.write)
+                && (mapping.read() || !want.read)
         })
     }
 
@@ -309,6 +326,20 @@ impl<M: GuestMemory> Resolver<'_, M> {
         };
         let leaf = without_interrupt_range(leaf, iova)?;
         Ok(identity(iova, leaf.size_log2, Access::READ_WRITE))
+    }
+}
+
+impl Mapping {
+    /// The answer to a request, which may be followed by writes if it is `dirty`.
+    #[inline]
+    fn translation(self, dirty: bool) -> Translation {
+        Translation {
+            gpa: Gpa(self.gpa()),
+            size_log2: self.size_log2(),
+            access: Access { read: self.read(), write: self.write() && dirty, execute: false, privileged: false },
+            global: false,
+            untranslated_only: false,
+        }
     }
 }
 

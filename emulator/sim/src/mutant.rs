@@ -26,8 +26,9 @@ macro_rules! mutants {
 }
 
 mutants! {
-    /// Some device-TLB invalidations never reach their function.
-    SkipDeviceTlb: FreedFrame | FrozenPage | Dirty | Bytes | Reason | Once,
+    /// Some device-TLB invalidations never reach their function. Completions that are written to where a ring once was are lost, so that
+    /// their work never ends.
+    SkipDeviceTlb: FreedFrame | FrozenPage | Dirty | Bytes | Reason | Once | Liveness,
     /// Invalidations count as complete when they are sent.
     EarlyAck: WaitOrder,
     /// Some completions of invalidations are lost.

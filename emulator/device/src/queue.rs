@@ -227,10 +227,11 @@ impl Queue {
         let mut worked = self.flush(cx, &mut visit);
         let mut more = true;
         while *budget > 0 && self.is_live() && more {
-            let swift = self.runnable.len() < INTERLEAVED && self.express(cx, &mut visit, budget);
+            let room = self.runnable.len() < INTERLEAVED;
+            let swift = room && self.express(cx, &mut visit, budget);
             // What went the short way stopped at one that needs a job, or where there was nothing more to do.
             let next = !swift || self.held.is_some();
-            let mut progress = next && self.runnable.len() < INTERLEAVED && self.start_next(cx, &mut visit);
+            let mut progress = room && next && self.start_next(cx, &mut visit);
             if let Some(slot) = self.runnable.pop_front() {
                 self.run_job(cx, slice, slot, budget);
                 progress = true;

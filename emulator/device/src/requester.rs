@@ -110,7 +110,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
 
     /// As [`access`](Self::access), where the device TLB has the translation.
     #[inline]
-    pub(crate) fn cached<'s>(&self, slice: &'s Slice, target: Target) -> Option<Span<'s>> {
+    fn cached<'s>(&self, slice: &'s Slice, target: Target) -> Option<Span<'s>> {
         let (start, page) = self.cached_page(slice, target)?;
         Some(page.skip(usize::try_from(target.iova - start).expect("below 1 GiB")))
     }

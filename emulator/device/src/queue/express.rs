@@ -32,8 +32,8 @@ impl Queue {
             worked = true;
             let run = self.run;
             let most = usize::try_from((*budget).max(MOST)).expect("a slice is no longer than that");
-            if let Some(cost) = self.do_now(cx, visit, &descriptor, most) {
-                *budget -= cost + DESCRIPTOR_COST;
+            if let Some(bytes) = self.do_now(cx, visit, &descriptor, most) {
+                *budget -= i64::try_from(bytes).expect("at most a slice").max(PIECE_COST) + DESCRIPTOR_COST;
             } else if self.is_live() && self.run == run {
                 self.held = Some(descriptor);
             } // else its completion ring has just ended the queue, and with it the descriptor
@@ -52,7 +52,7 @@ impl Queue {
         flags.contains(DescriptorFlags::FENCE) && self.jobs_under_way() && !mutant!(FenceIgnored)
     }
 
-    /// Does a descriptor that was just fetched, of at most `most` bytes, and writes its completion. What its operands cost; `None`: nothing
+    /// Does a descriptor that was just fetched, of at most `most` bytes, and writes its completion. Bytes of an operand; `None`: nothing
     /// was done.
     #[inline]
     fn do_now<M, U>(
@@ -61,7 +61,7 @@ impl Queue {
         visit: &mut Visit<'_>,
         descriptor: &Descriptor,
         most: usize,
-    ) -> Option<i64>
+    ) -> Option<usize>
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
@@ -78,7 +78,7 @@ impl Queue {
         let entry = self.completion_entry(cx, visit)?;
         src.copy_to(dst, length);
         self.finish_express(cx, entry, descriptor.cookie, descriptor.length, copy.flags);
-        Some(i64::try_from(length).expect("checked above").max(PIECE_COST))
+        Some(length)
     }
 
     /// As [`do_now`](Self::do_now), for what is not a copy.
@@ -89,7 +89,7 @@ impl Queue {
         visit: &mut Visit<'_>,
         descriptor: &Descriptor,
         most: usize,
-    ) -> Option<i64>
+    ) -> Option<usize>
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
@@ -114,7 +114,7 @@ impl Queue {
             // Rare, or long enough for a job not to matter.
             _ => return None,
         }
-        Some(i64::try_from(len).expect("checked above").max(PIECE_COST))
+        Some(len)
     }
 
     #[inline]

@@ -68,32 +68,23 @@ impl Translator {
 
     #[inline]
     fn translate(&mut self, pasid: u64, page: u64) -> anyhow::Result<()> {
+        self.translate_to(pasid, page << 12, page << 12)
+    }
+
+    /// A request for `iova`, which must lead to `gpa`.
+    #[inline]
+    fn translate_to(&mut self, pasid: u64, iova: u64, gpa: u64) -> anyhow::Result<()> {
         let request = TranslationRequest {
             requester: DEVICE,
             pasid: Some(Pasid::from_low_bits(pasid)),
-            iova: Iova(page << 12),
+            iova: Iova(iova),
             access: Access::READ_WRITE,
         };
         // By reference: the result was written field by field, and moving it as a whole would wait for that.
         let result = &self.unit.translate(request, &Quiet);
         match result {
-            Ok(translation) if translation.gpa.0 == page << 12 => Ok(()),
-            wrong => anyhow::bail!("page {page:#x} of PASID {pasid} translates to {wrong:?}"),
-        }
-    }
-
-    /// As [`translate`](Self::translate), for the `n`th of the pages that share no table but the topmost.
-    fn translate_far(&mut self, n: u64) -> anyhow::Result<()> {
-        let request = TranslationRequest {
-            requester: DEVICE,
-            pasid: Some(Pasid::from_low_bits(0)),
-            iova: Iova(far(n)),
-            access: Access::READ_WRITE,
-        };
-        let result = &self.unit.translate(request, &Quiet);
-        match result {
-            Ok(translation) if translation.gpa.0 == n << 12 => Ok(()),
-            wrong => anyhow::bail!("far page {n} translates to {wrong:?}"),
+            Ok(translation) if translation.gpa.0 == gpa => Ok(()),
+            wrong => anyhow::bail!("{iova:#x} of PASID {pasid} translates to {wrong:?}"),
         }
     }
 
@@ -215,7 +206,7 @@ fn misses(session: &mut Session<'_>) -> anyhow::Result<()> {
     let mut unit = Translator::new(1, 0, UnitConfig::default())?;
     let samples = alone(session.time, || {
         unit.forget();
-        each(FAR, |n| unit.translate_far(n))
+        each(FAR, |n| unit.translate_to(0, far(n), n << 12))
     })
     .context(name)?;
     let row = Row::measured(Suite::Translate, name, &samples, "ns");

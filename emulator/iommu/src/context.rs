@@ -349,7 +349,7 @@ impl<M: GuestMemory> Resolver<'_, M> {
     }
 
     fn load(&self, at: u64, reason: FaultReason, fpd: bool) -> Result<u64, Fault> {
-        self.view().load_u64(GuestAddress(at)).map_err(|_| fault(reason, fpd))
+        self.memory.load_u64(GuestAddress(at)).map_err(|_| fault(reason, fpd))
     }
 
     /// §3.4.3, §9.2, §9.4.

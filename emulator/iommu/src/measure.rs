@@ -1,7 +1,7 @@
 //! Parts of the unit by themselves, and nobody behind it, for benchmarks and tests.
 use svadev_fabric::{Bdf, Downstream, InvalidateAck, InvalidateRequest, Msi, PageGroupResponse};
 
-use crate::cache::{Clock, Iotlb, Mapping, Space};
+use crate::cache::{Clock, Iotlb, Leaf, Mapping, PageSize, Rights, Space};
 
 /// How many pages [`Lookups::hit`] looks for.
 pub const HOT_PAGES: u64 = 64;
@@ -27,7 +27,8 @@ impl Lookups {
     /// PASIDs. Both at most 2^20, the largest IOTLB.
     pub fn new(entries: u64, stale: u64) -> Self {
         let size = usize::try_from((2 * entries.max(256)).next_power_of_two()).expect("small").min(1 << 20);
-        let mapping = Mapping::new(0x5000, 12, true, true, true).expect("4 KiB is a page's size");
+        let rights = Rights { read: true, write: true, execute: false };
+        let mapping = Mapping::new(Leaf::new(0x5000, PageSize::SIZE_4KIB, rights), true);
         let space = |pasid: u64| Space::new(1, u32::try_from(pasid).expect("20 bits"));
         let (mut iotlb, mut clock) = (Iotlb::new(size, false), Clock::default());
         for n in 0..stale {

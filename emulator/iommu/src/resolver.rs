@@ -1,6 +1,4 @@
 //! What it takes to resolve a request, borrowed from the unit.
-use std::cell::OnceCell;
-
 use svadev_memory::GuestMemory;
 use svadev_spec::vtd::registers::RootTableAddress;
 
@@ -12,11 +10,10 @@ use crate::counters::Counters;
 use crate::walk::Limits;
 use crate::{Unit, UnitConfig};
 
-/// The parts of a unit that serve one request. They see memory as it was at the first load: one view for all the structures on the
-/// way, so that no change of the memory map falls between them; none for a request that the caches serve.
+/// The parts of a unit that serve one request. They see memory as it was at the beginning: one view for all the structures on the
+/// way, so that no change of the memory map falls between them.
 pub(crate) struct Resolver<'a, M: GuestMemory + 'a> {
-    pub(crate) memory: &'a M,
-    pub(crate) view: OnceCell<M::View<'a>>,
+    pub(crate) memory: M::View<'a>,
     pub(crate) root: RootTableAddress,
     pub(crate) limits: Limits,
     pub(crate) config: &'a UnitConfig,
@@ -27,11 +24,7 @@ pub(crate) struct Resolver<'a, M: GuestMemory + 'a> {
     pub(crate) audit: Option<&'a mut Auditor>,
 }
 
-impl<'a, M: GuestMemory> Resolver<'a, M> {
-    pub(crate) fn view(&self) -> &M::View<'a> {
-        self.view.get_or_init(|| self.memory.view())
-    }
-
+impl<M: GuestMemory> Resolver<'_, M> {
     /// Whether anything is remembered at all.
     pub(crate) fn caches(&self) -> bool {
         self.config.caching != Caching::None
@@ -39,10 +32,10 @@ impl<'a, M: GuestMemory> Resolver<'a, M> {
 }
 
 impl<M: GuestMemory> Unit<M> {
+    #[inline]
     pub(crate) fn resolver(&mut self) -> Resolver<'_, M> {
         Resolver {
-            memory: &self.memory,
-            view: OnceCell::new(),
+            memory: self.memory.view(&mut self.kept),
             root: self.root,
             limits: self.limits,
             config: &self.config,

@@ -17,10 +17,12 @@ use crate::walk::Limits;
 
 /// One remapping unit. See the crate's documentation.
 #[derive(Debug)]
-pub struct Unit<M> {
+pub struct Unit<M: GuestMemory> {
     pub(crate) config: UnitConfig,
     pub(crate) limits: Limits,
     pub(crate) memory: M,
+    /// Of `memory`, from the last request that walked.
+    pub(crate) kept: M::Kept,
     pub(crate) counters: Counters,
     /// The function that was heard last: interrupts with no function of their own go out through it.
     pub(crate) last_requester: Option<Bdf>,
@@ -59,12 +61,9 @@ impl<M: GuestMemory> Unit<M> {
     pub fn new(config: UnitConfig, memory: M) -> Self {
         config.check();
         Self {
-            limits: Limits {
-                host_address_width: config.host_address_width,
-                guest_address_width: config.guest_address_width(),
-                pages_1gib: config.pages_1gib,
-            },
+            limits: Limits::new(&config),
             memory,
+            kept: M::Kept::default(),
             counters: Counters::default(),
             last_requester: None,
             global: Global::new(),
@@ -94,6 +93,7 @@ impl<M: GuestMemory> Unit<M> {
             config,
             limits: _,
             memory: _,
+            kept: _,
             counters: _,
             last_requester,
             global,
@@ -146,6 +146,12 @@ impl<M: GuestMemory> Unit<M> {
     /// The memory it walks.
     pub fn memory(&self) -> &M {
         &self.memory
+    }
+
+    /// The memory map changed: nothing that was mapped before is kept. A translation that comes later sees the change without this, but
+    /// before it comes, memory that is gone stays mapped.
+    pub fn memory_changed(&mut self) {
+        self.kept = M::Kept::default();
     }
 
     /// Sends the page request and fault events again whose cause is still pending: a message that was on its way through a

@@ -1,6 +1,7 @@
 //! The access trait.
 #![allow(unsafe_code, reason = "a window is a host pointer that threads may share")]
 
+use std::fmt::Debug;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -54,14 +55,18 @@ unsafe impl Sync for HostWindow {}
 
 /// Access to guest-physical memory, from any thread.
 pub trait GuestMemory: Send + Sync {
+    /// What is kept from one [`Self::view`] to the next, nothing at first.
+    type Kept: Default + Debug + Send;
+
     /// See [`Self::view`].
     type View<'a>: GuestMemory
     where
         Self: 'a;
 
     /// The memory as it is mapped now, for a run of accesses: cheaper than one by one, and no change of the map falls
-    /// between them. Keep it for a table walk or a batch, not longer: it keeps files mapped that are unmapped meanwhile.
-    fn view(&self) -> Self::View<'_>;
+    /// between them. What is `kept` makes the next view cheap, and may keep files mapped that are unmapped meanwhile: whoever keeps it
+    /// replaces it by the default when it hears that the map has changed.
+    fn view<'a>(&'a self, kept: &'a mut Self::Kept) -> Self::View<'a>;
 
     /// Fills `buf` from `gpa`. May tear against concurrent stores of the guest; nothing is promised about `buf` on error.
     fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError>;
@@ -87,13 +92,14 @@ pub trait GuestMemory: Send + Sync {
 macro_rules! forward {
     ($for:ty) => {
         impl<M: GuestMemory> GuestMemory for $for {
+            type Kept = M::Kept;
             type View<'v>
                 = M::View<'v>
             where
                 Self: 'v;
 
-            fn view(&self) -> Self::View<'_> {
-                (**self).view()
+            fn view<'v>(&'v self, kept: &'v mut M::Kept) -> M::View<'v> {
+                (**self).view(kept)
             }
             fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError> {
                 (**self).read(gpa, buf)

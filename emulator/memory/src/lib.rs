@@ -18,7 +18,7 @@ mod ram;
 mod sigbus;
 
 pub use access::{GuestMemory, HostWindow, MemoryError};
-pub use map::{MAX_REGIONS, MapError, MemoryMap, MemoryView, Region, Retired, UnmapError};
+pub use map::{KeptView, MAX_REGIONS, MapError, MemoryMap, MemoryView, Region, Retired, UnmapError};
 pub use mappings::{MappingError, Mappings};
 pub use ram::Ram;
 pub use vm_memory::GuestAddress;

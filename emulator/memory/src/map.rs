@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::ArcSwap;
 use svadev_mutation::mutant;
 use vm_memory::{Bytes, GuestAddress, VolatileMemory, VolatileMemoryError, VolatileSlice};
 
@@ -85,7 +85,7 @@ pub enum UnmapError {
 /// Regions that are no longer in the map, but whose host memory is still there: for those who hold a [`HostWindow`].
 ///
 /// Drop it when all of them have said that they hold none (`memory_changed`); only then is the memory unmapped and the
-/// file let go. The map itself needs no such wait: its readers hold the snapshot that they read through.
+/// file let go. The map itself needs no such wait: its readers hold the view that they read through.
 #[must_use = "dropping this unmaps the memory: first hear from every holder of windows"]
 pub struct Retired {
     regions: Vec<Entry>,
@@ -194,19 +194,24 @@ impl Entry {
     }
 }
 
-/// The regions at one moment, sorted by address, none overlapping.
-#[derive(Debug, Default)]
-struct Snapshot {
+/// A [`MemoryMap`] at one moment: its regions, sorted by address, none overlapping.
+#[derive(Debug)]
+pub struct MemoryView {
     regions: Vec<Entry>,
     /// Index of the largest region, 0 if there is none: the guest's RAM, where nearly every access goes.
     largest: usize,
     /// Its first address and its words, if they may be read: where tables are walked.
     words: Option<(u64, Words)>,
+    /// No other view of any map has this number.
     generation: u64,
 }
 
-impl Snapshot {
-    fn new(regions: Vec<Entry>, generation: u64) -> Self {
+/// The next view's number. One counter for all maps: a view that was kept from one map is never taken for another's.
+static NEXT_GENERATION: AtomicU64 = AtomicU64::new(1);
+
+impl MemoryView {
+    fn new(regions: Vec<Entry>) -> Self {
+        let generation = NEXT_GENERATION.fetch_add(1, Ordering::Relaxed);
         let largest = (0..regions.len()).max_by_key(|&index| regions[index].size).unwrap_or(0);
         let words = regions.get(largest).filter(|entry| entry.read).and_then(|entry| {
             let Backing { mapping, offset } = entry.backing.as_ref()?;
@@ -265,7 +270,9 @@ impl Snapshot {
 #[derive(Debug)]
 pub struct MemoryMap {
     mappings: Mappings,
-    snapshot: ArcSwap<Snapshot>,
+    now: ArcSwap<MemoryView>,
+    /// Number of the view in `now`, stored after it.
+    generation: AtomicU64,
     /// Orders changes. Readers do not take it.
     changes: Mutex<()>,
 }
@@ -273,7 +280,14 @@ pub struct MemoryMap {
 impl MemoryMap {
     /// A map without regions, whose files will be shared through `mappings`.
     pub fn new(mappings: Mappings) -> Self {
-        Self { mappings, snapshot: ArcSwap::default(), changes: Mutex::new(()) }
+        let view = MemoryView::new(Vec::new());
+        let generation = AtomicU64::new(view.generation);
+        Self { mappings, now: ArcSwap::from_pointee(view), generation, changes: Mutex::new(()) }
+    }
+
+    /// The map as it is now. It stays so, and keeps mapped what it shows.
+    pub fn now(&self) -> Arc<MemoryView> {
+        self.now.load_full()
     }
 
     /// Adds a region.
@@ -289,7 +303,7 @@ impl MemoryMap {
         offset.checked_add(size).ok_or(MapError::Overflow)?;
 
         let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = self.snapshot.load();
+        let old = self.now.load();
         let index = old.first_ending_after(gpa.0);
         if let Some(next) = old.regions.get(index)
             && next.start < end
@@ -308,7 +322,7 @@ impl MemoryMap {
         regions.extend_from_slice(&old.regions[..index]);
         regions.push(Entry { start: gpa.0, size, read, write, backing });
         regions.extend_from_slice(&old.regions[index..]);
-        self.publish(regions, old.generation);
+        self.publish(regions);
         Ok(())
     }
 
@@ -323,7 +337,7 @@ impl MemoryMap {
         let end = gpa.0.checked_add(size).ok_or(UnmapError::Overflow)?;
 
         let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = self.snapshot.load();
+        let old = self.now.load();
         let first = old.first_ending_after(gpa.0);
         let last = old.regions.partition_point(|entry| entry.start < end);
         if first >= last {
@@ -337,7 +351,7 @@ impl MemoryMap {
         let mut regions = old.regions.clone();
         let retired = regions.drain(first..last).collect();
         if !mutant!(UnmapKeepsRegion) {
-            self.publish(regions, old.generation);
+            self.publish(regions);
         }
         Ok(Retired { regions: retired })
     }
@@ -345,11 +359,11 @@ impl MemoryMap {
     /// Removes every region.
     pub fn unmap_all(&self) -> Retired {
         let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = self.snapshot.load();
+        let old = self.now.load();
         if old.regions.is_empty() {
             return Retired { regions: Vec::new() };
         }
-        self.publish(Vec::new(), old.generation);
+        self.publish(Vec::new());
         Retired { regions: old.regions.clone() }
     }
 
@@ -358,29 +372,27 @@ impl MemoryMap {
     /// After an access through a window, the same number says that the access saw no memory that was lost.
     pub fn generation(&self) -> u64 {
         // Both only grow, so their sum changes when either does.
-        self.snapshot.load().generation.wrapping_add(sigbus::losses())
+        self.generation.load(Ordering::Acquire).wrapping_add(sigbus::losses())
     }
 
     /// The regions: first address, bytes, and whether there is a file behind them.
     pub fn regions(&self) -> Vec<(GuestAddress, u64, bool)> {
-        let snapshot = self.snapshot.load();
-        snapshot.regions.iter().map(|e| (GuestAddress(e.start), e.size, e.backing.is_some())).collect()
+        let now = self.now.load();
+        now.regions.iter().map(|e| (GuestAddress(e.start), e.size, e.backing.is_some())).collect()
     }
 
-    /// Replaces the snapshot; the caller holds `changes`.
-    fn publish(&self, regions: Vec<Entry>, old_generation: u64) {
-        self.snapshot.store(Arc::new(Snapshot::new(regions, old_generation.wrapping_add(1))));
+    /// Shows `regions` from now on; the caller holds `changes`.
+    fn publish(&self, regions: Vec<Entry>) {
+        let view = MemoryView::new(regions);
+        let generation = view.generation;
+        self.now.store(Arc::new(view));
+        // Whoever sees the number sees the view. Who sees the old number once more is served as if this had not begun.
+        self.generation.store(generation, Ordering::Release);
     }
 }
 
 fn aligned(value: u64) -> bool {
     value.is_multiple_of(PAGE_SIZE as u64)
-}
-
-/// A [`MemoryMap`] as it was when [`GuestMemory::view`] was called.
-#[derive(Debug)]
-pub struct MemoryView {
-    snapshot: Guard<Arc<Snapshot>>,
 }
 
 impl MemoryView {
@@ -395,19 +407,27 @@ impl MemoryView {
             return Err(MemoryError::Misaligned(gpa.0));
         }
         // Naturally aligned and smaller than a page: never in two regions.
-        self.snapshot.find(gpa.0)?.access(gpa.0, len, want, access)
+        self.find(gpa.0)?.access(gpa.0, len, want, access)
+    }
+
+    #[cold]
+    fn load_u64_anywhere(&self, gpa: GuestAddress) -> Result<u64, MemoryError> {
+        self.access(gpa, 8, Want::Read, |slice| {
+            Ok(u64::from_le(slice.get_atomic_ref::<AtomicU64>(0)?.load(Ordering::Acquire)))
+        })
     }
 }
 
 impl GuestMemory for MemoryView {
+    type Kept = ();
     type View<'a> = &'a Self;
 
-    fn view(&self) -> &Self {
+    fn view<'a>(&'a self, (): &'a mut ()) -> &'a Self {
         self
     }
 
     fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError> {
-        for piece in self.snapshot.pieces(gpa, buf.len()) {
+        for piece in self.pieces(gpa, buf.len()) {
             let (entry, at, range) = piece?;
             entry.access(at, range.len(), Want::Read, |slice| slice.read_slice(&mut buf[range], 0))?;
         }
@@ -415,22 +435,21 @@ impl GuestMemory for MemoryView {
     }
 
     fn write(&self, gpa: GuestAddress, buf: &[u8]) -> Result<(), MemoryError> {
-        for piece in self.snapshot.pieces(gpa, buf.len()) {
+        for piece in self.pieces(gpa, buf.len()) {
             let (entry, at, range) = piece?;
             entry.access(at, range.len(), Want::Write, |slice| slice.write_slice(&buf[range], 0))?;
         }
         Ok(())
     }
 
+    #[inline]
     fn load_u64(&self, gpa: GuestAddress) -> Result<u64, MemoryError> {
-        if let Some((start, words)) = &self.snapshot.words
+        if let Some((start, words)) = &self.words
             && let Some(value) = words.load(gpa.0.wrapping_sub(*start))
         {
             return Ok(value);
         }
-        self.access(gpa, 8, Want::Read, |slice| {
-            Ok(u64::from_le(slice.get_atomic_ref::<AtomicU64>(0)?.load(Ordering::Acquire)))
-        })
+        self.load_u64_anywhere(gpa)
     }
 
     fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError> {
@@ -451,7 +470,7 @@ impl GuestMemory for MemoryView {
     }
 
     fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError> {
-        let entry = self.snapshot.find(gpa.0)?;
+        let entry = self.find(gpa.0)?;
         let backing = entry.backing.as_ref().ok_or(MemoryError::Unreachable(gpa.0))?;
         // Of a file that was cut short, the window is what is left.
         let left = (backing.mapping.lost_from() as u64).saturating_sub(backing.offset).min(entry.size);
@@ -468,35 +487,47 @@ impl GuestMemory for MemoryView {
     }
 }
 
-/// Each access by a view of its own.
-impl GuestMemory for MemoryMap {
-    type View<'a> = MemoryView;
+/// The last view of a [`MemoryMap`] that someone had, who takes it again if the map has not changed: that costs one load, where a
+/// look at what may be replaced at any moment takes atomic operations that processors do nothing else beside. As long as it is kept, what
+/// was unmapped meanwhile stays mapped.
+#[derive(Debug, Default)]
+pub struct KeptView(Option<Arc<MemoryView>>);
 
-    fn view(&self) -> MemoryView {
-        MemoryView { snapshot: self.snapshot.load() }
+/// Each access to what the map shows at that moment.
+impl GuestMemory for MemoryMap {
+    type Kept = KeptView;
+    type View<'a> = &'a MemoryView;
+
+    #[inline]
+    fn view<'a>(&'a self, KeptView(kept): &'a mut KeptView) -> &'a MemoryView {
+        let generation = self.generation.load(Ordering::Acquire);
+        if kept.as_ref().is_none_or(|view| view.generation != generation) {
+            *kept = Some(self.now());
+        }
+        kept.as_ref().expect("filled just now")
     }
 
     fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError> {
-        self.view().read(gpa, buf)
+        self.now.load().read(gpa, buf)
     }
 
     fn write(&self, gpa: GuestAddress, buf: &[u8]) -> Result<(), MemoryError> {
-        self.view().write(gpa, buf)
+        self.now.load().write(gpa, buf)
     }
 
     fn load_u64(&self, gpa: GuestAddress) -> Result<u64, MemoryError> {
-        self.view().load_u64(gpa)
+        self.now.load().load_u64(gpa)
     }
 
     fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError> {
-        self.view().store_u32(gpa, value)
+        self.now.load().store_u32(gpa, value)
     }
 
     fn compare_exchange_u64(&self, gpa: GuestAddress, current: u64, new: u64) -> Result<Result<u64, u64>, MemoryError> {
-        self.view().compare_exchange_u64(gpa, current, new)
+        self.now.load().compare_exchange_u64(gpa, current, new)
     }
 
     fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError> {
-        self.view().window(gpa)
+        self.now.load().window(gpa)
     }
 }

@@ -36,9 +36,10 @@ fn atomic_error(gpa: GuestAddress) -> impl Fn(VolatileMemoryError) -> MemoryErro
 }
 
 impl GuestMemory for Ram {
+    type Kept = ();
     type View<'a> = &'a Self;
 
-    fn view(&self) -> &Self {
+    fn view<'a>(&'a self, (): &'a mut ()) -> &'a Self {
         self
     }
 

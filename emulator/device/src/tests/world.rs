@@ -231,9 +231,10 @@ pub(super) struct Memory {
 }
 
 impl GuestMemory for Memory {
+    type Kept = ();
     type View<'a> = &'a Self;
 
-    fn view(&self) -> &Self {
+    fn view<'a>(&'a self, (): &'a mut ()) -> &'a Self {
         self
     }
     fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError> {

@@ -65,9 +65,10 @@ impl Watched {
 }
 
 impl GuestMemory for Watched {
+    type Kept = ();
     type View<'a> = &'a Self;
 
-    fn view(&self) -> &Self {
+    fn view<'a>(&'a self, (): &'a mut ()) -> &'a Self {
         self
     }
     fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError> {

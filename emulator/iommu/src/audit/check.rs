@@ -198,8 +198,9 @@ impl Auditor {
     fn check_caches<M: GuestMemory>(&mut self, unit: &mut Unit<M>, budget: usize) {
         let mut found = Vec::new();
         unit.iotlb.each_page(&mut self.cursors.pages, budget, |key, mapping: Mapping| {
-            let value = Value::Page { gpa: mapping.gpa(), read: mapping.read(), write: mapping.write() };
-            found.push((Key::page(key.space(), key.number() << mapping.size_log2(), mapping.size_log2()), value));
+            let (leaf, size_log2) = (mapping.leaf(), mapping.leaf().size().log2());
+            let value = Value::Page { gpa: leaf.address(), read: leaf.read(), write: leaf.write() };
+            found.push((Key::page(key.space(), key.number() << size_log2, size_log2), value));
         });
         unit.iotlb.each_shortcut(&mut self.cursors.shortcuts, budget, |key, shortcut: Shortcut| {
             let level = key.class();

@@ -1,6 +1,4 @@
 //! What the tables say now: walks that no cache shortens and that leave no trace.
-use std::cell::Cell;
-
 use svadev_fabric::{Bdf, Pasid};
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::FaultReason;
@@ -20,31 +18,31 @@ struct Untouched<'a, M> {
     memory: &'a M,
     /// The level whose shortcut is wanted, and what it is.
     level: u8,
-    shortcut: Cell<Option<Shortcut>>,
+    shortcut: Option<Shortcut>,
     /// The last entry that was read, and where.
-    last: Cell<(u64, u64)>,
+    last: (u64, u64),
 }
 
 impl<'a, M> Untouched<'a, M> {
     fn new(memory: &'a M, level: u8) -> Self {
-        Self { memory, level, shortcut: Cell::new(None), last: Cell::new((0, 0)) }
+        Self { memory, level, shortcut: None, last: (0, 0) }
     }
 }
 
 impl<M: GuestMemory> Tables for Untouched<'_, M> {
-    fn load(&self, address: u64, _top: bool) -> Result<u64, FaultReason> {
+    fn load(&mut self, address: u64, _top: bool) -> Result<u64, FaultReason> {
         let entry = self.memory.load_u64(GuestAddress(address)).map_err(|_| FaultReason::FirstStageAccess)?;
-        self.last.set((address, entry));
+        self.last = (address, entry);
         Ok(entry)
     }
 
-    fn exchange(&self, _address: u64, _old: u64, _new: u64) -> Result<Result<(), Lost>, FaultReason> {
+    fn exchange(&mut self, _address: u64, _old: u64, _new: u64) -> Result<Result<(), Lost>, FaultReason> {
         Ok(Ok(()))
     }
 
-    fn keep_shortcut(&self, _address: u64, level: u8, shortcut: Shortcut) {
+    fn keep_shortcut(&mut self, _address: u64, level: u8, shortcut: Shortcut) {
         if level == self.level {
-            self.shortcut.set(Some(shortcut));
+            self.shortcut = Some(shortcut);
         }
     }
 }
@@ -57,16 +55,16 @@ struct UntouchedNested<'a, M> {
 }
 
 impl<M: GuestMemory> Tables for UntouchedNested<'_, M> {
-    fn load(&self, address: u64, top: bool) -> Result<u64, FaultReason> {
-        let leaf = self.second.walk(&Untouched::new(self.inner.memory, 0), self.limits, address, LOOK)?;
-        self.inner.load(leaf.address | address & ((1 << leaf.size_log2) - 1), top)
+    fn load(&mut self, address: u64, top: bool) -> Result<u64, FaultReason> {
+        let leaf = self.second.walk(&mut Untouched::new(self.inner.memory, 0), self.limits, address, LOOK)?;
+        self.inner.load(leaf.at(address), top)
     }
 
-    fn exchange(&self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason> {
+    fn exchange(&mut self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason> {
         self.inner.exchange(address, old, new)
     }
 
-    fn keep_shortcut(&self, address: u64, level: u8, shortcut: Shortcut) {
+    fn keep_shortcut(&mut self, address: u64, level: u8, shortcut: Shortcut) {
         self.inner.keep_shortcut(address, level, shortcut);
     }
 }
@@ -140,15 +138,14 @@ impl<M: GuestMemory> Resolver<'_, M> {
             return Live::NOTHING;
         }
         let of_domain = space.is_some_and(|space| !space.has_pasid());
-        let (memory, limits) = (self.view(), self.limits);
-        let offset = |size_log2: u8| address & ((1 << size_log2) - 1);
+        let (memory, limits) = (&self.memory, self.limits);
         match entry.stages {
             Stages::PassThrough => Live { leaf: Some((address, true, true)), ..Live::NOTHING },
             Stages::First(first) => {
-                let tables = Untouched::new(memory, level);
-                let leaf = snooped(first).walk(&tables, limits, address, LOOK).ok();
-                let leaf = leaf.map(|l| (l.address | offset(l.size_log2), l.read, l.write));
-                Live { leaf, shortcut: tables.shortcut.get(), entry: tables.last.get() }
+                let mut tables = Untouched::new(memory, level);
+                let leaf = snooped(first).walk(&mut tables, limits, address, LOOK).ok();
+                let leaf = leaf.map(|leaf| (leaf.at(address), leaf.read(), leaf.write()));
+                Live { leaf, shortcut: tables.shortcut, entry: tables.last }
             }
             Stages::Second(second) | Stages::Nested(_, second) if of_domain => {
                 live_second(memory, second, limits, address, level)
@@ -156,14 +153,14 @@ impl<M: GuestMemory> Resolver<'_, M> {
             Stages::Second(second) => live_second(memory, second, limits, address, level),
             Stages::Nested(first, second) => {
                 let second = SecondStage { accessed_dirty: false, ..second };
-                let tables = UntouchedNested { inner: Untouched::new(memory, level), second, limits };
-                let outer = snooped(first).walk(&tables, limits, address, LOOK).ok();
+                let mut tables = UntouchedNested { inner: Untouched::new(memory, level), second, limits };
+                let outer = snooped(first).walk(&mut tables, limits, address, LOOK).ok();
                 let leaf = outer.and_then(|outer| {
-                    let gpa = outer.address | offset(outer.size_log2);
+                    let gpa = outer.at(address);
                     let (to, read, write) = live_second(memory, second, limits, gpa, 0).leaf?;
-                    Some((to, outer.read && read, outer.write && write))
+                    Some((to, outer.read() && read, outer.write() && write))
                 });
-                Live { leaf, shortcut: tables.inner.shortcut.get(), entry: tables.inner.last.get() }
+                Live { leaf, shortcut: tables.inner.shortcut, entry: tables.inner.last }
             }
         }
     }
@@ -175,11 +172,11 @@ impl<M: GuestMemory> Resolver<'_, M> {
 }
 
 fn live_second<M: GuestMemory>(memory: &M, second: SecondStage, limits: Limits, address: u64, level: u8) -> Live {
-    let tables = Untouched::new(memory, level);
+    let mut tables = Untouched::new(memory, level);
     let second = SecondStage { accessed_dirty: false, ..second };
-    let leaf = second.walk(&tables, limits, address, LOOK).ok();
-    let leaf = leaf.map(|l| (l.address | address & ((1 << l.size_log2) - 1), l.read, l.write));
-    Live { leaf, shortcut: tables.shortcut.get(), entry: tables.last.get() }
+    let leaf = second.walk(&mut tables, limits, address, LOOK).ok();
+    let leaf = leaf.map(|leaf| (leaf.at(address), leaf.read(), leaf.write()));
+    Live { leaf, shortcut: tables.shortcut, entry: tables.last }
 }
 
 /// Whether a cached PASID entry may no longer be used.

@@ -109,6 +109,7 @@ impl Auditor {
     }
 
     /// A walk for someone begins: what is cached on the way belongs to an address space that they use.
+    #[cold]
     pub(crate) fn serves(&mut self, entry: &AddressSpace, user: (Bdf, Option<Pasid>)) {
         self.owned(entry.space, user);
         if matches!(entry.stages, Stages::Nested(..)) {
@@ -127,21 +128,25 @@ impl Auditor {
     }
 
     /// A mapping went into the IOTLB.
+    #[cold]
     pub(crate) fn page_cached(&mut self, space: Space, iova: u64, size_log2: u8, value: Value, nested: bool) {
         self.books.enter(Key::page(space, iova, size_log2), value, nested);
     }
 
     /// The entry at `level` on the way to `iova` went into a paging-structure cache.
+    #[cold]
     pub(crate) fn table_cached(&mut self, space: Space, iova: u64, level: u8, value: Value, nested: bool) {
         self.books.enter(Key::table(space, iova, level), value, nested);
     }
 
     /// An entry went into the PASID cache.
+    #[cold]
     pub(crate) fn pasid_cached(&mut self, requester: Bdf, pasid: u32, value: Value) {
         self.books.enter(Key::pasid(requester, pasid), value, false);
     }
 
     /// An entry went into the context cache.
+    #[cold]
     pub(crate) fn context_cached(&mut self, requester: Bdf, value: Value) {
         self.books.enter(Key::context(requester), value, false);
     }

@@ -21,6 +21,8 @@ impl<V: Copy> Exact<V> {
         self.entries.get(&key).copied()
     }
 
+    /// Cold: who asks for an exact store has not asked for speed, and those who did should not pay for it.
+    #[cold]
     pub(crate) fn insert(&mut self, key: Key, value: V) {
         if self.entries.insert(key, value).is_none() && self.entries.len() > self.capacity {
             let mut others = self.entries.range(self.victim..).chain(&self.entries).map(|(&k, _)| k);

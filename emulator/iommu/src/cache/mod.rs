@@ -4,15 +4,20 @@
 //! or everything raises a *floor*, and an entry counts only if it was born after every floor it lies under. Floors are kept in
 //! small hashed tables: two tags that share a slot are invalidated together, which §6.5 always allows. Where nothing may go
 //! earlier than it must ([`Store::Exact`](store::Store::Exact)), entries are searched instead.
+mod by_level;
 mod exact;
 mod floors;
 mod iotlb;
 mod key;
+mod leaf;
+mod paths;
 mod store;
 mod table;
 
 pub(crate) use floors::{Clock, Floors};
-pub(crate) use iotlb::{Iotlb, Mapping, Shortcut};
+pub(crate) use iotlb::{Iotlb, Mapping};
 pub(crate) use key::Space;
+pub(crate) use leaf::{Leaf, PageSize, Rights};
+pub(crate) use paths::{PathTag, Shortcut};
 pub(crate) use store::AuditCursor;
 pub(crate) use table::Table;

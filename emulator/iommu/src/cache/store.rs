@@ -38,8 +38,8 @@ impl TagFloors {
 /// How far someone has come through a store.
 #[derive(Debug, Default)]
 pub(crate) struct AuditCursor {
-    set: usize,
-    key: Option<Key>,
+    pub(super) set: usize,
+    pub(super) key: Option<Key>,
 }
 
 /// A bounded number of entries.

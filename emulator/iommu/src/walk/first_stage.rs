@@ -3,9 +3,9 @@ use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::tables::FirstStageEntry;
 
-use crate::cache::Shortcut;
+use crate::cache::{Leaf, PageSize, Rights, Shortcut};
 
-use super::{Leaf, Limits, Lost, Tables, Want, entry_offset, from_the_lowest, size_log2};
+use super::{Limits, Lost, Start, Tables, Want, entry_offset, from_the_lowest};
 
 /// Where first-stage tables are and how they are used: the fields of a PASID table entry (§9.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl FirstStage {
     /// Walks the tables for `address`.
     pub(crate) fn walk(
         &self,
-        tables: &impl Tables,
+        tables: &mut impl Tables,
         limits: Limits,
         address: u64,
         want: Want,
@@ -50,64 +50,48 @@ impl FirstStage {
         if !self.is_canonical(address) && !mutant!(CanonicalUnchecked) {
             return Err(FaultReason::NotCanonical);
         }
-        let top = (self.levels, Shortcut::new(self.root, true, true, true));
-        let walk = |(level, start)| self.walk_once(tables, limits, address, want, level, start);
+        let top = (self.levels, Shortcut::top(self.root));
+        let walk = |tables: &mut _, start| self.walk_once(tables, limits, address, want, start);
         from_the_lowest(tables, address, top, walk).unwrap_or(Err(FaultReason::FirstStageUpdateFailed))
     }
 
     #[inline]
     fn walk_once(
         &self,
-        tables: &impl Tables,
+        tables: &mut impl Tables,
         limits: Limits,
         address: u64,
         want: Want,
-        mut level: u8,
-        start: Shortcut,
+        (mut level, mut path): Start,
     ) -> Result<Result<Leaf, Lost>, FaultReason> {
-        let mut table = start.table();
-        let (mut user, mut writable, mut executable) = (start.read(), start.write(), start.execute());
         loop {
-            let at = table + entry_offset(address, level);
+            let at = path.table() | entry_offset(address, level);
             let raw = tables.load(at, level == self.levels)?;
             let entry = FirstStageEntry::from(raw);
             if !entry.present() {
                 return Err(FaultReason::FirstStageNotPresent);
             }
-            let leaf = level == 1 || entry.page_size();
-            if has_reserved_bits(entry, level, leaf, limits) && !mutant!(FirstStageReservedUnchecked) {
+            if has_reserved_bits(entry, level, limits) && !mutant!(FirstStageReservedUnchecked) {
                 return Err(FaultReason::FirstStageReserved);
             }
-            user &= entry.user();
-            writable = entry.writable() && (writable || mutant!(UpperWriteIgnored));
-            executable &= !entry.execute_disable();
-            if !leaf {
+            path = path.through(entry);
+            if level > 1 && !(entry.page_size() && level <= 3) {
                 if let Err(Lost) = self.mark(tables, at, raw, false)? {
                     return Ok(Err(Lost));
                 }
-                table = entry.frame() << 12;
-                let shortcut = match mutant!(PagingCachesForgetRights) {
-                    true => Shortcut::new(table, true, true, true),
-                    false => Shortcut::new(table, writable, user, executable),
-                };
-                tables.keep_shortcut(address, level, shortcut);
+                let forgetful = mutant!(PagingCachesForgetRights);
+                tables.keep_shortcut(address, level, if forgetful { Shortcut::top(path.table()) } else { path });
                 level -= 1;
                 continue;
             }
             // Rights are those of all levels together (§3.6.1). Without WPE a supervisor may write to read-only pages.
-            let write = writable || (want.privileged && (!self.write_protect || mutant!(WriteProtectIgnored)));
-            self.check_rights(want, user, write, executable)?;
+            let write = path.write() || (want.privileged && (!self.write_protect || mutant!(WriteProtectIgnored)));
+            self.check_rights(want, path.read(), write, path.execute())?;
             if let Err(Lost) = self.mark(tables, at, raw, want.dirty && write)? {
                 return Ok(Err(Lost));
             }
-            let size_log2 = size_log2(level);
-            return Ok(Ok(Leaf {
-                address: (entry.frame() << 12) >> size_log2 << size_log2,
-                size_log2,
-                read: true,
-                write,
-                execute: executable && self.execute_requests,
-            }));
+            let rights = Rights { read: true, write, execute: path.execute() && self.execute_requests };
+            return Ok(Ok(Leaf::new(path.table(), PageSize::at_level(level), rights)));
         }
     }
 
@@ -125,16 +109,13 @@ impl FirstStage {
     }
 
     /// Sets accessed, extended accessed and dirty as due (§3.6.2), if they are not yet.
-    fn mark(&self, tables: &impl Tables, at: u64, raw: u64, dirty: bool) -> Result<Result<(), Lost>, FaultReason> {
-        let mut entry = FirstStageEntry::from(raw);
-        entry.set_accessed(entry.accessed() || !mutant!(ForgetAccessed));
-        if self.extended_accessed {
-            entry.set_extended_accessed(true);
-        }
-        if dirty && !mutant!(ForgetDirty) {
-            entry.set_dirty(true);
-        }
-        let marked = u64::from(entry);
+    #[inline]
+    fn mark(&self, tables: &mut impl Tables, at: u64, raw: u64, dirty: bool) -> Result<Result<(), Lost>, FaultReason> {
+        let due = FirstStageEntry::new()
+            .with_accessed(!mutant!(ForgetAccessed))
+            .with_extended_accessed(self.extended_accessed)
+            .with_dirty(dirty && !mutant!(ForgetDirty));
+        let marked = raw | u64::from(due);
         if marked == raw {
             return Ok(Ok(()));
         }
@@ -148,14 +129,14 @@ impl FirstStage {
 
 /// Reserved: address bits from the host address width to 51, PS above level 3 or without the page size, and the address bits
 /// inside a large page, but for bit 12, PAT (§9.7).
-fn has_reserved_bits(entry: FirstStageEntry, level: u8, leaf: bool, limits: Limits) -> bool {
-    if limits.frame_too_wide(entry.frame()) {
-        return true;
-    }
-    match level {
-        2 if leaf => entry.frame() & 0x1fe != 0,
-        3 if leaf => !limits.pages_1gib || entry.frame() & 0x3_fffe != 0,
-        4 | 5 => leaf,
-        _ => false,
-    }
+#[inline]
+fn has_reserved_bits(entry: FirstStageEntry, level: u8, limits: Limits) -> bool {
+    limits.frame_too_wide(entry.frame())
+        || entry.page_size()
+            && match level {
+                1 => false,
+                2 => entry.frame() & 0x1fe != 0,
+                3 => !limits.pages_1gib || entry.frame() & 0x3_fffe != 0,
+                _ => true,
+            }
 }

@@ -9,14 +9,13 @@ mod second_stage;
 pub(crate) use first_stage::FirstStage;
 pub(crate) use second_stage::{SecondStage, in_legacy_mode};
 
-use std::cell::RefCell;
-
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 
+use crate::UnitConfig;
 use crate::audit::{Auditor, Value};
-use crate::cache::{Clock, Iotlb, Shortcut, Space};
+use crate::cache::{Iotlb, Leaf, PathTag, Shortcut};
 
 /// Walks that lose every race for an accessed or dirty bit are given up after this many (SFS.10, SSS.6): a guest that
 /// changes an entry for ever must not hold the unit for ever.
@@ -25,18 +24,27 @@ const MAX_WALKS: u32 = 16;
 /// Widths and sizes the unit was built with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Address bits from here up to 51 are reserved in entries.
-    pub(crate) host_address_width: u8,
+    /// Address bits that are reserved: from the host address width up.
+    reserved: u64,
     /// CAP.MGAW + 1.
-    pub(crate) guest_address_width: u8,
+    guest_address_width: u8,
     /// Level-3 entries may map pages.
-    pub(crate) pages_1gib: bool,
+    pages_1gib: bool,
 }
 
 impl Limits {
+    pub(crate) fn new(config: &UnitConfig) -> Self {
+        Self {
+            reserved: !0 << config.host_address_width,
+            guest_address_width: config.guest_address_width(),
+            pages_1gib: config.pages_1gib,
+        }
+    }
+
     /// Whether an address in units of 4 KiB has bits at or above the host address width.
+    #[inline]
     pub(crate) fn frame_too_wide(&self, frame: u64) -> bool {
-        frame >> (self.host_address_width - 12) != 0
+        (frame << 12) & self.reserved != 0
     }
 }
 
@@ -57,27 +65,16 @@ pub(crate) struct Want {
     pub(crate) dirty: bool,
 }
 
-/// Where a walk ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Leaf {
-    /// First byte of the page.
-    pub(crate) address: u64,
-    pub(crate) size_log2: u8,
-    pub(crate) read: bool,
-    pub(crate) write: bool,
-    pub(crate) execute: bool,
-}
-
 /// Another agent changed the entry between our read and our write.
 pub(crate) struct Lost;
 
 /// How a walker reaches the entries.
 pub(crate) trait Tables {
     /// Reads the entry at `address`. `top` says that it is in the first table: the faults have codes of their own.
-    fn load(&self, address: u64, top: bool) -> Result<u64, FaultReason>;
+    fn load(&mut self, address: u64, top: bool) -> Result<u64, FaultReason>;
 
     /// Replaces the entry at `address`, if it is still `old`.
-    fn exchange(&self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason>;
+    fn exchange(&mut self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason>;
 
     /// The lowest table on the way to `address` that is known without a load, and its level (§6.2.5).
     fn shortcut(&self, _address: u64, _levels: u8) -> Option<(u8, Shortcut)> {
@@ -85,7 +82,7 @@ pub(crate) trait Tables {
     }
 
     /// The entry at `level` on the way to `address` was found whole, and led here.
-    fn keep_shortcut(&self, _address: u64, _level: u8, _shortcut: Shortcut) {}
+    fn keep_shortcut(&mut self, _address: u64, _level: u8, _shortcut: Shortcut) {}
 
     /// A fault that a shortcut led to is looked for again from the top: what it skipped may have been changed to allow more.
     fn doubts_shortcuts(&self) -> bool {
@@ -93,64 +90,57 @@ pub(crate) trait Tables {
     }
 }
 
-/// The caches as walks of one request share them.
+/// The caches as the walks of one request share them.
 pub(crate) struct PagingCaches<'a> {
     pub(crate) iotlb: &'a mut Iotlb,
-    pub(crate) clock: &'a mut Clock,
     pub(crate) audit: Option<&'a mut Auditor>,
+    /// A fault that a shortcut led to is not believed.
+    pub(crate) doubted: bool,
 }
 
 /// The paging-structure cache entries of one address space, or none.
-#[derive(Clone, Copy)]
 pub(crate) struct Shortcuts<'a, 'b> {
-    caches: Option<&'a RefCell<PagingCaches<'b>>>,
-    space: Space,
-    /// Entries depend on second-stage mappings, too.
-    nested: bool,
-    doubted: bool,
+    pub(crate) caches: Option<&'a mut PagingCaches<'b>>,
+    pub(crate) tag: PathTag,
 }
 
-impl<'a, 'b> Shortcuts<'a, 'b> {
-    /// `doubted`: a fault that one led to is not believed.
-    pub(crate) fn new(
-        caches: Option<&'a RefCell<PagingCaches<'b>>>,
-        space: Space,
-        nested: bool,
-        doubted: bool,
-    ) -> Self {
-        Self { caches, space, nested, doubted }
-    }
-
+impl Shortcuts<'_, '_> {
     #[inline]
     fn get(&self, address: u64, levels: u8) -> Option<(u8, Shortcut)> {
-        self.caches?.borrow().iotlb.shortcut(self.space, address, levels)
+        self.caches.as_ref()?.iotlb.shortcut(&self.tag, address, levels)
     }
 
     #[inline]
-    fn keep(&self, address: u64, level: u8, shortcut: Shortcut) {
-        if let Some(caches) = self.caches {
-            let PagingCaches { iotlb, clock, audit } = &mut *caches.borrow_mut();
-            iotlb.keep_shortcut(self.space, address, level, shortcut, self.nested, clock);
+    fn keep(&mut self, address: u64, level: u8, shortcut: Shortcut) {
+        if let Some(PagingCaches { iotlb, audit, .. }) = &mut self.caches {
+            iotlb.keep_shortcut(&self.tag, address, level, shortcut);
             if let Some(audit) = audit {
-                audit.table_cached(self.space, address, level, Value::Table(shortcut), self.nested);
+                let (space, nested) = (self.tag.space(), self.tag.nested());
+                audit.table_cached(space, address, level, Value::Table(shortcut), nested);
             }
         }
+    }
+
+    fn doubted(&self) -> bool {
+        self.caches.as_ref().is_none_or(|caches| caches.doubted)
     }
 }
 
 /// Passes what a walker asks of its shortcuts on to a field.
 macro_rules! by_shortcuts {
     () => {
+        #[inline]
         fn shortcut(&self, address: u64, levels: u8) -> Option<(u8, Shortcut)> {
             self.shortcuts.get(address, levels)
         }
 
-        fn keep_shortcut(&self, address: u64, level: u8, shortcut: Shortcut) {
+        #[inline]
+        fn keep_shortcut(&mut self, address: u64, level: u8, shortcut: Shortcut) {
             self.shortcuts.keep(address, level, shortcut);
         }
 
         fn doubts_shortcuts(&self) -> bool {
-            self.shortcuts.doubted
+            self.shortcuts.doubted()
         }
     };
 }
@@ -161,6 +151,7 @@ pub(crate) struct InMemory<'a, 'b, M> {
     pub(crate) shortcuts: Shortcuts<'a, 'b>,
 }
 
+#[inline]
 fn load<M: GuestMemory>(memory: &M, address: u64, fault: FaultReason) -> Result<u64, FaultReason> {
     memory.load_u64(GuestAddress(address)).map_err(|_| fault)
 }
@@ -179,11 +170,12 @@ fn exchange<M: GuestMemory>(
 }
 
 impl<M: GuestMemory> Tables for InMemory<'_, '_, M> {
-    fn load(&self, address: u64, top: bool) -> Result<u64, FaultReason> {
+    #[inline]
+    fn load(&mut self, address: u64, top: bool) -> Result<u64, FaultReason> {
         load(self.memory, address, if top { FaultReason::FirstStagePointer } else { FaultReason::FirstStageAccess })
     }
 
-    fn exchange(&self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason> {
+    fn exchange(&mut self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason> {
         exchange(self.memory, address, old, new, FaultReason::FirstStageUpdateFailed)
     }
 
@@ -197,11 +189,12 @@ pub(crate) struct SecondStageTables<'a, 'b, M> {
 }
 
 impl<M: GuestMemory> Tables for SecondStageTables<'_, '_, M> {
-    fn load(&self, address: u64, top: bool) -> Result<u64, FaultReason> {
+    #[inline]
+    fn load(&mut self, address: u64, top: bool) -> Result<u64, FaultReason> {
         load(self.memory, address, if top { FaultReason::SecondStagePointer } else { FaultReason::SecondStageAccess })
     }
 
-    fn exchange(&self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason> {
+    fn exchange(&mut self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason> {
         exchange(self.memory, address, old, new, FaultReason::SecondStageUpdateFailed)
     }
 
@@ -212,56 +205,61 @@ impl<M: GuestMemory> Tables for SecondStageTables<'_, '_, M> {
 pub(crate) struct Nested<'a, 'b, M> {
     pub(crate) memory: &'a M,
     pub(crate) second: SecondStage,
-    /// How `second` finds its tables.
-    pub(crate) second_tables: &'a SecondStageTables<'a, 'b, M>,
+    /// Of `second`.
+    pub(crate) second_tag: PathTag,
     pub(crate) limits: Limits,
     pub(crate) shortcuts: Shortcuts<'a, 'b>,
 }
 
 impl<M: GuestMemory> Nested<'_, '_, M> {
-    fn translate(&self, address: u64, write: bool, top: bool) -> Result<u64, FaultReason> {
+    fn translate(&mut self, address: u64, write: bool, top: bool) -> Result<u64, FaultReason> {
         if mutant!(NestedTablesUntranslated) {
             return Ok(address);
         }
         let want = Want { read: true, write, execute: false, execute_demanded: false, privileged: false, dirty: write };
-        let leaf = self.second.walk(self.second_tables, self.limits, address, want).map_err(|e| match e {
+        let shortcuts = Shortcuts { caches: self.shortcuts.caches.as_deref_mut(), tag: self.second_tag };
+        let mut tables = SecondStageTables { memory: self.memory, shortcuts };
+        let leaf = self.second.walk(&mut tables, self.limits, address, want).map_err(|e| match e {
             FaultReason::AddressTooWide => FaultReason::NestedEntryAddressTooWide,
             FaultReason::NoRead if top => FaultReason::NestedTopEntryNoRead,
             FaultReason::NoRead => FaultReason::NestedEntryNoRead,
             FaultReason::NoWrite => FaultReason::NestedEntryNoWrite,
             other => other,
         })?;
-        Ok(leaf.address | address & ((1 << leaf.size_log2) - 1))
+        Ok(leaf.at(address))
     }
 }
 
 impl<M: GuestMemory> Tables for Nested<'_, '_, M> {
-    fn load(&self, address: u64, top: bool) -> Result<u64, FaultReason> {
+    fn load(&mut self, address: u64, top: bool) -> Result<u64, FaultReason> {
         let fault = if top { FaultReason::FirstStagePointer } else { FaultReason::FirstStageAccess };
         load(self.memory, self.translate(address, false, top)?, fault)
     }
 
-    fn exchange(&self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason> {
+    fn exchange(&mut self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason> {
         exchange(self.memory, self.translate(address, true, false)?, old, new, FaultReason::FirstStageUpdateFailed)
     }
 
     by_shortcuts!();
 }
 
-/// One walk from the lowest table that is known (a level and what led there), and if that does not end it, walks from the `top` until one is not lost:
+/// Where a walk is to begin: a level, and what led to the table there.
+type Start = (u8, Shortcut);
+
+/// One walk from the lowest table that is known, and if that does not end it, walks from the `top` until one is not lost:
 /// an entry that changed may have been the way to a table that is no longer there. `None`: all were lost.
 #[inline]
-fn from_the_lowest(
-    tables: &impl Tables,
+fn from_the_lowest<T: Tables>(
+    tables: &mut T,
     address: u64,
-    top: (u8, Shortcut),
-    mut walk: impl FnMut((u8, Shortcut)) -> Result<Result<Leaf, Lost>, FaultReason>,
+    top: Start,
+    mut walk: impl FnMut(&mut T, Start) -> Result<Result<Leaf, Lost>, FaultReason>,
 ) -> Option<Result<Leaf, FaultReason>> {
     let shortcut = tables.shortcut(address, top.0);
     let mut doubted = shortcut.is_some() && tables.doubts_shortcuts();
     let mut start = shortcut.unwrap_or(top);
     for _ in 0..MAX_WALKS + u32::from(shortcut.is_some()) {
-        match walk(start) {
+        match walk(tables, start) {
             Ok(Ok(leaf)) => return Some(Ok(leaf)),
             Err(fault) if !doubted => return Some(Err(fault)),
             Ok(Err(Lost)) | Err(_) => {}
@@ -272,11 +270,7 @@ fn from_the_lowest(
 }
 
 /// Nine bits of `address` choose an entry at `level` (1 is the lowest): the entry's offset in its table.
+#[inline]
 fn entry_offset(address: u64, level: u8) -> u64 {
-    (address >> (12 + 9 * (level - 1)) & 0x1ff) * 8
-}
-
-/// Log2 of the bytes an entry at `level` maps.
-fn size_log2(level: u8) -> u8 {
-    12 + 9 * (level - 1)
+    address >> (9 * u32::from(level)) & 0xff8
 }

@@ -3,9 +3,9 @@ use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::tables::SecondStageEntry;
 
-use crate::cache::Shortcut;
+use crate::cache::{Leaf, PageSize, Rights, Shortcut};
 
-use super::{Leaf, Limits, Lost, Tables, Want, entry_offset, from_the_lowest, size_log2};
+use super::{Limits, Lost, Start, Tables, Want, entry_offset, from_the_lowest};
 
 /// Where second-stage tables are and how they are used: the fields of a PASID table entry or a legacy context entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ impl SecondStage {
     /// Walks the tables for `address`. `want.execute` and `want.privileged` have no meaning here.
     pub(crate) fn walk(
         &self,
-        tables: &impl Tables,
+        tables: &mut impl Tables,
         limits: Limits,
         address: u64,
         want: Want,
@@ -33,20 +33,19 @@ impl SecondStage {
         if address >> width != 0 {
             return Err(FaultReason::AddressTooWide);
         }
-        let top = (self.levels, Shortcut::new(self.root, true, true, true));
-        let walk = |(level, start)| self.walk_once(tables, limits, address, want, level, start);
+        let top = (self.levels, Shortcut::top(self.root));
+        let walk = |tables: &mut _, start| self.walk_once(tables, limits, address, want, start);
         from_the_lowest(tables, address, top, walk).unwrap_or(Err(FaultReason::SecondStageUpdateFailed))
     }
 
     #[inline]
     fn walk_once(
         &self,
-        tables: &impl Tables,
+        tables: &mut impl Tables,
         limits: Limits,
         address: u64,
         want: Want,
-        mut level: u8,
-        start: Shortcut,
+        (mut level, start): Start,
     ) -> Result<Result<Leaf, Lost>, FaultReason> {
         let (mut table, mut read, mut write) = (start.table(), start.read(), start.write());
         loop {
@@ -56,18 +55,17 @@ impl SecondStage {
             if !entry.read() && !entry.write() {
                 return Err(FaultReason::SecondStageNotPresent);
             }
-            let leaf = level == 1 || entry.page_size();
-            if has_reserved_bits(entry, level, leaf, limits) && !mutant!(SecondStageReservedUnchecked) {
+            if has_reserved_bits(entry, level, limits) && !mutant!(SecondStageReservedUnchecked) {
                 return Err(FaultReason::SecondStageReserved);
             }
             read &= entry.read();
             write &= entry.write();
-            if !leaf {
+            if level > 1 && !(entry.page_size() && level <= 3) {
                 if let Err(Lost) = self.mark(tables, at, raw, false)? {
                     return Ok(Err(Lost));
                 }
                 table = entry.frame() << 12;
-                tables.keep_shortcut(address, level, Shortcut::new(table, write, read, true));
+                tables.keep_shortcut(address, level, Shortcut::second_stage(table, write, read));
                 level -= 1;
                 continue;
             }
@@ -83,13 +81,13 @@ impl SecondStage {
             if let Err(Lost) = self.mark(tables, at, raw, want.dirty && write)? {
                 return Ok(Err(Lost));
             }
-            let size_log2 = size_log2(level);
-            return Ok(Ok(Leaf { address: entry.frame() << 12, size_log2, read, write, execute: read }));
+            let rights = Rights { read, write, execute: read };
+            return Ok(Ok(Leaf::new(entry.frame() << 12, PageSize::at_level(level), rights)));
         }
     }
 
     /// Sets accessed and dirty as due, if they are not yet (§3.7.2).
-    fn mark(&self, tables: &impl Tables, at: u64, raw: u64, dirty: bool) -> Result<Result<(), Lost>, FaultReason> {
+    fn mark(&self, tables: &mut impl Tables, at: u64, raw: u64, dirty: bool) -> Result<Result<(), Lost>, FaultReason> {
         if !self.accessed_dirty {
             return Ok(Ok(()));
         }
@@ -110,16 +108,16 @@ impl SecondStage {
 
 /// Reserved: address bits from the host address width to 51, PS above level 3 or without the page size, and the address bits
 /// inside a large page (§9.8).
-fn has_reserved_bits(entry: SecondStageEntry, level: u8, leaf: bool, limits: Limits) -> bool {
-    if limits.frame_too_wide(entry.frame()) {
-        return true;
-    }
-    match level {
-        2 if leaf => entry.frame() & 0x1ff != 0,
-        3 if leaf => !limits.pages_1gib || entry.frame() & 0x3_ffff != 0,
-        4 | 5 => leaf,
-        _ => false,
-    }
+#[inline]
+fn has_reserved_bits(entry: SecondStageEntry, level: u8, limits: Limits) -> bool {
+    limits.frame_too_wide(entry.frame())
+        || entry.page_size()
+            && match level {
+                1 => false,
+                2 => entry.frame() & 0x1ff != 0,
+                3 => !limits.pages_1gib || entry.frame() & 0x3_ffff != 0,
+                _ => true,
+            }
 }
 
 /// The legacy-mode condition for one of scalable mode (§7.1.3): the walk is the same, the codes are not.

@@ -365,7 +365,7 @@ fn a_view_is_one_moment() {
     let map = MemoryMap::new(mappings.clone());
     let file = memfd(1);
     map.map(region(0x1000, 1, &file, 0)).unwrap();
-    let view = map.view();
+    let view = map.now();
     drop(map.unmap_all());
     map.map(region(0x2000, 1, &file, 0)).unwrap();
     view.store_u32(GuestAddress(0x1000), 6).unwrap();

@@ -80,10 +80,10 @@ impl Bus {
         self.unit().reset();
     }
 
-    /// Waits until nobody is inside the unit. What left its memory map before the call is not used by it afterwards:
-    /// the unit looks memory up anew at each access and keeps no window beyond its mutex (L10).
-    pub(super) fn quiesce_unit(&self) {
-        drop(self.unit());
+    /// Waits until nobody is inside the unit, and lets it forget the map that it walked last. What left the map before the call is not
+    /// used by the unit afterwards: it keeps no window beyond its mutex (L10).
+    pub(super) fn unit_memory_changed(&self) {
+        self.unit().memory_changed();
     }
 
     /// The unit's counters as they are now.

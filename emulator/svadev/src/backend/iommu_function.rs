@@ -99,7 +99,7 @@ impl Device for IommuDevice {
 
     fn dma_unmap(&mut self, range: DmaUnmap, _token: ReplyToken) -> UnmapReply {
         UnmapReply::Done(dma_space::unmap(&self.memory, range).map(|retired| {
-            self.bus.quiesce_unit();
+            self.bus.unit_memory_changed();
             retired.bytes()
         }))
     }
@@ -114,7 +114,7 @@ impl Device for IommuDevice {
         self.function.reset();
         self.bus.reset_unit();
         let retired = self.memory.unmap_all();
-        self.bus.quiesce_unit();
+        self.bus.unit_memory_changed();
         drop(retired);
         self.placed = None;
         self.connected = false;

@@ -32,7 +32,7 @@ const TOKEN: u64 = 7;
 struct StaleMemory {
     map: MemoryMap,
     /// Before the change, and after it.
-    views: [OnceLock<MemoryView>; 2],
+    views: [OnceLock<Arc<MemoryView>>; 2],
     /// Which of them is the newest. Relaxed, though the map's own word is more than that.
     newest: loom::sync::atomic::AtomicUsize,
 }
@@ -44,13 +44,13 @@ impl StaleMemory {
         let fd = Some(file.try_clone().unwrap());
         let size = PAGE_SIZE as u64;
         map.map(Region { gpa: GPA, size, offset: 0, read: true, write: true, fd }).unwrap();
-        let before = OnceLock::from(map.view());
+        let before = OnceLock::from(map.now());
         Self { map, views: [before, OnceLock::new()], newest: loom::sync::atomic::AtomicUsize::new(0) }
     }
 
     fn unmap(&self) -> Retired {
         let retired = self.map.unmap(GPA, PAGE_SIZE as u64).unwrap();
-        self.views[1].set(self.map.view()).unwrap();
+        self.views[1].set(self.map.now()).unwrap();
         self.newest.store(1, Ordering::Relaxed);
         retired
     }
@@ -61,9 +61,10 @@ impl StaleMemory {
 }
 
 impl GuestMemory for StaleMemory {
+    type Kept = ();
     type View<'a> = &'a MemoryView;
 
-    fn view(&self) -> &MemoryView {
+    fn view<'a>(&'a self, (): &'a mut ()) -> &'a MemoryView {
         self.seen()
     }
     fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError> {

@@ -1,0 +1,85 @@
+//! A direct-mapped table, a part for each level of page tables.
+use super::key::{Key, Space};
+
+/// Levels whose entries can point to a table, lowest first.
+pub(crate) const TABLE_LEVELS: std::ops::RangeInclusive<u8> = 2..=5;
+
+/// Log2 of the places of a level. In the lowest they are enough for 8 GiB of neighbouring 4 KiB pages, in the others for as many processes that
+/// use the same addresses.
+const PLACES_LOG2: u32 = 12;
+
+const PLACES: usize = 4 << PLACES_LOG2;
+
+/// As large as half a cache line, and never in two.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
+struct Entry {
+    key: Key,
+    /// 0 in an empty place: no floor lies below it, so nothing there is ever alive.
+    born: u64,
+    value: u64,
+}
+
+/// One word for each of some regions. An entry has one place only, where a new one takes the old one's: looking at a place and filling it
+/// cost next to nothing, and a walk does both once a level.
+#[derive(Debug)]
+pub(crate) struct ByLevel(Box<[Entry; PLACES]>);
+
+/// Where the entries of a space are: found once for all levels.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spread(u64);
+
+impl Spread {
+    /// Fibonacci hashing: neighbouring PASIDs, which often use the same addresses, get different places.
+    #[inline]
+    pub(crate) fn of(space: Space) -> Self {
+        Self(space.word().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52)
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "14 bits fit any usize")]
+#[inline]
+fn place(spread: Spread, key: Key) -> usize {
+    // Neighbouring regions of a space have neighbouring places.
+    let in_level = (key.number() ^ spread.0) & ((1 << PLACES_LOG2) - 1);
+    // Levels 2 to 5 in the order 2, 3, 0, 1.
+    ((u64::from(key.class()) & 3) << PLACES_LOG2 | in_level) as usize
+}
+
+impl ByLevel {
+    pub(crate) fn new() -> Self {
+        let blank = Entry { key: Key::FIRST, born: 0, value: 0 };
+        Self(vec![blank; PLACES].into_boxed_slice().try_into().expect("as many as there are places"))
+    }
+
+    /// The value under `key`, whose space has this `spread`, if it was born after `floor`.
+    #[inline]
+    pub(crate) fn get(&self, spread: Spread, key: Key, floor: u64) -> Option<u64> {
+        let entry = &self.0[place(spread, key)];
+        (entry.key == key && entry.born > floor).then_some(entry.value)
+    }
+
+    #[inline]
+    pub(crate) fn insert(&mut self, spread: Spread, key: Key, value: u64, born: u64) {
+        self.0[place(spread, key)] = Entry { key, born, value };
+    }
+
+    /// Takes the value under `key` out.
+    pub(crate) fn remove(&mut self, key: Key) {
+        let entry = &mut self.0[place(Spread::of(key.space()), key)];
+        if entry.key == key {
+            entry.born = 0;
+        }
+    }
+
+    /// Calls `f` for what is in up to `count` places after `cursor`, dead or alive; starts again when it came to the end.
+    pub(crate) fn each_after(&self, cursor: &mut usize, count: usize, mut f: impl FnMut(Key, u64, u64)) {
+        let end = cursor.saturating_add(count).min(PLACES);
+        for entry in &self.0[*cursor..end] {
+            if entry.born > 0 {
+                f(entry.key, entry.value, entry.born);
+            }
+        }
+        *cursor = if end == PLACES { 0 } else { end };
+    }
+}

@@ -1,0 +1,132 @@
+//! Pages as walks find them.
+
+/// Sizes that an entry at level 1, 2 and 3 maps: 4 KiB, 2 MiB, 1 GiB. In its place of this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageSize(u8);
+
+impl PageSize {
+    pub(crate) const ALL: [Self; 3] = [Self(0), Self(1), Self(2)];
+    pub(crate) const SIZE_4KIB: Self = Self(0);
+    pub(crate) const SIZE_2MIB: Self = Self(1);
+
+    /// What an entry at `level`, 1 to 3, maps.
+    #[inline]
+    pub(crate) fn at_level(level: u8) -> Self {
+        debug_assert!((1..=3).contains(&level), "entries at level {level} map nothing");
+        Self(level.wrapping_sub(1) & 3)
+    }
+
+    /// Log2 of bytes.
+    #[inline]
+    pub(crate) fn log2(self) -> u8 {
+        12 + 9 * (self.0 & 3)
+    }
+
+    /// Bytes, less one.
+    #[inline]
+    pub(crate) fn mask(self) -> u64 {
+        (1 << self.log2()) - 1
+    }
+
+    pub(crate) fn min(self, other: Self) -> Self {
+        Self(self.0.min(other.0))
+    }
+
+    /// The place in [`ALL`](Self::ALL).
+    #[inline]
+    pub(crate) fn index(self) -> u8 {
+        self.0
+    }
+}
+
+/// Where a walk ended: a page, and what may be done there. One word, address above flags: a structure of small fields would be written in
+/// pieces and read as a whole, which processors stall on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Leaf(u64);
+
+/// What a request may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rights {
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+    pub(crate) execute: bool,
+}
+
+const READ: u64 = 1;
+const WRITE: u64 = 1 << 1;
+const EXECUTE: u64 = 1 << 2;
+/// Bits from here on are free for those who keep leaves.
+pub(super) const FIRST_FREE: u64 = 1 << 3;
+/// Two bits above this: the page's size.
+const SIZE_SHIFT: u32 = 10;
+const ADDRESS: u64 = !0xfff;
+
+/// `bit` if it is `set`.
+#[inline]
+pub(super) fn flag(set: bool, bit: u64) -> u64 {
+    if set { bit } else { 0 }
+}
+
+impl Leaf {
+    /// The page around `address`.
+    #[inline]
+    pub(crate) fn new(address: u64, size: PageSize, rights: Rights) -> Self {
+        let rights = flag(rights.read, READ) | flag(rights.write, WRITE) | flag(rights.execute, EXECUTE);
+        Self(address & !size.mask() | u64::from(size.0) << SIZE_SHIFT | rights)
+    }
+
+    /// What [`word`](Self::word) gave, with or without bits that are free.
+    #[inline]
+    pub(super) fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    #[inline]
+    pub(super) fn word(self) -> u64 {
+        self.0
+    }
+
+    /// First byte of the page.
+    #[inline]
+    pub(crate) fn address(self) -> u64 {
+        self.0 & ADDRESS
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "two bits")]
+    #[inline]
+    pub(crate) fn size(self) -> PageSize {
+        PageSize((self.0 >> SIZE_SHIFT & 3) as u8)
+    }
+
+    /// Where `input` leads, an address that the walk for this page would have been for.
+    #[inline]
+    pub(crate) fn at(self, input: u64) -> u64 {
+        self.address() | input & self.size().mask()
+    }
+
+    #[inline]
+    pub(crate) fn read(self) -> bool {
+        self.0 & READ != 0
+    }
+
+    #[inline]
+    pub(crate) fn write(self) -> bool {
+        self.0 & WRITE != 0
+    }
+
+    #[inline]
+    pub(crate) fn execute(self) -> bool {
+        self.0 & EXECUTE != 0
+    }
+
+    #[inline]
+    pub(crate) fn rights(self) -> Rights {
+        Rights { read: self.read(), write: self.write(), execute: self.execute() }
+    }
+
+    /// The same without the right to write, unless it is `allowed`.
+    #[inline]
+    pub(crate) fn write_if(self, allowed: bool) -> Self {
+        Self(self.0 & !flag(!allowed, WRITE))
+    }
+}

@@ -1,0 +1,216 @@
+//! The paging-structure caches (§6.2.5): ways to tables that walks came along.
+use svadev_mutation::mutant;
+use svadev_spec::vtd::tables::FirstStageEntry;
+
+use super::Clock;
+use super::by_level::{ByLevel, Spread, TABLE_LEVELS};
+use super::exact::Exact;
+use super::key::{Key, Space};
+use super::leaf::flag;
+use super::store::{AuditCursor, TagFloors};
+
+/// The least that a store which forgets nothing has room for.
+const EXACT_ENTRIES: usize = 4096;
+
+/// What a walk had found when it left an entry for the table below, for the same reasons one word as [`Leaf`](super::Leaf). Rights lie where
+/// first-stage entries have them (§9.7), so that one more level costs two operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shortcut(u64);
+
+/// Above bit 11.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// R/W.
+const WRITE: u64 = 1 << 1;
+/// U/S.
+const READ: u64 = 1 << 2;
+/// Not XD.
+const EXECUTE: u64 = 1 << 63;
+const RIGHTS: u64 = READ | WRITE | EXECUTE;
+/// The entry depends on second-stage mappings that its tag does not tell.
+const NESTED: u64 = 1 << 3;
+
+impl Shortcut {
+    /// The topmost table: nothing is forbidden yet.
+    #[inline]
+    pub(crate) fn top(table: u64) -> Self {
+        Self(table & ADDRESS | RIGHTS)
+    }
+
+    /// Address of the table below, and the rights of all second-stage entries so far.
+    #[inline]
+    pub(crate) fn second_stage(table: u64, write: bool, read: bool) -> Self {
+        Self(table & ADDRESS | flag(read, READ) | flag(write, WRITE) | EXECUTE)
+    }
+
+    /// What `entry` in this table leads to.
+    #[inline]
+    pub(crate) fn through(self, entry: FirstStageEntry) -> Self {
+        let allowed = u64::from(entry) ^ EXECUTE;
+        let above = self.0 | flag(mutant!(UpperWriteIgnored), WRITE);
+        Self(allowed & ADDRESS | allowed & above & RIGHTS)
+    }
+
+    #[inline]
+    pub(crate) fn table(self) -> u64 {
+        self.0 & ADDRESS
+    }
+
+    /// U/S, or R.
+    #[inline]
+    pub(crate) fn read(self) -> bool {
+        self.0 & READ != 0
+    }
+
+    /// R/W, or W.
+    #[inline]
+    pub(crate) fn write(self) -> bool {
+        self.0 & WRITE != 0
+    }
+
+    /// No XD.
+    #[inline]
+    pub(crate) fn execute(self) -> bool {
+        self.0 & EXECUTE != 0
+    }
+}
+
+/// An address space as the paging-structure caches know it: worked out once for all levels of a walk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PathTag {
+    space: Space,
+    spread: Spread,
+    /// Entries born until then are dead.
+    floor: u64,
+    /// When new entries are born.
+    born: u64,
+    /// [`NESTED`] or nothing.
+    flags: u64,
+}
+
+impl PathTag {
+    #[inline]
+    pub(super) fn new(space: Space, floors: &TagFloors, nested: bool, clock: &mut Clock) -> Self {
+        let space = if mutant!(PagingCachesIgnorePasid) { Space::of_domain(space.domain_id()) } else { space };
+        let (spread, floor) = (Spread::of(space), floors.of(space.word()));
+        Self { space, spread, floor, born: clock.tick(), flags: flag(nested, NESTED) }
+    }
+
+    pub(crate) fn space(&self) -> Space {
+        self.space
+    }
+
+    /// Entries depend on second-stage mappings, too.
+    pub(crate) fn nested(&self) -> bool {
+        self.flags != 0
+    }
+
+    #[inline]
+    fn key(&self, level: u8, iova: u64) -> Key {
+        Key::new(self.space, level, iova >> region_log2(level))
+    }
+}
+
+/// Entries by space, level and region. A key's class is the level.
+#[derive(Debug)]
+pub(crate) enum Paths {
+    /// Fast. Entries may go early: when another one needs the place, or when two tags share a floor.
+    Direct(ByLevel),
+    /// Entries stay as long as they may.
+    Exact(Exact<u64>),
+}
+
+impl Paths {
+    /// `exact`: entries go only when they must, and there is room for so many at least.
+    pub(crate) fn new(exact: Option<usize>) -> Self {
+        match exact {
+            Some(entries) => Self::Exact(Exact::new(entries.max(EXACT_ENTRIES))),
+            None => Self::Direct(ByLevel::new()),
+        }
+    }
+
+    /// The lowest table on the way to `iova` that is known, and its level; `levels` is the top one's.
+    #[inline]
+    pub(crate) fn lowest(&self, tag: &PathTag, iova: u64, levels: u8) -> Option<(u8, Shortcut)> {
+        let Self::Direct(direct) = self else { return self.lowest_exactly(tag, iova, levels) };
+        let mut table = TABLE_LEVELS.start() - 1;
+        while table < levels {
+            if let Some(packed) = direct.get(tag.spread, tag.key(table + 1, iova), tag.floor) {
+                return Some((table, Shortcut(packed)));
+            }
+            table += 1;
+        }
+        None
+    }
+
+    #[cold]
+    fn lowest_exactly(&self, tag: &PathTag, iova: u64, levels: u8) -> Option<(u8, Shortcut)> {
+        let Self::Exact(exact) = self else { return None };
+        let mut known = (*TABLE_LEVELS.start()..=levels).map(|level| (level, exact.get(tag.key(level, iova))));
+        known.find_map(|(level, packed)| Some((level - 1, Shortcut(packed?))))
+    }
+
+    /// Remembers what the entry at `level` on the way to `iova` leads to.
+    #[inline]
+    pub(crate) fn insert(&mut self, tag: &PathTag, iova: u64, level: u8, shortcut: Shortcut) {
+        let key = tag.key(level, iova);
+        let packed = shortcut.0 | tag.flags;
+        match self {
+            Self::Direct(direct) => direct.insert(tag.spread, key, packed, tag.born),
+            Self::Exact(exact) => exact.insert(key, packed),
+        }
+    }
+
+    /// Calls `f` for the living among the next `count` places or entries.
+    pub(crate) fn each_after(
+        &self,
+        floors: &TagFloors,
+        cursor: &mut AuditCursor,
+        count: usize,
+        mut f: impl FnMut(Key, Shortcut),
+    ) {
+        let mut f = |key, packed| f(key, Shortcut(packed & !NESTED));
+        match self {
+            Self::Direct(direct) => direct.each_after(&mut cursor.set, count, |key, packed, born| {
+                if born > floors.of(key.space_word()) {
+                    f(key, packed);
+                }
+            }),
+            Self::Exact(exact) => exact.each_after(&mut cursor.key, count, f),
+        }
+    }
+
+    /// Drops the ways of `space` to addresses from `first` to `last`. The caller bounds the number of pages between them unless the store is
+    /// exact.
+    pub(crate) fn drop_range(&mut self, space: Space, first: u64, last: u64) {
+        for level in TABLE_LEVELS {
+            let (first, last) = (first >> region_log2(level), last >> region_log2(level));
+            match self {
+                Self::Direct(direct) => {
+                    for number in first..=last {
+                        direct.remove(Key::new(space, level, number));
+                    }
+                }
+                Self::Exact(exact) => exact.drop_range(space, level, first, last),
+            }
+        }
+    }
+
+    /// Drops the entries that `doomed` names by key and by whether they are nested, if the store is exact: elsewhere floors do that.
+    pub(crate) fn drop_exactly(&mut self, doomed: impl Fn(Key, bool) -> bool) {
+        if let Self::Exact(exact) = self {
+            exact.drop_if(|key, packed| doomed(key, packed & NESTED != 0));
+        }
+    }
+
+    pub(crate) fn clear_exactly(&mut self) {
+        if let Self::Exact(exact) = self {
+            exact.clear();
+        }
+    }
+}
+
+/// Log2 of the bytes that an entry at `level` covers.
+#[inline]
+fn region_log2(level: u8) -> u32 {
+    3 + 9 * u32::from(level)
+}

@@ -13,7 +13,6 @@ use svadev_spec::vtd::tables::{
 use crate::UnitConfig;
 use crate::audit::Value;
 use crate::cache::{Clock, Floors, Space, Table};
-use crate::config::Caching;
 use crate::fault::{Fault, Request, RequestKind};
 use crate::resolver::Resolver;
 use crate::translate::in_interrupt_range;
@@ -150,9 +149,23 @@ impl EntryCaches {
         self.contexts.get(source_id, table_hash(source_id.into()), floor)
     }
 
+    /// The entry of a user request with a PASID that does not execute, in scalable mode, if it lives, lets the request in and has tables. It
+    /// says what its context entry allows, too.
+    #[inline]
+    pub(crate) fn serving(&self, request: &Request) -> Option<&AddressSpace> {
+        let Request { requester, pasid: Some(pasid), access, kind, .. } = *request else { return None };
+        if access.privileged || access.execute {
+            return None;
+        }
+        let entry = self.pasid(requester.0, pasid.get())?;
+        let ats = kind == RequestKind::Translation;
+        let usable = entry.serves_pasids && (entry.serves_ats || !ats) && !matches!(entry.stages, Stages::PassThrough);
+        usable.then_some(entry)
+    }
+
     /// A live entry passed every check of its context entry, but for those that depend on the request's kind; it dies with it, too.
     #[inline]
-    pub(crate) fn pasid(&self, source_id: u16, pasid: u32) -> Option<&AddressSpace> {
+    fn pasid(&self, source_id: u16, pasid: u32) -> Option<&AddressSpace> {
         let (entry, born) = self.pasids.get_with_birth((source_id, pasid), table_hash(pasid_tag(source_id, pasid)))?;
         let domain_id = entry.space.domain_id();
         let floor = self
@@ -247,7 +260,7 @@ impl<M: GuestMemory> Resolver<'_, M> {
                         (high.rid_pasid(), high.rid_privileged(), FaultReason::RidPasidInvalid)
                     }
                 };
-                if u64::from(pasid) >= context.pasid_limit() || pasid >> self.config.max_pasid_bits != 0 {
+                if u64::from(pasid) >= context.pasid_limit() || pasid >> self.walker.config.max_pasid_bits != 0 {
                     return Err(fault(too_large, fpd));
                 }
                 Ok((self.pasid_entry(request.requester, context, pasid)?, privileged))
@@ -307,16 +320,16 @@ impl<M: GuestMemory> Resolver<'_, M> {
     }
 
     fn cached_context(&mut self, requester: Bdf, scalable: bool) -> Result<Context, Fault> {
-        if self.config.caching == Caching::None {
+        if !self.walker.caches() {
             return self.load_context(requester, scalable);
         }
         if let Some(context) = self.entries.context(requester.0) {
             return Ok(*context);
         }
         let context = self.load_context(requester, scalable)?;
-        let born = self.clock.tick();
+        let born = self.walker.clock.tick();
         self.entries.contexts.insert(requester.0, table_hash(requester.0.into()), context, born, |_, _| true);
-        if let Some(audit) = &mut self.audit {
+        if let Some(audit) = &mut self.walker.audit {
             audit.context_cached(requester, Value::Context(context));
         }
         Ok(context)
@@ -340,7 +353,7 @@ impl<M: GuestMemory> Resolver<'_, M> {
             (Context::Scalable(context), _) => context,
         };
         let pasid = pasid.map_or(context.high.rid_pasid(), Pasid::get);
-        let fits = u64::from(pasid) < context.pasid_limit() && pasid >> self.config.max_pasid_bits == 0;
+        let fits = u64::from(pasid) < context.pasid_limit() && pasid >> self.walker.config.max_pasid_bits == 0;
         fits.then(|| self.load_pasid_entry(context, pasid).ok()).flatten()
     }
 
@@ -349,7 +362,7 @@ impl<M: GuestMemory> Resolver<'_, M> {
     }
 
     fn load(&self, at: u64, reason: FaultReason, fpd: bool) -> Result<u64, Fault> {
-        self.memory.load_u64(GuestAddress(at)).map_err(|_| fault(reason, fpd))
+        self.walker.memory.load_u64(GuestAddress(at)).map_err(|_| fault(reason, fpd))
     }
 
     /// §3.4.3, §9.2, §9.4.
@@ -361,7 +374,7 @@ impl<M: GuestMemory> Resolver<'_, M> {
         if !root.present() {
             return Err(fault(FaultReason::RootNotPresent, false));
         }
-        if root.reserved() != 0 || self.limits.frame_too_wide(root.frame()) {
+        if root.reserved() != 0 || self.walker.limits.frame_too_wide(root.frame()) {
             return Err(fault(FaultReason::RootReserved, false));
         }
         let at = (root.frame() << 12) + u64::from(requester.devfn() & 0x7f) * CONTEXT_ENTRY_SIZE;
@@ -373,7 +386,11 @@ impl<M: GuestMemory> Resolver<'_, M> {
         let high = ContextHigh::from(self.load(at + 8, FaultReason::ContextAccess, fpd)?);
         let reserved = self.load(at + 16, FaultReason::ContextAccess, fpd)?
             | self.load(at + 24, FaultReason::ContextAccess, fpd)?;
-        if low.reserved() != 0 || high.reserved() != 0 || reserved != 0 || self.limits.frame_too_wide(low.frame()) {
+        if low.reserved() != 0
+            || high.reserved() != 0
+            || reserved != 0
+            || self.walker.limits.frame_too_wide(low.frame())
+        {
             return Err(fault(FaultReason::ContextReserved, fpd));
         }
         Ok(Context::Scalable(ScalableContext { low, high }))
@@ -387,7 +404,7 @@ impl<M: GuestMemory> Resolver<'_, M> {
             return Err(fault(FaultReason::LegacyRootNotPresent, false));
         }
         let root_high = self.load(root_at + 8, FaultReason::LegacyRootAccess, false)?;
-        if root.reserved() != 0 || root_high != 0 || self.limits.frame_too_wide(root.frame()) {
+        if root.reserved() != 0 || root_high != 0 || self.walker.limits.frame_too_wide(root.frame()) {
             return Err(fault(FaultReason::LegacyRootReserved, false));
         }
         let at = (root.frame() << 12) + u64::from(requester.devfn()) * LEGACY_CONTEXT_ENTRY_SIZE;
@@ -397,7 +414,11 @@ impl<M: GuestMemory> Resolver<'_, M> {
             return Err(fault(FaultReason::LegacyContextNotPresent, fpd));
         }
         let high = LegacyContextHigh::from(self.load(at + 8, FaultReason::LegacyContextAccess, fpd)?);
-        if low.reserved() != 0 || high.reserved0() || high.reserved1() != 0 || self.limits.frame_too_wide(low.frame()) {
+        if low.reserved() != 0
+            || high.reserved0()
+            || high.reserved1() != 0
+            || self.walker.limits.frame_too_wide(low.frame())
+        {
             return Err(fault(FaultReason::LegacyContextReserved, fpd));
         }
         let invalid = fault(FaultReason::LegacyContextInvalid, fpd);
@@ -427,23 +448,23 @@ impl<M: GuestMemory> Resolver<'_, M> {
 
     /// AW is the number of the bit of CAP.SAGAW that must be set, and two less than the levels (§9.3, §9.6).
     fn second_stage_levels(&self, address_width: u8) -> Option<u8> {
-        let supported = self.config.capability().second_stage_widths() >> address_width & 1 != 0;
+        let supported = self.walker.config.capability().second_stage_widths() >> address_width & 1 != 0;
         supported.then_some(address_width + 2)
     }
 
     fn pasid_entry(&mut self, requester: Bdf, context: ScalableContext, pasid: u32) -> Result<AddressSpace, Fault> {
-        if self.config.caching == Caching::None {
+        if !self.walker.caches() {
             return self.load_pasid_entry(context, pasid);
         }
         if let Some(entry) = self.entries.pasid(requester.0, pasid) {
             return Ok(*entry);
         }
-        self.counters.pasid_cache_misses += 1;
+        self.walker.counters.pasid_cache_misses += 1;
         let entry = self.load_pasid_entry(context, pasid)?;
-        let born = self.clock.tick();
+        let born = self.walker.clock.tick();
         let hash = table_hash(pasid_tag(requester.0, pasid));
         self.entries.pasids.insert((requester.0, pasid), hash, entry, born, |_, _| true);
-        if let Some(audit) = &mut self.audit {
+        if let Some(audit) = &mut self.walker.audit {
             audit.pasid_cached(requester, pasid, Value::Pasid(entry));
         }
         Ok(entry)
@@ -459,7 +480,7 @@ impl<M: GuestMemory> Resolver<'_, M> {
         if !directory.present() {
             return Err(fault(FaultReason::PasidDirectoryNotPresent, fpd));
         }
-        if directory.reserved() != 0 || self.limits.frame_too_wide(directory.frame()) {
+        if directory.reserved() != 0 || self.walker.limits.frame_too_wide(directory.frame()) {
             return Err(fault(FaultReason::PasidDirectoryReserved, fpd));
         }
         let index = u64::from(pasid & ((1 << PASID_TABLE_BITS) - 1));
@@ -487,15 +508,15 @@ impl<M: GuestMemory> Resolver<'_, M> {
 
     /// The translation that a PASID table entry asks for, if it may (SPT.3, SPT.4).
     fn stages(&self, qw0: PasidTable0, qw1: PasidTable1, qw2: PasidTable2) -> Result<Stages, FaultReason> {
-        let unsupported = (qw2.supervisor_request_enable() && !self.config.supervisor_requests)
-            || (qw2.execute_request_enable() && !self.config.execute_requests);
+        let unsupported = (qw2.supervisor_request_enable() && !self.walker.config.supervisor_requests)
+            || (qw2.execute_request_enable() && !self.walker.config.execute_requests);
         if qw0.reserved0() || qw0.reserved1() != 0 || qw2.reserved() != 0 || unsupported {
             return Err(FaultReason::PasidTableReserved);
         }
         match qw0.translation_type() {
             translation_type::FIRST_STAGE => Ok(Stages::First(self.first_stage(qw1, qw2)?)),
             translation_type::SECOND_STAGE => Ok(Stages::Second(self.second_stage(qw0, qw1)?)),
-            translation_type::NESTED if self.config.nested => {
+            translation_type::NESTED if self.walker.config.nested => {
                 Ok(Stages::Nested(self.first_stage(qw1, qw2)?, self.second_stage(qw0, qw1)?))
             }
             translation_type::PASS_THROUGH => Ok(Stages::PassThrough),
@@ -504,12 +525,12 @@ impl<M: GuestMemory> Resolver<'_, M> {
     }
 
     fn first_stage(&self, qw1: PasidTable1, qw2: PasidTable2) -> Result<FirstStage, FaultReason> {
-        if self.limits.frame_too_wide(qw2.first_stage_frame()) {
+        if self.walker.limits.frame_too_wide(qw2.first_stage_frame()) {
             return Err(FaultReason::PasidTableReserved);
         }
         let levels = match qw2.first_stage_paging_mode() {
             0 => 4,
-            1 if self.config.levels5 => 5,
+            1 if self.walker.config.levels5 => 5,
             _ => return Err(FaultReason::PasidTableInvalid),
         };
         Ok(FirstStage {
@@ -524,7 +545,7 @@ impl<M: GuestMemory> Resolver<'_, M> {
     }
 
     fn second_stage(&self, qw0: PasidTable0, qw1: PasidTable1) -> Result<SecondStage, FaultReason> {
-        if self.limits.frame_too_wide(qw0.second_stage_frame()) {
+        if self.walker.limits.frame_too_wide(qw0.second_stage_frame()) {
             return Err(FaultReason::PasidTableReserved);
         }
         Ok(SecondStage {

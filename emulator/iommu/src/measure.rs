@@ -27,8 +27,7 @@ impl Lookups {
     /// PASIDs. Both at most 2^20, the largest IOTLB.
     pub fn new(entries: u64, stale: u64) -> Self {
         let size = usize::try_from((2 * entries.max(256)).next_power_of_two()).expect("small").min(1 << 20);
-        let rights = Rights { read: true, write: true, execute: false };
-        let mapping = Mapping::new(Leaf::new(0x5000, PageSize::SIZE_4KIB, rights), true);
+        let mapping = Mapping::new(Leaf::new(0x5000, PageSize::SIZE_4KIB, Rights::READ_WRITE), true);
         let space = |pasid: u64| Space::new(1, u32::try_from(pasid).expect("20 bits"));
         let (mut iotlb, mut clock) = (Iotlb::new(size, false), Clock::default());
         for n in 0..stale {

@@ -10,40 +10,50 @@ use crate::counters::Counters;
 use crate::walk::Limits;
 use crate::{Unit, UnitConfig};
 
-/// The parts of a unit that serve one request. They see memory as it was at the beginning: one view for all the structures on the
-/// way, so that no change of the memory map falls between them.
+/// The parts of a unit that find the address space of a request (§3.4), and those that look up addresses in it.
 pub(crate) struct Resolver<'a, M: GuestMemory + 'a> {
-    pub(crate) memory: M::View<'a>,
     pub(crate) root: RootTableAddress,
+    pub(crate) entries: &'a mut EntryCaches,
+    pub(crate) walker: Walker<'a, M>,
+}
+
+/// The parts of a unit that look up addresses in an address space. They see memory as it was at the beginning: one view for all the
+/// structures on the way, so that no change of the memory map falls between them.
+pub(crate) struct Walker<'a, M: GuestMemory + 'a> {
+    pub(crate) memory: M::View<'a>,
     pub(crate) limits: Limits,
     pub(crate) config: &'a UnitConfig,
     pub(crate) counters: &'a mut Counters,
     pub(crate) clock: &'a mut Clock,
-    pub(crate) entries: &'a mut EntryCaches,
     pub(crate) iotlb: &'a mut Iotlb,
     pub(crate) audit: Option<&'a mut Auditor>,
 }
 
-impl<M: GuestMemory> Resolver<'_, M> {
+impl<M: GuestMemory> Walker<'_, M> {
     /// Whether anything is remembered at all.
     pub(crate) fn caches(&self) -> bool {
         self.config.caching != Caching::None
     }
 }
 
-impl<M: GuestMemory> Unit<M> {
-    #[inline]
-    pub(crate) fn resolver(&mut self) -> Resolver<'_, M> {
-        Resolver {
-            memory: self.memory.view(&mut self.kept),
-            root: self.root,
-            limits: self.limits,
-            config: &self.config,
-            counters: &mut self.counters,
-            clock: &mut self.clock,
-            entries: &mut self.entries,
-            iotlb: &mut self.iotlb,
-            audit: self.audit.as_deref_mut(),
+/// The walker of a unit, as an expression: a method could not leave the unit's other fields to its caller.
+macro_rules! walker {
+    ($unit:expr) => {
+        $crate::resolver::Walker::<M> {
+            memory: $unit.memory.view(&mut $unit.kept),
+            limits: $unit.limits,
+            config: &$unit.config,
+            counters: &mut $unit.counters,
+            clock: &mut $unit.clock,
+            iotlb: &mut $unit.iotlb,
+            audit: $unit.audit.as_deref_mut(),
         }
+    };
+}
+pub(crate) use walker;
+
+impl<M: GuestMemory> Unit<M> {
+    pub(crate) fn resolver(&mut self) -> Resolver<'_, M> {
+        Resolver { root: self.root, entries: &mut self.entries, walker: walker!(self) }
     }
 }

@@ -12,7 +12,7 @@ use crate::cache::{Iotlb, Leaf, Mapping, PageSize, Rights, Space};
 use crate::config::Caching;
 use crate::context::{AddressSpace, Stages};
 use crate::fault::{Blocked, Fault, Request, RequestKind};
-use crate::resolver::Resolver;
+use crate::resolver::{Resolver, Walker, walker};
 use crate::walk::{FirstStage, InMemory, Nested, PagingCaches, SecondStageTables, Shortcuts, Want, in_legacy_mode};
 
 impl<M: GuestMemory> Unit<M> {
@@ -36,14 +36,11 @@ impl<M: GuestMemory> Unit<M> {
         }
         let request = Request { requester, pasid, iova, access, kind: RequestKind::Translation };
         let audited = self.audit.is_some();
-        let result = match self.look_up(&request) {
+        let answer = match self.resolve(&request) {
             // Built where the caller wants it: an answer that is moved as a whole right after it was written field by field costs as much as the
             // lookup.
-            Lookup::Hit(mapping) if !audited => return Ok(mapping.translation(access.write)),
-            lookup => self.resolver().resolve_after(lookup, &request),
-        };
-        let answer = match result {
-            Ok(translation) => Ok(translation),
+            Ok(leaf) if !audited => return Ok(answer(leaf)),
+            Ok(leaf) => Ok(answer(leaf)),
             Err(fault) => match fault.reason.translation_response() {
                 TranslationResponse::NoRights => {
                     self.counters.translations_not_present += 1;
@@ -91,8 +88,7 @@ impl<M: GuestMemory> Unit<M> {
         let result = if pasid.is_none() && in_interrupt_range(iova.0) {
             Err(Fault { reason: FaultReason::InterruptAddress, fault_processing_disable: false })
         } else {
-            let lookup = self.look_up(&request);
-            self.resolver().resolve_after(lookup, &request)
+            self.resolve(&request).map(answer)
         };
         if let (Some(_), Ok(answer)) = (&self.audit, &result) {
             self.audit_access((requester, pasid), iova, answer);
@@ -130,112 +126,77 @@ impl<M: GuestMemory> Unit<M> {
     }
 }
 
-/// What the caches know about a request.
-enum Lookup {
-    /// Its page.
-    Hit(Mapping),
-    /// Its PASID entry, and that this has tables, but not its page.
-    Miss(AddressSpace),
-    /// Nothing, or what the rare requests need more than that for.
-    Unknown,
-}
-
 impl<M: GuestMemory> Unit<M> {
-    /// Most requests find their PASID entry cached, and most of those their page: nothing else is touched then, and nothing larger than
-    /// a word copied.
+    /// Where a request leads, with the rights that it gets. Most requests find their PASID entry cached, and most of those their page: nothing
+    /// else is touched then.
     #[inline]
-    fn look_up(&mut self, request: &Request) -> Lookup {
-        let Some(entry) = self.cached_entry(request) else { return Lookup::Unknown };
-        match self.iotlb.serving(entry.space, request.iova.0, want(request, false)) {
-            Some(mapping) => {
-                self.counters.iotlb_hits += 1;
-                Lookup::Hit(mapping)
-            }
-            None => Lookup::Miss(*entry),
-        }
-    }
-
-    /// The PASID entry of a user request with a PASID that does not execute, if it is cached, lets the request in and has tables. It says what
-    /// its context entry allows, too.
-    #[inline]
-    fn cached_entry(&self, request: &Request) -> Option<&AddressSpace> {
-        let Request { requester, pasid: Some(pasid), access, kind, .. } = *request else {
-            return None;
+    fn resolve(&mut self, request: &Request) -> Result<Leaf, Fault> {
+        let cached = self.config.caching != Caching::None
+            && self.root.translation_table_mode() == translation_table_mode::SCALABLE;
+        let Some(entry) = cached.then(|| self.entries.serving(request)).flatten() else {
+            return self.resolver().resolve(request);
         };
-        if self.config.caching == Caching::None
-            || access.privileged
-            || access.execute
-            || self.root.translation_table_mode() != translation_table_mode::SCALABLE
-        {
-            return None;
+        let want = want(request, false);
+        match self.iotlb.serving(entry.space, request.iova.0, want) {
+            Some(leaf) => {
+                self.counters.iotlb_hits += 1;
+                Ok(given(leaf, want))
+            }
+            None => walker!(self)
+                .by_tables(entry, request, want, true)
+                .map_err(|reason| Fault { reason, fault_processing_disable: entry.fault_processing_disable }),
         }
-        let entry = self.entries.pasid(requester.0, pasid.get())?;
-        let ats = kind == RequestKind::Translation;
-        let usable = entry.serves_pasids && (entry.serves_ats || !ats) && !matches!(entry.stages, Stages::PassThrough);
-        usable.then_some(entry)
     }
 }
 
 impl Iotlb {
-    /// The mapping that serves a request, if it is there.
-    #[inline]
-    fn serving(&self, space: Space, iova: u64, want: Want) -> Option<Mapping> {
-        self.get(space, iova).filter(|mapping| {
-            (mapping.write_known() || !want.dirty || mutant!(IotlbHitForgetsDirty))
-                && (mapping.leaf().write() || !want.write)
-                && (mapping.leaf().read() || !want.read)
-        })
+    /// The page of `iova` as a request may use it, if it is there. Always inlined: callers know most of what is wanted, and the checks go.
+    #[inline(always)]
+    fn serving(&self, space: Space, iova: u64, want: Want) -> Option<Leaf> {
+        let mapping = self.get(space, iova)?;
+        let leaf = mapping.leaf();
+        let enough = (mapping.write_known() || !want.dirty || mutant!(IotlbHitForgetsDirty))
+            && (leaf.write() || !want.write)
+            && (leaf.read() || !want.read);
+        enough.then_some(leaf)
     }
 }
 
 impl<M: GuestMemory> Resolver<'_, M> {
-    fn resolve_after(&mut self, lookup: Lookup, request: &Request) -> Result<Translation, Fault> {
-        match lookup {
-            Lookup::Hit(mapping) => Ok(mapping.translation(request.access.write)),
-            Lookup::Miss(entry) => self
-                .translate_by_tables(&entry, request, want(request, false), true)
-                .map_err(|reason| Fault { reason, fault_processing_disable: entry.fault_processing_disable }),
-            Lookup::Unknown => self.resolve_slowly(request),
-        }
-    }
-
     #[inline(never)]
-    fn resolve_slowly(&mut self, request: &Request) -> Result<Translation, Fault> {
+    fn resolve(mut self, request: &Request) -> Result<Leaf, Fault> {
         let (space, privileged) = self.address_space(request)?;
         let want = want(request, privileged);
-        self.translate_in(&space, request, want).map_err(|reason| Fault {
+        self.walker.in_space(&space, request, want).map_err(|reason| Fault {
             reason: if space.legacy { in_legacy_mode(reason, want) } else { reason },
             fault_processing_disable: space.fault_processing_disable,
         })
     }
+}
 
-    fn translate_in(
-        &mut self,
-        space: &AddressSpace,
-        request: &Request,
-        want: Want,
-    ) -> Result<Translation, FaultReason> {
+impl<M: GuestMemory> Walker<'_, M> {
+    fn in_space(&mut self, space: &AddressSpace, request: &Request, want: Want) -> Result<Leaf, FaultReason> {
         let iova = request.iova.0;
         if space.stages == Stages::PassThrough {
             return self.pass_through(iova);
         }
         // Supervisor and execute requests are rare: they walk, and the IOTLB need not tell their rights apart.
-        let cacheable = self.config.caching != Caching::None && !want.privileged && !want.execute;
-        if cacheable && let Some(mapping) = self.iotlb.serving(space.space, iova, want) {
+        let cacheable = self.caches() && !want.privileged && !want.execute;
+        if cacheable && let Some(leaf) = self.iotlb.serving(space.space, iova, want) {
             self.counters.iotlb_hits += 1;
-            return Ok(mapping.translation(want.dirty));
+            return Ok(given(leaf, want));
         }
-        self.translate_by_tables(space, request, want, cacheable)
+        self.by_tables(space, request, want, cacheable)
     }
 
     /// Walks, and keeps what it found if it is `cacheable`.
-    fn translate_by_tables(
+    fn by_tables(
         &mut self,
         space: &AddressSpace,
         request: &Request,
         want: Want,
         cacheable: bool,
-    ) -> Result<Translation, FaultReason> {
+    ) -> Result<Leaf, FaultReason> {
         let iova = request.iova.0;
         self.counters.iotlb_misses += 1;
         self.counters.walks += 1;
@@ -246,7 +207,7 @@ impl<M: GuestMemory> Resolver<'_, M> {
         let page = without_interrupt_range(leaf, iova)?;
         if cacheable {
             // Without dirty set, later writes must walk again: they find `write_known` clear.
-            let page = page.write_if(want.dirty);
+            let page = page.limited_to(want.dirty, false, false);
             let nested = matches!(space.stages, Stages::Nested(..));
             self.iotlb.insert(space.space, iova, Mapping::new(page, want.dirty), nested, self.clock);
             if let Some(audit) = &mut self.audit {
@@ -254,7 +215,7 @@ impl<M: GuestMemory> Resolver<'_, M> {
                 audit.page_cached(space.space, iova, page.size().log2(), value, nested);
             }
         }
-        Ok(translation(page, want))
+        Ok(given(page, want))
     }
 
     #[inline]
@@ -309,22 +270,11 @@ impl<M: GuestMemory> Resolver<'_, M> {
     }
 
     /// §3.9: untranslated addresses are host addresses.
-    fn pass_through(&self, iova: u64) -> Result<Translation, FaultReason> {
+    fn pass_through(&self, iova: u64) -> Result<Leaf, FaultReason> {
         if iova >> self.config.host_address_width != 0 {
             return Err(FaultReason::AddressBeyondHost);
         }
-        let leaf = Leaf::new(iova, PageSize::SIZE_2MIB, Rights { read: true, write: true, execute: false });
-        let leaf = without_interrupt_range(leaf, iova)?;
-        Ok(answer(leaf, Access::READ_WRITE))
-    }
-}
-
-impl Mapping {
-    /// The answer to a request, which may be followed by writes if it is `dirty`.
-    #[inline]
-    fn translation(self, dirty: bool) -> Translation {
-        let leaf = self.leaf();
-        answer(leaf, Access { read: leaf.read(), write: leaf.write() && dirty, execute: false, privileged: false })
+        without_interrupt_range(Leaf::new(iova, PageSize::SIZE_2MIB, Rights::READ_WRITE), iova)
     }
 }
 
@@ -349,23 +299,20 @@ fn want(request: &Request, privileged: bool) -> Want {
     }
 }
 
-fn translation(leaf: Leaf, want: Want) -> Translation {
-    let access = Access {
-        read: leaf.read(),
-        // With No Write honoured (ECAP.NWFS) no right to write is given: dirty was not set for it (§4.2.2).
-        write: leaf.write() && want.dirty,
-        execute: leaf.execute() && want.execute,
-        privileged: want.privileged,
-    };
-    answer(leaf, access)
+/// What a request gets of a page's rights.
+#[inline]
+fn given(page: Leaf, want: Want) -> Leaf {
+    // With No Write honoured (ECAP.NWFS) no right to write is given: dirty was not set for it (§4.2.2).
+    page.limited_to(want.dirty, want.execute, want.privileged)
 }
 
 #[inline]
-fn answer(leaf: Leaf, access: Access) -> Translation {
+fn answer(leaf: Leaf) -> Translation {
+    let (read, write, execute, privileged) = (leaf.read(), leaf.write(), leaf.execute(), leaf.privileged());
     Translation {
         gpa: Gpa(leaf.address()),
         size_log2: leaf.size().log2(),
-        access,
+        access: Access { read, write, execute, privileged },
         global: false,
         untranslated_only: false,
     }

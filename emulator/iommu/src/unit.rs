@@ -1,6 +1,7 @@
 //! The unit: its state, how it starts and how it is reset.
 use svadev_fabric::{Bdf, Downstream, Msi};
 use svadev_memory::GuestMemory;
+use svadev_mutation::mutant;
 use svadev_spec::vtd::invalidation::InvalidateAddress;
 use svadev_spec::vtd::registers::{ContextCommand, Global, IotlbInvalidate, PageRequestStatus, RootTableAddress};
 
@@ -151,7 +152,9 @@ impl<M: GuestMemory> Unit<M> {
     /// The memory map changed: nothing that was mapped before is kept. A translation that comes later sees the change without this, but
     /// before it comes, memory that is gone stays mapped.
     pub fn memory_changed(&mut self) {
-        self.kept = M::Kept::default();
+        if !mutant!(UnitKeepsMemory) {
+            self.kept = M::Kept::default();
+        }
     }
 
     /// Sends the page request and fault events again whose cause is still pending: a message that was on its way through a

@@ -167,7 +167,8 @@ impl Words {
         // `_mapping` lives, and accessed by atomics or volatile operations only.
         let value = unsafe { AtomicU64::from_ptr(self.first.add(at).as_ptr().cast()) }.load(Ordering::Acquire);
         let lost_from = self.guard.map_or(NOTHING_LOST, Slot::lost_from);
-        (lost_from >= self.offset + at + 8).then_some(u64::from_le(value))
+        // Both lie in the mapping: the sum is far from wrapping.
+        (lost_from >= self.offset.wrapping_add(at).wrapping_add(8)).then_some(u64::from_le(value))
     }
 }
 

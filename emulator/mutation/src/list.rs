@@ -203,4 +203,8 @@ mutants! {
     RegionOverlapUnchecked,
     /// Bytes that the file has lost are not noticed.
     LostBytesUnnoticed,
+    /// A view that was kept is taken again though the map has changed.
+    KeptViewNotRenewed,
+    /// The unit keeps what it walked last when it hears that the map has changed.
+    UnitKeepsMemory,
 }

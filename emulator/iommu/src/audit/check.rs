@@ -256,7 +256,7 @@ impl Auditor {
         if entry.stages == Stages::PassThrough
             || access.privileged
             || access.execute
-            || !resolver.caches()
+            || !resolver.walker.caches()
             || self.books.get(&key).iter().any(known)
         {
             return;

@@ -138,7 +138,7 @@ impl<M: GuestMemory> Resolver<'_, M> {
             return Live::NOTHING;
         }
         let of_domain = space.is_some_and(|space| !space.has_pasid());
-        let (memory, limits) = (&self.memory, self.limits);
+        let (memory, limits) = (&self.walker.memory, self.walker.limits);
         match entry.stages {
             Stages::PassThrough => Live { leaf: Some((address, true, true)), ..Live::NOTHING },
             Stages::First(first) => {

@@ -83,3 +83,42 @@ impl ByLevel {
         *cursor = if end == PLACES { 0 } else { end };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Puts entries born at 1 in. Those of other levels and of neighbouring regions have places of their own; one that is as many regions away
+    /// as there are places takes the other's.
+    #[test]
+    fn a_place_has_one_entry() {
+        let space = Space::new(3, 7);
+        let spread = Spread::of(space);
+        let mut table = ByLevel::new();
+        let key = |level, number| Key::new(space, level, number);
+        let regions = 1 << PLACES_LOG2;
+        for level in TABLE_LEVELS {
+            for number in 0..regions {
+                table.insert(spread, key(level, number), u64::from(level) << 32 | number, 1);
+            }
+        }
+        for level in TABLE_LEVELS {
+            for number in 0..regions {
+                assert_eq!(table.get(spread, key(level, number), 0), Some(u64::from(level) << 32 | number));
+                assert_eq!(table.get(spread, key(level, number), 1), None, "born no later than its floor");
+            }
+        }
+        table.insert(spread, key(3, regions + 5), 9, 2);
+        assert_eq!(table.get(spread, key(3, 5), 0), None);
+        table.remove(key(3, 5));
+        assert_eq!(table.get(spread, key(3, regions + 5), 0), Some(9), "another key's");
+        table.remove(key(3, regions + 5));
+        assert_eq!(table.get(spread, key(3, regions + 5), 0), None);
+        let (mut cursor, mut seen, mut rounds) = (0, 0, 0);
+        while rounds == 0 || cursor != 0 {
+            table.each_after(&mut cursor, 1000, |_, _, _| seen += 1);
+            rounds += 1;
+        }
+        assert_eq!((seen, rounds), (PLACES - 1, PLACES.div_ceil(1000)));
+    }
+}

@@ -52,11 +52,17 @@ pub(crate) struct Rights {
     pub(crate) execute: bool,
 }
 
+impl Rights {
+    pub(crate) const READ_WRITE: Self = Self { read: true, write: true, execute: false };
+}
+
 const READ: u64 = 1;
 const WRITE: u64 = 1 << 1;
 const EXECUTE: u64 = 1 << 2;
+/// The rights are a supervisor's.
+const PRIVILEGED: u64 = 1 << 3;
 /// Bits from here on are free for those who keep leaves.
-pub(super) const FIRST_FREE: u64 = 1 << 3;
+pub(super) const FIRST_FREE: u64 = 1 << 4;
 /// Two bits above this: the page's size.
 const SIZE_SHIFT: u32 = 10;
 const ADDRESS: u64 = !0xfff;
@@ -124,9 +130,14 @@ impl Leaf {
         Rights { read: self.read(), write: self.write(), execute: self.execute() }
     }
 
-    /// The same without the right to write, unless it is `allowed`.
     #[inline]
-    pub(crate) fn write_if(self, allowed: bool) -> Self {
-        Self(self.0 & !flag(!allowed, WRITE))
+    pub(crate) fn privileged(self) -> bool {
+        self.0 & PRIVILEGED != 0
+    }
+
+    /// The same without the rights to write and to execute, unless they are asked for; as a supervisor's, if it is one.
+    #[inline]
+    pub(crate) fn limited_to(self, write: bool, execute: bool, privileged: bool) -> Self {
+        Self(self.0 & !flag(!write, WRITE) & !flag(!execute, EXECUTE) | flag(privileged, PRIVILEGED))
     }
 }

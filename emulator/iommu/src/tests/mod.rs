@@ -5,6 +5,7 @@ mod audit;
 mod coverage;
 mod faults;
 mod invalidation;
+mod memory;
 mod model;
 mod page_request;
 mod paging_caches;

@@ -377,6 +377,30 @@ fn a_view_is_one_moment() {
     assert!(mappings.is_empty());
 }
 
+#[test]
+fn a_kept_view_is_taken_again_until_the_map_changes() {
+    let mappings = Mappings::new();
+    let (map, other) = (MemoryMap::new(mappings.clone()), MemoryMap::new(mappings.clone()));
+    let (file, others_file) = (memfd(1), memfd(1));
+    map.map(region(0x1000, 1, &file, 0)).unwrap();
+    other.map(region(0x1000, 1, &others_file, 0)).unwrap();
+    other.store_u32(GuestAddress(0x1000), 8).unwrap();
+    let mut kept = KeptView::default();
+    let first: *const MemoryView = map.view(&mut kept);
+    assert_eq!(std::ptr::from_ref(map.view(&mut kept)), first);
+    assert_eq!(other.view(&mut kept).load_u64(GuestAddress(0x1000)), Ok(8), "not the first map's");
+    assert_eq!(map.view(&mut kept).load_u64(GuestAddress(0x1000)), Ok(0));
+    drop(map.unmap_all());
+    assert_eq!(mappings.len(), 2, "what is kept stays mapped");
+    assert_eq!(map.view(&mut kept).load_u64(GuestAddress(0x1000)), Err(MemoryError::NotMapped(0x1000)));
+    assert_eq!(mappings.len(), 1);
+    let _ = other.view(&mut kept);
+    drop(other);
+    assert!(!mappings.is_empty());
+    drop(kept);
+    assert!(mappings.is_empty());
+}
+
 /// The naive model: what each guest page shows, and the files as plain bytes.
 #[derive(Default)]
 struct Model {

@@ -138,5 +138,7 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         Mutant::UnmapKeepsRegion | Mutant::RegionOverlapUnchecked => memory(&["agrees_with_the_naive_model"]),
         Mutant::ReadOnlyRegionWritten => memory(&["rights_are_the_regions_own"]),
         Mutant::LostBytesUnnoticed => memory(&["a_truncated_file_loses_its_memory"]),
+        Mutant::KeptViewNotRenewed => memory(&["a_kept_view_is_taken_again"]),
+        Mutant::UnitKeepsMemory => iommu(&["memory_that_is_gone_is_not_kept"]),
     }
 }

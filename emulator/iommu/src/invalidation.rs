@@ -46,15 +46,24 @@ pub(crate) struct InvalidationQueue {
     outstanding: BTreeMap<InvalidateTag, Bdf>,
     /// The next tag. Tags are never used twice, so a late acknowledgement is recognised.
     next_tag: u64,
-    /// The head is at a wait that waits: it was counted.
-    parked: bool,
+    /// The head is at a descriptor that waits: it was counted.
+    parked: Option<Parked>,
 }
 
 /// What became of a descriptor.
 enum Step {
     Done,
     /// It must be tried again when an acknowledgement has come.
-    Park,
+    Park(Parked),
+}
+
+/// What waits for acknowledgements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parked {
+    /// A wait, for all of them.
+    Wait,
+    /// A device-TLB invalidation, until it may be sent.
+    Invalidation,
 }
 
 impl InvalidationQueue {
@@ -68,7 +77,7 @@ impl InvalidationQueue {
             wait_completed: false,
             outstanding: BTreeMap::new(),
             next_tag,
-            parked: false,
+            parked: None,
         }
     }
 
@@ -93,7 +102,7 @@ impl InvalidationQueue {
     pub(crate) fn restart(&mut self) {
         self.head = 0;
         self.outstanding.clear();
-        self.parked = false;
+        self.parked = None;
     }
 
     /// The fields of IQERCD count only while their status bit is set (§11.4.9.9).
@@ -119,12 +128,11 @@ impl<M: GuestMemory> Unit<M> {
         {
             match self.next_descriptor().and_then(|descriptor| self.carry_out(descriptor, ports)) {
                 Ok(Step::Done) => {
-                    self.queue.parked = false;
+                    self.queue.parked = None;
                     self.queue.advance();
                 }
-                Ok(Step::Park) => {
-                    if !self.queue.parked {
-                        self.queue.parked = true;
+                Ok(Step::Park(parked)) => {
+                    if self.queue.parked.replace(parked).is_none() {
                         self.counters.waits_parked += 1;
                     }
                     if mutant!(ParkSkipsWait) {
@@ -357,7 +365,7 @@ impl<M: GuestMemory> Unit<M> {
         ports: &dyn Downstream,
     ) -> Step {
         if self.queue.outstanding.len() >= MAX_OUTSTANDING {
-            return Step::Park;
+            return Step::Park(Parked::Invalidation);
         }
         self.counters.invalidations_device_tlb += 1;
         self.audit_invalidated(Scope::Function { to, pasid, global, range });
@@ -387,7 +395,7 @@ impl<M: GuestMemory> Unit<M> {
             if mutant!(StatusBeforeInvalidations) && low.status_write() {
                 let _ = self.memory.store_u32(GuestAddress(high), low.status_data());
             }
-            return Ok(Step::Park);
+            return Ok(Step::Park(Parked::Wait));
         }
         if low.status_write() {
             self.memory.store_u32(GuestAddress(high), low.status_data()).map_err(|_| QueueError::Fetch)?;
@@ -451,7 +459,7 @@ impl<M: GuestMemory> Unit<M> {
         let expected = self.queue.outstanding.get(&tag);
         if expected == Some(&requester) || (expected.is_some() && mutant!(AcknowledgementFromAnyone)) {
             self.queue.outstanding.remove(&tag);
-            if self.queue.parked {
+            if self.queue.parked.is_some() {
                 self.process_queue(ports);
             }
             return;
@@ -464,8 +472,9 @@ impl<M: GuestMemory> Unit<M> {
         self.set_queue_status(|status| status.set_invalidation_completion_error(true), Some(requester), ports);
     }
 
-    /// Acknowledgements of `requester` took too long: the caller, who has a clock, gives up on them (§6.5.2.10). A wait that waits for
-    /// them is dropped without its status; the queue stops until software clears FSTS.ITE. Nothing happens when none is missing.
+    /// Acknowledgements of `requester` took too long: the caller, who has a clock, gives up on them, and with them on all others (§6.5.2.10). A
+    /// wait that waits for them is dropped without its status; the queue stops until software clears FSTS.ITE. An invalidation that was not sent
+    /// yet is sent then: software has no sign that it was not. Nothing happens when no acknowledgement is missing.
     pub fn invalidate_timed_out(&mut self, requester: Bdf, ports: &dyn Downstream) {
         if !self.queue.outstanding.values().any(|&to| to == requester) {
             return;
@@ -474,10 +483,10 @@ impl<M: GuestMemory> Unit<M> {
         if let Some(audit) = &mut self.audit {
             audit.abandoned();
         }
-        if self.queue.parked {
-            self.queue.parked = false;
-            // Parked at a wait, which is aborted, or at a device-TLB invalidation, which is as good as timed out, too.
-            self.queue.advance();
+        match self.queue.parked.take() {
+            Some(Parked::Wait) if !mutant!(TimeoutKeepsWait) => self.queue.advance(),
+            Some(Parked::Invalidation) if mutant!(TimeoutSkipsInvalidation) => self.queue.advance(),
+            _ => {}
         }
         self.queue.error.set_timeout_source_id(requester.0);
         self.set_queue_status(|status| status.set_invalidation_timeout_error(true), Some(requester), ports);

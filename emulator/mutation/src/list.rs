@@ -40,6 +40,10 @@ mutants! {
     StatusBeforeInvalidations,
     /// A wait that parks is stepped over.
     ParkSkipsWait,
+    /// After a time-out the wait that waited is carried out all the same.
+    TimeoutKeepsWait,
+    /// A time-out takes an invalidation away that was not sent yet.
+    TimeoutSkipsInvalidation,
     /// The acknowledgement of any function counts.
     AcknowledgementFromAnyone,
     /// The head goes on past the end of the queue.

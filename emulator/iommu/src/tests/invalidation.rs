@@ -265,6 +265,30 @@ fn a_timeout_aborts_the_wait_and_stops_the_queue() {
     assert_eq!(world.load(STATUS), 2);
 }
 
+/// More invalidations than may be under way: the rest wait in the queue, and come after the time-out.
+#[test]
+fn a_timeout_takes_nothing_that_was_not_sent() {
+    const MOST: usize = 256;
+    let mut world = World::new();
+    world.ports.slow.set(true);
+    for _ in 0..=MOST {
+        world.submit(&[pasid_device_tlb(DEVICE, 5, 0x7000, 0)]);
+        // The queue is smaller than that: it wraps.
+        assert!(world.ports.tags().len() <= MOST);
+    }
+    world.submit(&[wait_descriptor(1)]);
+    assert_eq!(world.ports.tags().len(), MOST, "parked at the last");
+    world.unit.invalidate_timed_out(DEVICE, &world.ports);
+    assert_eq!(world.ports.tags().len(), MOST, "stopped");
+    world.write32(offset::FSTS, 1 << 6);
+    let tags = world.ports.tags();
+    assert_eq!((tags.len(), world.load(STATUS)), (MOST + 1, 0), "sent, and waited for");
+    world.unit.invalidate_complete(DEVICE, tags[0], &world.ports);
+    assert_eq!((world.read32(offset::FSTS), world.load(STATUS)), (0, 0), "late");
+    world.unit.invalidate_complete(DEVICE, tags[MOST], &world.ports);
+    assert_eq!(world.load(STATUS), 1);
+}
+
 #[test]
 fn bad_descriptors_stop_the_queue_until_iqe_is_cleared() {
     let did = u64::from(DOMAIN) << 16;

@@ -68,6 +68,8 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         | Mutant::EngineDropsNothing
         | Mutant::AbortWithoutResponses => WORLD,
         Mutant::StatusBeforeInvalidations | Mutant::ParkSkipsWait => iommu(&["a_wait_is_over_only_after"]),
+        Mutant::TimeoutKeepsWait => WORLD,
+        Mutant::TimeoutSkipsInvalidation => iommu(&["a_timeout_takes_nothing_that_was_not_sent"]),
         Mutant::AcknowledgementFromAnyone => iommu(&["unexpected_completions_are_errors"]),
         Mutant::QueueHeadNotWrapped => iommu(&["the_queue_wraps"]),
         Mutant::QueueErrorGoesOn => iommu(&["bad_descriptors_stop_the_queue"]),

@@ -6,6 +6,8 @@
 //! | an index rests until its response | a page request whose group is complete and not answered |
 //! | nothing for a PASID after `ABORT_PASID` | a request for a PASID that was stopped |
 //! | a wait comes after all completions | a wait completed while an older invalidation was not |
+//!
+//! It also loses invalidations and their completions, if the world has that fault, and has the clock by which they time out.
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -22,6 +24,11 @@ use crate::checker::Checker;
 use crate::coverage::Group as Count;
 use crate::log::Log;
 use crate::mutant::Mutant;
+use crate::rng::Rng;
+
+/// Fewest and most steps until the unit gives up on an invalidation: long for the functions of this world, and several in a row are less than
+/// a page request's patience.
+const GIVE_UP_STEPS: (u64, u64) = (60, 240);
 
 /// Data of the unit's interrupts, by which the kernel tells them apart; as bits of [`Bus::take_interrupts`].
 pub mod msi {
@@ -52,6 +59,16 @@ struct Watch {
     stopped: BTreeSet<(Bdf, Pasid)>,
     /// Invalidations that a function has still to complete.
     pending: BTreeSet<(Bdf, InvalidateTag)>,
+    /// Such as do not arrive, there or back: in which step the unit gives up on them.
+    lost: BTreeMap<(Bdf, InvalidateTag), u64>,
+    /// Completions among them, which arrive after that.
+    late: Vec<(Bdf, InvalidateTag)>,
+    /// Such as the unit gave up on, which the function may still complete.
+    given_up: BTreeSet<(Bdf, InvalidateTag)>,
+    /// Which are lost: the chance, in one thousand.
+    loss: Option<(Rng, u64)>,
+    /// The unit gave up on some, and the kernel has not heard of it.
+    timed_out: bool,
     /// How many messages of a kind there were, for mutants that act at some.
     count: u64,
     groups_sent: u64,
@@ -159,6 +176,48 @@ impl Bus {
     /// Invalidations that the unit still waits for.
     pub fn outstanding_invalidations(&self) -> usize {
         self.with_unit(|unit, _| unit.outstanding_invalidations().count())
+    }
+
+    /// From now on, invalidations are lost with this chance, in one thousand; `None`: no more.
+    pub fn lose_invalidations(&self, loss: Option<(Rng, u64)>) {
+        self.watch().loss = loss;
+    }
+
+    /// Whether the next message about an invalidation is lost; if so, the unit gives up on it after a while.
+    fn loses(&self, to: Bdf, tag: InvalidateTag) -> bool {
+        let now = self.log.tick();
+        let watch = &mut *self.watch();
+        let Some((rng, chance)) = &mut watch.loss else { return false };
+        let lost = rng.chance(*chance);
+        if lost {
+            watch.lost.insert((to, tag), now + rng.within(GIVE_UP_STEPS.0, GIVE_UP_STEPS.1));
+            self.log.count(Count::Fault, "lost_invalidations");
+        }
+        lost
+    }
+
+    /// Gives up on what was lost long enough ago. With it the unit forgets all that is not completed (VT-d 4.1 §6.5.2.10).
+    pub fn give_up(&self) {
+        let now = self.log.tick();
+        let due = self.watch().lost.iter().find(|&(_, &step)| step <= now).map(|(&key, _)| key);
+        let Some((bdf, tag)) = due else { return };
+        self.log.event(format_args!("{bdf} invalidation {} timed out", tag.0));
+        let late = self.with_unit(|unit, down| {
+            unit.invalidate_timed_out(bdf, down);
+            let watch = &mut *down.0.watch();
+            watch.lost.clear();
+            watch.given_up.append(&mut watch.pending);
+            watch.timed_out = true;
+            std::mem::take(&mut watch.late)
+        });
+        for (bdf, tag) in late {
+            self.invalidate_complete(bdf, tag);
+        }
+    }
+
+    /// Whether invalidations timed out since the last call.
+    pub fn take_timed_out(&self) -> bool {
+        std::mem::take(&mut self.watch().timed_out)
     }
 
     /// The kernel will never answer this group.
@@ -297,11 +356,21 @@ impl Upstream for Bus {
         if self.strikes(Mutant::AckTwice, 8) {
             self.watch().pending.remove(&(requester, tag));
         }
-        let known = self.watch().pending.remove(&(requester, tag));
+        let late = self.watch().given_up.remove(&(requester, tag));
+        let known = late || self.watch().pending.remove(&(requester, tag));
         self.log.check(Checker::Acknowledge, known, || {
             format!("{requester} completes invalidation {} that is not pending", tag.0)
         });
         self.log.event(format_args!("{requester} completes invalidation {}", tag.0));
+        if late {
+            self.log.count(Count::Path, "invalidation completed too late");
+        } else if self.loses(requester, tag) {
+            let watch = &mut *self.watch();
+            watch.pending.insert((requester, tag));
+            watch.late.push((requester, tag));
+            self.log.event(format_args!("which does not arrive in time"));
+            return;
+        }
         if self.mutant == Some(Mutant::EarlyAck) || self.strikes(Mutant::LoseCompletion, 8) {
             return;
         }
@@ -315,15 +384,17 @@ impl Downstream for Down<'_> {
         if self.0.strikes(Mutant::SkipDeviceTlb, 4) {
             return InvalidateAck::Done;
         }
-        let ack = function.invalidate(request);
+        let lost = self.0.loses(to, request.tag);
+        let ack = if lost { InvalidateAck::Pending } else { function.invalidate(request) };
         if ack == InvalidateAck::Pending {
             self.0.watch().pending.insert((to, request.tag));
         }
         self.0.log.event(format_args!(
-            "{to} invalidate {} {:?} {:?} -> {ack:?}",
+            "{to} invalidate {} {:?} {:?} -> {}",
             request.tag.0,
             request.pasid.map(Pasid::get),
-            request.range
+            request.range,
+            if lost { "lost".into() } else { format!("{ack:?}") }
         ));
         if self.0.mutant == Some(Mutant::EarlyAck) { InvalidateAck::Done } else { ack }
     }

@@ -59,6 +59,8 @@ const EXPECTED: &[(Group, &[&str])] = &[
         Group::Path,
         &[
             "invalidation wait parked",
+            "invalidation timed out",
+            "invalidation completed too late",
             "page request queue overflow",
             "group answered by the unit",
             "page requests drained",

@@ -65,4 +65,6 @@ faults! {
     unbind: 6,
     /// Processes die before their driver hears of it.
     exit: 6,
+    /// Device-TLB invalidations never reach their function, or their completions come too late.
+    lost_invalidations: 60,
 }

@@ -52,6 +52,11 @@ impl Log {
         self.lock().tick = tick;
     }
 
+    /// The time.
+    pub fn tick(&self) -> u64 {
+        self.lock().tick
+    }
+
     /// Something happened. Lines hold no host address and no wall clock time.
     pub fn event(&self, what: fmt::Arguments<'_>) {
         let mut inner = self.lock();

@@ -63,6 +63,8 @@ mutants! {
     LeafOnly: FreedFrame | FrozenPage | Dirty | Bytes | Reason | Once | UnitFaults,
     /// The kernel does not invalidate the unit's own translations.
     SkipIotlb: FreedFrame | FrozenPage | Dirty | Bytes | Reason | Once,
+    /// The kernel takes invalidations that timed out for done.
+    IgnoreTimeout: FreedFrame | FrozenPage | Dirty | Bytes | Reason | Once | Liveness,
     /// The kernel reuses a PASID without draining it.
     SkipDrain: PasidReuse | OneResponse | UnitFaults | Reason,
     /// The driver does not abort the work of a PASID.

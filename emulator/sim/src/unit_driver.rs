@@ -21,6 +21,7 @@ use crate::checker::Checker;
 use crate::coverage::Group as Count;
 use crate::frames::{FRAME, Frames};
 use crate::log::Log;
+use crate::mutant::Mutant;
 
 /// A descriptor's first two quadwords; the others are zero.
 pub type Descriptor = [u64; 2];
@@ -36,6 +37,18 @@ const DONE: u32 = 2;
 /// A submission that is waited for: give it to [`UnitDriver::is_done`] until that says so.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Waiting(u64);
+
+/// A submission that has a status word.
+#[derive(Debug)]
+struct Submission {
+    descriptors: Vec<Descriptor>,
+    drain: bool,
+    /// Places of its first descriptor and of its wait, counted from the first descriptor ever submitted.
+    first: u64,
+    wait: u64,
+    /// Some of it timed out: it is submitted again when its wait, which the unit still has before it, is over.
+    again: bool,
+}
 
 /// A page request as the kernel reads it.
 #[derive(Clone, Copy, Debug)]
@@ -78,8 +91,16 @@ pub struct UnitDriver {
     log: Arc<Log>,
     queue: u64,
     tail: u64,
+    /// Descriptors submitted so far.
+    submitted: u64,
     /// Free status words.
     slots: Vec<u64>,
+    /// By status word.
+    under_way: BTreeMap<u64, Submission>,
+    /// Status words of submissions whose wait was aborted, and for which there was no room yet.
+    aborted: Vec<u64>,
+    /// A planted bug: what timed out is taken for done.
+    careless: bool,
     page_requests: u64,
     page_request_bytes: u64,
     page_request_head: u64,
@@ -100,6 +121,7 @@ impl UnitDriver {
         frames: &mut Frames,
         root: u64,
         (page_request_order, held): (u8, u64),
+        mutant: Option<Mutant>,
     ) -> Self {
         let status = frames.allocate();
         let queue = frames.fresh(1 << QUEUE_ORDER);
@@ -140,6 +162,10 @@ impl UnitDriver {
             log,
             queue,
             tail: 0,
+            submitted: 0,
+            under_way: BTreeMap::new(),
+            aborted: Vec::new(),
+            careless: mutant == Some(Mutant::IgnoreTimeout),
             slots: (0..FRAME / 8).map(|n| status + 8 * n).collect(),
             page_requests,
             page_request_bytes: FRAME << page_request_order,
@@ -152,43 +178,110 @@ impl UnitDriver {
 
     /// Puts descriptors and a wait into the invalidation queue; `None`, and nothing done, where there is no room now.
     pub fn submit(&mut self, descriptors: &[Descriptor], drain: bool) -> Option<Waiting> {
-        let head = self.bus.read64(offset::IQH);
-        let room = head.wrapping_sub(self.tail + DESCRIPTOR_BYTES) % QUEUE_BYTES;
-        if room < (descriptors.len() as u64 + 1) * DESCRIPTOR_BYTES {
+        // Who was aborted comes first.
+        if self.room() < descriptors.len() as u64 + 1 || !self.aborted.is_empty() {
             return None;
         }
         let slot = self.slots.pop()?;
+        self.enqueue(slot, descriptors.to_vec(), drain);
+        Some(Waiting(slot))
+    }
+
+    /// How many descriptors fit into the queue.
+    fn room(&self) -> u64 {
+        let head = self.bus.read64(offset::IQH);
+        head.wrapping_sub(self.tail + DESCRIPTOR_BYTES) % QUEUE_BYTES / DESCRIPTOR_BYTES
+    }
+
+    fn enqueue(&mut self, slot: u64, descriptors: Vec<Descriptor>, drain: bool) {
         self.ram.store_u32(GuestAddress(slot), 0).expect("status words are in memory");
         let wait = Wait::new().with_status_write(true).with_fence(drain).with_page_request_drain(drain);
         let low = u64::from(wait.with_status_data(DONE)) | u64::from(descriptor_type::WAIT);
+        let first = self.submitted;
         for [low, high] in descriptors.iter().copied().chain([[low, slot]]) {
             for (n, word) in [low, high, 0, 0].into_iter().enumerate() {
                 let at = GuestAddress(self.queue + self.tail + 8 * n as u64);
                 self.ram.write(at, &word.to_le_bytes()).expect("the queue is in memory");
             }
             self.tail = (self.tail + DESCRIPTOR_BYTES) % QUEUE_BYTES;
+            self.submitted += 1;
         }
+        let submission = Submission { descriptors, drain, first, wait: self.submitted - 1, again: false };
+        self.under_way.insert(slot, submission);
         self.bus.write64(offset::IQT, self.tail);
-        Some(Waiting(slot))
     }
 
     /// Whether the submission is over; then its status word is free again.
     pub fn is_done(&mut self, waiting: &Waiting) -> bool {
-        let word = self.ram.load_u64(GuestAddress(waiting.0)).expect("status words are in memory");
-        let done = word == u64::from(DONE);
-        if done {
-            self.slots.push(waiting.0);
+        self.recover();
+        if self.status(waiting.0) != DONE {
+            return false;
         }
-        done
+        if self.under_way.get(&waiting.0).expect("somebody waits for it").again {
+            self.aborted.push(waiting.0);
+            self.submit_aborted();
+            return false;
+        }
+        self.under_way.remove(&waiting.0);
+        self.slots.push(waiting.0);
+        true
     }
 
-    /// Whether nothing is left in the invalidation queue.
+    fn status(&self, slot: u64) -> u32 {
+        let word = self.ram.load_u64(GuestAddress(slot)).expect("status words are in memory");
+        u32::try_from(word).expect("the unit writes 32 bits into a word of 64")
+    }
+
+    /// After a time-out the unit has dropped a wait and stopped (VT-d 4.1 §6.5.2.10). What may have missed its function is submitted again,
+    /// as Linux's `qi_check_fault()` and `qi_submit_sync()` do, and the unit goes on.
+    fn recover(&mut self) {
+        if FaultStatus::from(self.bus.read32(offset::FSTS)).invalidation_timeout_error() {
+            self.log.check(Checker::UnitFaults, self.bus.take_timed_out(), || "nothing timed out".into());
+            self.log.count(Count::Path, "invalidation timed out");
+            let left = self.tail.wrapping_sub(self.bus.read64(offset::IQH)) % QUEUE_BYTES / DESCRIPTOR_BYTES;
+            let head = self.submitted - left;
+            let unfinished: Vec<_> = self.under_way.keys().copied().filter(|&slot| self.status(slot) != DONE).collect();
+            for slot in unfinished {
+                let submission = self.under_way.get_mut(&slot).expect("listed");
+                if self.careless {
+                    self.ram.store_u32(GuestAddress(slot), DONE).expect("status words are in memory");
+                } else if self.aborted.contains(&slot) {
+                    // It is not in the queue.
+                } else if submission.wait < head {
+                    self.aborted.push(slot);
+                } else {
+                    submission.again |= submission.first < head;
+                }
+            }
+            self.bus.write32(offset::FSTS, FaultStatus::new().with_invalidation_timeout_error(true).into());
+        }
+        self.submit_aborted();
+    }
+
+    /// Submits again what was aborted, as far as there is room: the invalidations, since answers to page requests are not lost and must not come twice.
+    fn submit_aborted(&mut self) {
+        while let Some(&slot) = self.aborted.first() {
+            let mut submission = self.under_way.remove(&slot).expect("aborted, and waited for");
+            let answer = u64::from(descriptor_type::PAGE_GROUP_RESPONSE);
+            submission.descriptors.retain(|[low, _]| low & 0xf != answer);
+            if self.room() < submission.descriptors.len() as u64 + 1 {
+                self.under_way.insert(slot, submission);
+                return;
+            }
+            self.aborted.remove(0);
+            self.enqueue(slot, submission.descriptors, submission.drain);
+        }
+    }
+
+    /// Whether nothing is left in the invalidation queue, and nothing to be put into it again.
     pub fn is_idle(&self) -> bool {
         self.bus.read64(offset::IQH) == self.tail
+            && self.under_way.iter().all(|(&slot, submission)| self.status(slot) == DONE && !submission.again)
     }
 
     /// Reads fault status and records, and clears the records. Queue errors are the mock kernel's fault, or the unit's.
     pub fn take_faults(&mut self) -> Vec<DmaFault> {
+        self.recover();
         let status = FaultStatus::from(self.bus.read32(offset::FSTS));
         let broken = status.invalidation_queue_error()
             || status.invalidation_completion_error()

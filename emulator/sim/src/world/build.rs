@@ -49,7 +49,7 @@ impl World {
         // The smallest page request queue has room for 127 requests, of which a slow kernel leaves enough for a group.
         let order = if faults.overflow == 0 { (3, 0) } else { (0, rng.within(86, 94)) };
         let (b, r, l) = (Arc::clone(&bus), Arc::clone(&ram), Arc::clone(&log));
-        let unit = UnitDriver::new(b, r, l, &mut frames, device_tables.root(), order);
+        let unit = UnitDriver::new(b, r, l, &mut frames, device_tables.root(), order, options.mutant);
         // Messages cost time: two worlds of three do without.
         let wired = rng.chance(333);
         log.count(Group::World, if wired { "transport vfio-user" } else { "transport direct" });
@@ -61,6 +61,9 @@ impl World {
                 Accelerator::new(settings, allocation, &ram, &bus, &log, options.mutant, wire)
             })
             .collect();
+        if faults.lost_invalidations != 0 {
+            bus.lose_invalidations(Some((Rng::new(rng.next_u64()), faults.lost_invalidations)));
+        }
         bus.connect(functions.iter().map(|f| Arc::clone(f.shared())).collect());
         let pasids = (1..=4).rev().map(|n| (Pasid::from_low_bits(n), 2 + u16::try_from(n).expect("few"))).collect();
         let mut world = Self {

@@ -160,6 +160,7 @@ impl World {
         });
         self.log.event(format_args!("healing"));
         self.injecting = false;
+        self.bus.lose_invalidations(None);
         // Only what will never be answered may be forgotten: an answer that is still to come would be taken for another group's.
         let settled =
             |world: &mut Self| world.bus.unanswered(None) == 0 && world.functions.iter().all(|f| !f.resetting);
@@ -197,6 +198,7 @@ impl World {
     fn turn(&mut self) {
         self.step += 1;
         self.log.set_tick(self.step);
+        self.bus.give_up();
         match self.rng.below(100) {
             0..50 => {
                 let f = self.rng.index(self.functions.len());

@@ -36,6 +36,8 @@ const EXPECTED: &[(Group, &[&str])] = &[
             "transport vfio-user",
             "levels 4",
             "levels 5",
+            "processes first-stage",
+            "processes nested",
             "kernel DMA first-stage",
             "kernel DMA second-stage",
             "kernel DMA nested",

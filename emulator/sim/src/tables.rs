@@ -215,16 +215,21 @@ pub struct Binding {
 }
 
 impl PageTables {
-    /// These tables alone, in a domain.
-    pub fn binding(&self, domain_id: u16) -> Binding {
-        Binding { stages: Stages::First { root: self.root(), levels: self.levels }, domain_id }
+    /// These tables in a domain, in front of a second stage if they were made for one.
+    pub fn binding(&self, domain_id: u16, second: Option<u64>) -> Binding {
+        let (root, levels) = (self.root(), self.levels);
+        let stages = match second {
+            Some(second) => Stages::Nested { root, levels, second },
+            None => Stages::First { root, levels },
+        };
+        Binding { stages, domain_id }
     }
 }
 
 /// Maps `bytes` from `iova` on to memory from 0 on in new second-stage tables of 4 levels (VT-d 4.1 §9.8), by pages of
-/// `1 << size_log2` bytes. Returns the root. The range lies in one GiB.
+/// `1 << size_log2` bytes. Returns the root. `iova` is a multiple of 1 GiB.
 pub fn second_stage(ram: &Arc<Ram>, frames: &mut Frames, iova: u64, bytes: u64, size_log2: u8) -> u64 {
-    assert!(matches!(size_log2, 12 | 21), "second-stage pages here are of 4 KiB or 2 MiB");
+    assert!(matches!(size_log2, 12 | 21 | 30), "second-stage pages are of 4 KiB, 2 MiB or 1 GiB");
     let words = Words(Arc::clone(ram));
     let root = frames.allocate();
     for page in (0..bytes).step_by(1 << size_log2) {

@@ -94,7 +94,7 @@ fn the_unit_finds_what_the_builder_maps() {
         for (iova, gpa, size_log2) in pages {
             tables.map(&mut frames, iova, gpa, size_log2, true);
         }
-        let to = tables.binding(9);
+        let to = tables.binding(9, None);
         devices.set_pasid(&mut frames, bdf, pasid, to);
         let mut unit = Unit::new(UnitConfig::default(), Arc::clone(&ram));
         unit.write_register(offset::RTADDR, &(devices.root() | 1 << 10).to_le_bytes(), &Quiet);

@@ -94,6 +94,7 @@ impl World {
             kernel_frames: Vec::new(),
             kernel_rings: Vec::new(),
             levels,
+            process_second: None,
             page_request_pending: false,
             last_overflow: 0,
             nap_until: 0,
@@ -114,6 +115,14 @@ impl World {
                 self.enable_kernel_queue(f, q);
             }
         }
+        self.process_second = self.rng.chance(250).then(|| {
+            // A hypervisor's stage below the kernel's: one for all processes, who have domains of their own.
+            let size_log2 = self.rng.pick(&[21, 30]);
+            second_stage(&self.ram, &mut self.frames, SECOND_STAGE, MEMORY_BYTES, size_log2)
+        });
+        let name = if self.process_second.is_some() { "processes nested" } else { "processes first-stage" };
+        self.log.event(format_args!("{name}"));
+        self.log.count(Group::World, name);
         for p in 0..PROCESSES {
             let process = self.make_process();
             self.processes.push(process);
@@ -174,7 +183,8 @@ impl World {
 
     pub(crate) fn make_process(&mut self) -> Process {
         let ids = self.pasids.pop().expect("there are more PASIDs than processes");
-        let tables = PageTables::new(Arc::clone(&self.ram), &mut self.frames, self.levels);
+        let offset = self.process_second.map_or(0, |_| SECOND_STAGE);
+        let tables = PageTables::nested(Arc::clone(&self.ram), &mut self.frames, self.levels, offset);
         let mut oracle = vec![0; PAGES * FRAME_BYTES];
         self.rng.fill(&mut oracle[DATA * FRAME_BYTES..]);
         let id = self.next_process;
@@ -187,7 +197,7 @@ impl World {
     pub(crate) fn bind(&mut self, p: usize) {
         let process = &self.processes[p];
         let tables = process.tables.as_ref().expect("a new process has tables");
-        let to = tables.binding(process.domain_id);
+        let to = tables.binding(process.domain_id, self.process_second);
         self.log.event(format_args!("bind process {} to PASID {}", process.id, process.pasid));
         for (f, bdf) in FUNCTIONS.into_iter().enumerate() {
             let process = &mut self.processes[p];

@@ -38,7 +38,7 @@ const FUNCTIONS: [Bdf; 2] = [Bdf(0x0010), Bdf(0x00a1)];
 const PROCESSES: usize = 3;
 /// Where the driver's rings are for its own DMA.
 const RINGS: u64 = 0x10_0000;
-/// Where second-stage tables map memory, so that nobody takes an address of one stage for one of the next.
+/// Where second-stage tables map memory, all of it, so that nobody takes an address of one stage for one of the next.
 const SECOND_STAGE: u64 = 1 << 30;
 /// Domain of the driver's own DMA.
 const KERNEL_DOMAIN: u16 = 1;
@@ -118,6 +118,8 @@ pub struct World {
     /// Their addresses for the driver's own DMA.
     kernel_rings: Vec<u64>,
     levels: u8,
+    /// Root of the second stage that processes' tables are in front of, if there is one.
+    process_second: Option<u64>,
     page_request_pending: bool,
     /// When the page request queue overflowed last, as far as the kernel knows.
     pub(crate) last_overflow: u64,

@@ -1,8 +1,9 @@
 //! `svadev-sim`: runs seeded worlds. `docs/simulation.md` says what they check.
 //!
 //! Exit status: 0 clean, 1 a checker failed, 2 wrong use, 3 something never ended, 4 a panic, 5 a seed had two stories, or a
-//! planted bug was not seen by its checkers.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a command for a terminal")]
+//! planted bug was not seen by its checkers, 141 nobody reads any more what is said.
+#![allow(clippy::print_stderr, reason = "it is a command for a terminal")]
+use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -16,6 +17,8 @@ const CORRECTNESS: u8 = 1;
 const LIVENESS: u8 = 3;
 const CRASH: u8 = 4;
 const UNPROVEN: u8 = 5;
+/// As a shell says it of a program that SIGPIPE ended: 128 + 13.
+const NO_READER: i32 = 141;
 
 /// Run seeded worlds of kernel, IOMMU and accelerators.
 #[derive(Parser)]
@@ -111,25 +114,35 @@ fn batch(arguments: &Arguments, mutant: Option<Mutant>) -> Batch {
     }
 }
 
+/// A line for whoever reads. Nobody may be left (`| head`): then there is nothing more to do, and that is no failure of a world.
+fn say(line: std::fmt::Arguments<'_>) {
+    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            std::process::exit(NO_READER);
+        }
+        panic!("cannot write what there is to say: {error}");
+    }
+}
+
 /// One world, with its events if they are wanted.
 fn single(arguments: &Arguments, seed: u64, mutant: Option<Mutant>) -> ExitCode {
     let world = || {
-        let sink = arguments.verbose.then(|| Box::new(|line: &str| println!("{line}")) as _);
+        let sink = arguments.verbose.then(|| Box::new(|line: &str| say(format_args!("{line}"))) as _);
         run(seed, Options { mutant, caching: arguments.caching, sink })
     };
     let Ok(report) = catch_unwind(AssertUnwindSafe(world)) else {
         return fail(arguments, seed, mutant, &Ended::Panicked);
     };
-    println!(
+    say(format_args!(
         "seed {seed}: {} steps, {} events, {} descriptors completed, {} dropped, {} groups, log {:016x}",
         report.steps, report.events, report.completed, report.dropped, report.groups, report.hash
-    );
+    ));
     if let Some(failure) = report.failure {
         return fail(arguments, seed, mutant, &Ended::Failed(failure));
     }
     if arguments.repeat {
         let again = run(seed, Options { mutant, caching: arguments.caching, sink: None });
-        println!("again: log {:016x}", again.hash);
+        say(format_args!("again: log {:016x}", again.hash));
         if again.hash != report.hash {
             return fail(arguments, seed, mutant, &Ended::Differs);
         }
@@ -144,34 +157,34 @@ fn many(arguments: &Arguments, mutant: Option<Mutant>) -> ExitCode {
     let each = (batch.seeds / 20).max(1);
     let totals = batch.run(|totals: &Totals| {
         if totals.seeds.is_multiple_of(each) && totals.failure.is_none() {
-            println!(
+            say(format_args!(
                 "{}/{} seeds, {} descriptors, {} page request groups, {:.1} s",
                 totals.seeds,
                 batch.seeds,
                 totals.completed,
                 totals.groups,
                 begin.elapsed().as_secs_f64()
-            );
+            ));
         }
     });
     if let Some((seed, ended)) = &totals.failure {
         return fail(arguments, *seed, mutant, ended);
     }
-    println!("\n{}", totals.coverage);
-    println!(
+    say(format_args!("\n{}", totals.coverage));
+    say(format_args!(
         "{} seeds from {} on are clean: {} jobs, {:.1} s",
         totals.seeds,
         batch.start,
         batch.jobs,
         begin.elapsed().as_secs_f64()
-    );
+    ));
     ExitCode::SUCCESS
 }
 
 /// Every planted bug: which checker sees it first, and on which seed.
 fn mutants(arguments: &Arguments) -> ExitCode {
     let mut missed = 0;
-    println!("{:<18} {:<16} {:>6}  replay", "mutant", "checker", "seed");
+    say(format_args!("{:<18} {:<16} {:>6}  replay", "mutant", "checker", "seed"));
     for &mutant in Mutant::ALL {
         let totals = batch(arguments, Some(mutant)).run(|_| ());
         let (seen, seed) = match &totals.failure {
@@ -183,13 +196,13 @@ fn mutants(arguments: &Arguments) -> ExitCode {
         let by = seen.map_or("nobody", |checker| checker.name());
         let replay = seed.map_or(String::new(), |seed| replay(arguments, seed, Some(mutant)));
         let note = if proven { "" } else { "  NOT BY ITS CHECKERS" };
-        println!("{:<18} {by:<16} {:>6}  {replay}{note}", mutant.name(), seed.unwrap_or_default());
+        say(format_args!("{:<18} {by:<16} {:>6}  {replay}{note}", mutant.name(), seed.unwrap_or_default()));
     }
-    println!(
+    say(format_args!(
         "{} of {} planted bugs are seen by their checkers",
         Mutant::ALL.len() - missed as usize,
         Mutant::ALL.len()
-    );
+    ));
     if missed == 0 { ExitCode::SUCCESS } else { ExitCode::from(UNPROVEN) }
 }
 

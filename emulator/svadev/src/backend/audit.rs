@@ -1,14 +1,11 @@
 //! The auditor's thread: it goes through the unit's caches a slice at a time, and passes on what was found.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-
 use super::bus::Bus;
-use super::{BackendEvent, Events, PanicWatch};
+use super::periodic::Periodic;
+use super::{BackendEvent, Events};
 
 /// Pause between two slices.
 const PERIOD: Duration = Duration::from_millis(1);
@@ -33,51 +30,15 @@ impl AuditClock {
     }
 }
 
-/// The running thread. Dropping it ends it, after one last look for findings.
-#[derive(Debug)]
-pub(super) struct AuditThread {
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl AuditThread {
-    /// Starts it.
-    pub(super) fn start(bus: Arc<Bus>, clock: Arc<AuditClock>, events: Events) -> anyhow::Result<Self> {
-        let (stop, stopped) = channel();
-        let watch = PanicWatch { events: events.clone(), thread: "audit".into() };
-        let thread = std::thread::Builder::new()
-            .name("audit".into())
-            .spawn(move || {
-                let _watch = watch;
-                run(&bus, &clock, &events, &stopped);
-            })
-            .context("no thread for the auditor")?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for AuditThread {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic was reported by its watch.
-            let _ = thread.join();
-        }
-    }
-}
-
-fn run(bus: &Bus, clock: &AuditClock, events: &Events, stopped: &Receiver<()>) {
+/// Starts the thread.
+pub(super) fn start(bus: Arc<Bus>, clock: Arc<AuditClock>, events: Events) -> anyhow::Result<Periodic> {
     let mut last = Instant::now();
-    loop {
-        let ends = stopped.recv_timeout(PERIOD) != Err(RecvTimeoutError::Timeout);
+    Periodic::start("audit", PERIOD, &events.clone(), move || {
         clock.advance(std::mem::replace(&mut last, Instant::now()).elapsed());
         for finding in bus.audit_slice(BUDGET) {
             events.send(BackendEvent::Audit(Box::new(finding)));
         }
-        if ends {
-            return;
-        }
-    }
+    })
 }
 
 #[cfg(test)]

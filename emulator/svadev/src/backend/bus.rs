@@ -86,6 +86,19 @@ impl Bus {
         self.unit().memory_changed();
     }
 
+    /// Gives up on the invalidations of a function that `overdue` finds among those that are outstanding (VT-d 4.1 §6.5.2.10).
+    pub(super) fn give_up_on(
+        &self,
+        overdue: impl FnOnce(&mut dyn Iterator<Item = (InvalidateTag, Bdf)>) -> Option<Bdf>,
+    ) {
+        let mut unit = self.unit();
+        let late = overdue(&mut unit.outstanding_invalidations());
+        if let Some(function) = late {
+            tracing::warn!(%function, "a device-TLB invalidation is not acknowledged: the unit reports a time-out (FSTS.ITE)");
+            unit.invalidate_timed_out(function, self.ports());
+        }
+    }
+
     /// The unit's counters as they are now.
     pub(super) fn unit_counters(&self) -> svadev_iommu::Counters {
         self.unit().counters().clone()

@@ -16,6 +16,8 @@ mod engine_thread;
 mod interrupts;
 mod iommu_function;
 mod link;
+mod overdue;
+mod periodic;
 mod spin;
 
 use std::os::unix::net::UnixListener;
@@ -35,11 +37,12 @@ use svadev_vfio_user::{Device, Limits, Sender, Server};
 use tokio::sync::mpsc;
 
 use self::accelerator::{Accelerator, Ports};
-use self::audit::{AuditClock, AuditThread};
+use self::audit::AuditClock;
 use self::bus::Bus;
 use self::engine_thread::{Clock, Places, Waker};
 use self::iommu_function::IommuDevice;
 use self::link::Link;
+use self::periodic::Periodic;
 use crate::topology::{AcceleratorFunction, Topology};
 
 /// How to run a backend.
@@ -107,7 +110,8 @@ pub(crate) struct Backend {
     stop: Stop,
     socket_threads: Vec<JoinHandle<()>>,
     engine_threads: Vec<JoinHandle<()>>,
-    audit_thread: Option<AuditThread>,
+    /// They look after the unit.
+    periodic_threads: Vec<Periodic>,
 }
 
 /// What the backend counted since it started.
@@ -184,7 +188,7 @@ impl Backend {
             stop: Stop::new().context("no eventfd to stop the backend with")?,
             socket_threads: Vec::new(),
             engine_threads: Vec::new(),
-            audit_thread: None,
+            periodic_threads: Vec::new(),
         };
         let events = Events(sender);
         let clock = Clock::start();
@@ -211,8 +215,9 @@ impl Backend {
             backend.serve(bdf, options, &events, server, accelerator)?;
         }
         if let Some(clock) = audit_clock {
-            backend.audit_thread = Some(AuditThread::start(Arc::clone(&bus), clock, events.clone())?);
+            backend.periodic_threads.push(audit::start(Arc::clone(&bus), clock, events.clone())?);
         }
+        backend.periodic_threads.push(overdue::start(Arc::clone(&bus), options.timeout_scale, &events)?);
         let device = IommuDevice::new(bus, memory, events.clone());
         backend.serve(topology.iommu.bdf, options, &events, Server::new(Limits::default()), device)?;
         Ok(backend)
@@ -276,7 +281,7 @@ impl Backend {
 
 impl Drop for Backend {
     fn drop(&mut self) {
-        drop(self.audit_thread.take());
+        self.periodic_threads.clear();
         // Sockets first: what their disconnection posts to an engine is carried out while that engine still runs.
         self.stop.trigger();
         for thread in self.socket_threads.drain(..) {

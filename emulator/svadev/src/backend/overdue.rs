@@ -1,0 +1,64 @@
+//! The clock by which the unit gives up on device-TLB invalidations.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use svadev_fabric::{Bdf, InvalidateTag};
+
+use super::Events;
+use super::bus::Bus;
+use super::periodic::Periodic;
+
+/// Pause between two looks.
+const PERIOD: Duration = Duration::from_secs(5);
+/// At how many looks an invalidation may be outstanding: a minute and a half (PCIe 6.0 §10.3.1: one minute, plus 50 %). Ours take a slice of work.
+/// An engine takes for ever whose guest memory does: pages that come from elsewhere, and do not. Looks, not time: a process that was
+/// stopped for an hour has not had the hour.
+const PATIENCE: u32 = 18;
+
+/// Starts the thread that looks for them. `scale` stretches the time.
+pub(super) fn start(bus: Arc<Bus>, scale: u32, events: &Events) -> anyhow::Result<Periodic> {
+    let mut overdue = Overdue { patience: PATIENCE.saturating_mul(scale), seen: BTreeMap::new() };
+    Periodic::start("overdue", PERIOD, events, move || bus.give_up_on(|outstanding| overdue.look(outstanding)))
+}
+
+/// What was outstanding at the last look, and at how many looks in a row.
+struct Overdue {
+    patience: u32,
+    seen: BTreeMap<InvalidateTag, u32>,
+}
+
+impl Overdue {
+    /// A function that one of the invalidations has been `outstanding` at for too long, if there is one.
+    fn look(&mut self, outstanding: &mut dyn Iterator<Item = (InvalidateTag, Bdf)>) -> Option<Bdf> {
+        let before = std::mem::take(&mut self.seen);
+        let mut late = None;
+        for (tag, to) in outstanding {
+            let looks = before.get(&tag).map_or(0, |looks| looks + 1);
+            self.seen.insert(tag, looks);
+            late = late.or((looks >= self.patience).then_some(to));
+        }
+        late
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_outstanding_for_long_is_overdue_and_what_comes_and_goes_is_not() {
+        let mut overdue = Overdue { patience: 3, seen: BTreeMap::new() };
+        let mut look = |tags: &[u64]| {
+            let mut outstanding = tags.iter().map(|&tag| (InvalidateTag(tag), Bdf(0x30 + u16::try_from(tag).unwrap())));
+            overdue.look(&mut outstanding)
+        };
+        assert_eq!(look(&[1, 2]), None);
+        assert_eq!(look(&[2, 3]), None, "1 was acknowledged");
+        assert_eq!(look(&[2, 3, 4]), None);
+        assert_eq!(look(&[2, 3, 4]), Some(Bdf(0x32)));
+        assert_eq!(look(&[3, 4]), Some(Bdf(0x33)), "2 was given up");
+        assert_eq!(look(&[4]), Some(Bdf(0x34)));
+        assert_eq!(look(&[5]), None);
+    }
+}

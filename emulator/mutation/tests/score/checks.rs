@@ -68,7 +68,7 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         | Mutant::EngineDropsNothing
         | Mutant::AbortWithoutResponses => WORLD,
         Mutant::StatusBeforeInvalidations | Mutant::ParkSkipsWait => iommu(&["a_wait_is_over_only_after"]),
-        Mutant::TimeoutKeepsWait => WORLD,
+        Mutant::TimeoutKeepsWait => iommu(&["a_timeout_aborts_the_wait"]),
         Mutant::TimeoutSkipsInvalidation => iommu(&["a_timeout_takes_nothing_that_was_not_sent"]),
         Mutant::AcknowledgementFromAnyone => iommu(&["unexpected_completions_are_errors"]),
         Mutant::QueueHeadNotWrapped => iommu(&["the_queue_wraps"]),

@@ -118,6 +118,8 @@ pub(crate) struct EntryCaches {
     pasid_sources: Floors,
     pasid_domains: Floors,
     pasid_tags: Floors,
+    /// The highest of the four.
+    pasids_latest: u64,
 }
 
 /// A function or a domain, and a PASID of it, in one number.
@@ -141,12 +143,14 @@ impl EntryCaches {
             pasid_sources: Floors::new(),
             pasid_domains: Floors::new(),
             pasid_tags: Floors::new(),
+            pasids_latest: 0,
         }
     }
 
     fn context(&self, source_id: u16) -> Option<&Context> {
+        let (entry, born) = self.contexts.get_with_birth(source_id, table_hash(source_id.into()))?;
         let floor = self.contexts_floor.max(self.context_sources.of(source_id.into()));
-        self.contexts.get(source_id, table_hash(source_id.into()), floor)
+        (born > floor).then_some(entry)
     }
 
     /// The entry of a user request with a PASID that does not execute, in scalable mode, if it lives, lets the request in and has tables. It
@@ -167,13 +171,17 @@ impl EntryCaches {
     #[inline]
     fn pasid(&self, source_id: u16, pasid: u32) -> Option<&AddressSpace> {
         let (entry, born) = self.pasids.get_with_birth((source_id, pasid), table_hash(pasid_tag(source_id, pasid)))?;
-        let domain_id = entry.space.domain_id();
-        let floor = self
-            .pasids_floor
+        // Most were born after the last invalidation of all.
+        let lives = born > self.pasids_latest || born > self.pasid_floor(source_id, entry.space.domain_id(), pasid);
+        lives.then_some(entry)
+    }
+
+    #[cold]
+    fn pasid_floor(&self, source_id: u16, domain_id: u16, pasid: u32) -> u64 {
+        self.pasids_floor
             .max(self.pasid_sources.of(source_id.into()))
             .max(self.pasid_domains.of(domain_id.into()))
-            .max(self.pasid_tags.of(pasid_tag(domain_id, pasid)));
-        (born > floor).then_some(entry)
+            .max(self.pasid_tags.of(pasid_tag(domain_id, pasid)))
     }
 
     /// Calls `f` for up to `count` places of the PASID cache, after `cursor`, where something lives.
@@ -206,6 +214,7 @@ impl EntryCaches {
     /// reached through them.
     pub(crate) fn invalidate_source(&mut self, source_id: u16, function_mask: u8, clock: &mut Clock) {
         let now = clock.tick();
+        self.pasids_latest = now;
         // FM ignores the function number's highest bit, its two highest, or all three.
         let function_mask = if mutant!(FunctionMaskIgnored) { 0 } else { function_mask & 3 };
         let ignored: u16 = [0b000, 0b100, 0b110, 0b111][usize::from(function_mask)];
@@ -221,15 +230,18 @@ impl EntryCaches {
     }
 
     pub(crate) fn invalidate_pasids(&mut self, clock: &mut Clock) {
-        self.pasids_floor = clock.tick();
+        self.pasids_latest = clock.tick();
+        self.pasids_floor = self.pasids_latest;
     }
 
     pub(crate) fn invalidate_pasid_domain(&mut self, domain_id: u16, clock: &mut Clock) {
-        self.pasid_domains.raise(domain_id.into(), clock.tick());
+        self.pasids_latest = clock.tick();
+        self.pasid_domains.raise(domain_id.into(), self.pasids_latest);
     }
 
     pub(crate) fn invalidate_pasid(&mut self, domain_id: u16, pasid: u32, clock: &mut Clock) {
-        self.pasid_tags.raise(pasid_tag(domain_id, pasid), clock.tick());
+        self.pasids_latest = clock.tick();
+        self.pasid_tags.raise(pasid_tag(domain_id, pasid), self.pasids_latest);
     }
 }
 

@@ -72,11 +72,12 @@ impl Iotlb {
         let Store::Sets(pages) = &self.pages else {
             return self.get_slowly(space, iova);
         };
-        let floor = self.floors.of(space.word());
         for size in PageSize::ALL {
             if self.sizes[usize::from(size.index())] {
                 let key = Key::new(space, size.index(), iova >> size.log2());
-                if let Some(&packed) = pages.get(key, key.hash(), floor) {
+                if let Some((&packed, born)) = pages.get_with_birth(key, key.hash())
+                    && self.floors.lets_live(space.word(), born)
+                {
                     return Some(Mapping(packed));
                 }
             }

@@ -171,7 +171,7 @@ impl Paths {
         let mut f = |key, packed| f(key, Shortcut(packed & !NESTED));
         match self {
             Self::Direct(direct) => direct.each_after(&mut cursor.set, count, |key, packed, born| {
-                if born > floors.of(key.space_word()) {
+                if floors.lets_live(key.space_word(), born) {
                     f(key, packed);
                 }
             }),

@@ -9,11 +9,13 @@ pub(crate) struct TagFloors {
     all: u64,
     domains: Floors,
     pasids: Floors,
+    /// The highest of all.
+    latest: u64,
 }
 
 impl TagFloors {
     pub(crate) fn new() -> Self {
-        Self { all: 0, domains: Floors::new(), pasids: Floors::new() }
+        Self { all: 0, domains: Floors::new(), pasids: Floors::new(), latest: 0 }
     }
 
     /// Entries of `space` are alive if they were born after this.
@@ -22,16 +24,30 @@ impl TagFloors {
         self.all.max(self.domains.of(space_word >> 21)).max(self.pasids.of(space_word))
     }
 
+    /// Whether an entry of `space` lives. Most were born after the last invalidation of all: then no floor need be looked for.
+    #[inline]
+    pub(crate) fn lets_live(&self, space_word: u64, born: u64) -> bool {
+        born > self.latest || self.lets_live_by_tag(space_word, born)
+    }
+
+    #[cold]
+    fn lets_live_by_tag(&self, space_word: u64, born: u64) -> bool {
+        born > self.of(space_word)
+    }
+
     pub(crate) fn raise_all(&mut self, clock: &mut Clock) {
-        self.all = clock.tick();
+        self.latest = clock.tick();
+        self.all = self.latest;
     }
 
     pub(crate) fn raise_domain(&mut self, domain_id: u16, clock: &mut Clock) {
-        self.domains.raise(domain_id.into(), clock.tick());
+        self.latest = clock.tick();
+        self.domains.raise(domain_id.into(), self.latest);
     }
 
     pub(crate) fn raise_space(&mut self, space: Space, clock: &mut Clock) {
-        self.pasids.raise(space.word(), clock.tick());
+        self.latest = clock.tick();
+        self.pasids.raise(space.word(), self.latest);
     }
 }
 
@@ -59,7 +75,10 @@ impl<V: Copy> Store<V> {
     #[inline]
     pub(crate) fn get(&self, floors: &TagFloors, key: Key) -> Option<V> {
         match self {
-            Self::Sets(table) => table.get(key, key.hash(), floors.of(key.space_word())).copied(),
+            Self::Sets(table) => {
+                let (&value, born) = table.get_with_birth(key, key.hash())?;
+                floors.lets_live(key.space_word(), born).then_some(value)
+            }
             Self::Exact(exact) => exact.get(key),
         }
     }
@@ -68,7 +87,7 @@ impl<V: Copy> Store<V> {
     pub(crate) fn insert(&mut self, floors: &TagFloors, key: Key, value: V, clock: &mut Clock) {
         match self {
             Self::Sets(table) => {
-                let alive = |key: Key, born| born > floors.of(key.space_word());
+                let alive = |key: Key, born| floors.lets_live(key.space_word(), born);
                 table.insert(key, key.hash(), value, clock.tick(), alive);
             }
             Self::Exact(exact) => exact.insert(key, value),
@@ -85,7 +104,7 @@ impl<V: Copy> Store<V> {
     ) {
         match self {
             Self::Sets(table) => table.each_after(&mut cursor.set, count, |key, &value, born| {
-                if born > floors.of(key.space_word()) {
+                if floors.lets_live(key.space_word(), born) {
                     f(key, value);
                 }
             }),

@@ -44,13 +44,6 @@ impl<K: Copy + Eq, V: Copy> Table<K, V> {
         (hash >> self.shift) as usize
     }
 
-    /// The value under `key` that was born after `floor`.
-    #[inline]
-    pub(crate) fn get(&self, key: K, hash: u64, floor: u64) -> Option<&V> {
-        let set = &self.sets[self.set(hash)];
-        set.0.iter().find(|e| e.key == key && e.born > floor).map(|e| &e.value)
-    }
-
     /// The value under `key`, and when it was born.
     #[inline]
     pub(crate) fn get_with_birth(&self, key: K, hash: u64) -> Option<(&V, u64)> {

@@ -213,8 +213,7 @@ impl EntryCaches {
     /// The context entries of `source_id` and, with `function_mask`, of its neighbours (§6.5.2.1), and the PASID entries
     /// reached through them.
     pub(crate) fn invalidate_source(&mut self, source_id: u16, function_mask: u8, clock: &mut Clock) {
-        let now = clock.tick();
-        self.pasids_latest = now;
+        let now = self.now_invalidated(clock);
         // FM ignores the function number's highest bit, its two highest, or all three.
         let function_mask = if mutant!(FunctionMaskIgnored) { 0 } else { function_mask & 3 };
         let ignored: u16 = [0b000, 0b100, 0b110, 0b111][usize::from(function_mask)];
@@ -230,18 +229,23 @@ impl EntryCaches {
     }
 
     pub(crate) fn invalidate_pasids(&mut self, clock: &mut Clock) {
-        self.pasids_latest = clock.tick();
-        self.pasids_floor = self.pasids_latest;
+        self.pasids_floor = self.now_invalidated(clock);
     }
 
     pub(crate) fn invalidate_pasid_domain(&mut self, domain_id: u16, clock: &mut Clock) {
-        self.pasids_latest = clock.tick();
-        self.pasid_domains.raise(domain_id.into(), self.pasids_latest);
+        let now = self.now_invalidated(clock);
+        self.pasid_domains.raise(domain_id.into(), now);
     }
 
     pub(crate) fn invalidate_pasid(&mut self, domain_id: u16, pasid: u32, clock: &mut Clock) {
+        let now = self.now_invalidated(clock);
+        self.pasid_tags.raise(pasid_tag(domain_id, pasid), now);
+    }
+
+    /// The time of an invalidation that takes PASID entries.
+    fn now_invalidated(&mut self, clock: &mut Clock) -> u64 {
         self.pasids_latest = clock.tick();
-        self.pasid_tags.raise(pasid_tag(domain_id, pasid), self.pasids_latest);
+        self.pasids_latest
     }
 }
 

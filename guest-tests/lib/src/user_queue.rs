@@ -43,17 +43,22 @@ pub struct UserQueueOptions {
     pub interrupt_count: u16,
 }
 
-impl Default for UserQueueOptions {
+impl UserQueueOptions {
     /// 64 descriptors, 128 completions, polled.
+    pub const POLLED: Self = Self {
+        sq_log2: 6,
+        cq_log2: 7,
+        interrupts: false,
+        priority: Priority::Normal,
+        interrupt_interval_us: 0,
+        interrupt_count: 0,
+    };
+}
+
+impl Default for UserQueueOptions {
+    /// [`POLLED`](Self::POLLED).
     fn default() -> Self {
-        Self {
-            sq_log2: 6,
-            cq_log2: 7,
-            interrupts: false,
-            priority: Priority::Normal,
-            interrupt_interval_us: 0,
-            interrupt_count: 0,
-        }
+        Self::POLLED
     }
 }
 

@@ -3,7 +3,8 @@ use std::collections::BTreeMap;
 
 use super::key::{Key, Space};
 
-/// Entries by key. An invalidation takes exactly what it names, and an entry makes room only when the store is full.
+/// Entries by key. An invalidation takes exactly what it names, and an entry makes room only when the store is full. Lookups and insertions
+/// are cold: who asks for an exact store has not asked for speed, and those who did should not pay for it.
 #[derive(Debug)]
 pub(crate) struct Exact<V> {
     entries: BTreeMap<Key, V>,
@@ -17,11 +18,11 @@ impl<V: Copy> Exact<V> {
         Self { entries: BTreeMap::new(), capacity, victim: Key::FIRST }
     }
 
+    #[cold]
     pub(crate) fn get(&self, key: Key) -> Option<V> {
         self.entries.get(&key).copied()
     }
 
-    /// Cold: who asks for an exact store has not asked for speed, and those who did should not pay for it.
     #[cold]
     pub(crate) fn insert(&mut self, key: Key, value: V) {
         if self.entries.insert(key, value).is_none() && self.entries.len() > self.capacity {

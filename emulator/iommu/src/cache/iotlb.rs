@@ -69,26 +69,15 @@ impl Iotlb {
     /// The mapping of the page around `iova`.
     #[inline]
     pub(crate) fn get(&self, space: Space, iova: u64) -> Option<Mapping> {
-        let Store::Sets(pages) = &self.pages else {
-            return self.get_slowly(space, iova);
-        };
         for size in PageSize::ALL {
             if self.sizes[usize::from(size.index())] {
                 let key = Key::new(space, size.index(), iova >> size.log2());
-                if let Some((&packed, born)) = pages.get_with_birth(key, key.hash())
-                    && self.floors.lets_live(space.word(), born)
-                {
+                if let Some(packed) = self.pages.get(&self.floors, key) {
                     return Some(Mapping(packed));
                 }
             }
         }
         None
-    }
-
-    #[cold]
-    fn get_slowly(&self, space: Space, iova: u64) -> Option<Mapping> {
-        let key = |size: PageSize| Key::new(space, size.index(), iova >> size.log2());
-        PageSize::ALL.into_iter().find_map(|size| self.pages.get(&self.floors, key(size))).map(Mapping)
     }
 
     /// Remembers the mapping of the page around `iova`.

@@ -3,10 +3,10 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use svadev_guest::abi::{self, CreateQueueArgs, DestroyQueueArgs};
+use svadev_guest::abi::{self, DestroyQueueArgs};
 use svadev_guest::{Buffer, Code, Completion, Descriptor, QueueState, ScatterEntry, UserQueue, UserQueueOptions};
 
-use super::{POLLED, Ring, blank, check_serves, errno, readable};
+use super::{POLLED, Ring, blank, check_serves, create_args, errno, readable};
 use crate::harness::peer::Peer;
 use crate::harness::{Context, During, Verdict};
 use crate::memory::{PAGE, check_bytes, small_pages};
@@ -28,15 +28,7 @@ fn busy_work() -> Verdict<(Buffer, Buffer, Descriptor)> {
 pub(super) fn pages_end(c: &Context) -> Verdict {
     let device = c.bound()?;
     let rings = small_pages(2 * 4096)?;
-    let mut args = CreateQueueArgs {
-        argsz: u32::try_from(size_of::<CreateQueueArgs>())?,
-        sq: rings.address(),
-        cq: rings.at(4096),
-        sq_log2: 4,
-        cq_log2: 4,
-        eventfd: -1,
-        ..Default::default()
-    };
+    let mut args = create_args(&rings)?;
     // SAFETY: the kernel reads and writes at most the structure; the rings stay until the queue is destroyed.
     unsafe { abi::create_queue(device.as_raw_fd(), &raw mut args) }?;
     let doorbell = Buffer::file(&device, i64::try_from(args.doorbell_offset)?, 4096, true)?;

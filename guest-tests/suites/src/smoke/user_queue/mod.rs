@@ -4,7 +4,8 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use svadev_guest::{Code, Completion, Descriptor, Priority, QueueState, UserQueue, UserQueueOptions};
+use svadev_guest::abi::CreateQueueArgs;
+use svadev_guest::{Buffer, Code, Completion, Descriptor, QueueState, UserQueue, UserQueueOptions};
 
 use crate::harness::{Context, Expected, Test, Verdict};
 use crate::memory::{PAGE, check_bytes, small_pages};
@@ -48,14 +49,20 @@ pub(super) const TESTS: &[Test] = &[
 /// As in `lifetime.rs`: what the device asks for between the death of an address space and its own end is recorded.
 const GONE: Expected = Expected::DmarFault;
 
-const POLLED: UserQueueOptions = UserQueueOptions {
-    sq_log2: 6,
-    cq_log2: 7,
-    interrupts: false,
-    priority: Priority::Normal,
-    interrupt_interval_us: 0,
-    interrupt_count: 0,
-};
+const POLLED: UserQueueOptions = UserQueueOptions::POLLED;
+
+/// What makes a queue of 16 entries each way, polled, with its rings on the first two pages of `rings`.
+fn create_args(rings: &Buffer) -> Verdict<CreateQueueArgs> {
+    Ok(CreateQueueArgs {
+        argsz: u32::try_from(size_of::<CreateQueueArgs>())?,
+        sq: rings.address(),
+        cq: rings.at(4096),
+        sq_log2: 4,
+        cq_log2: 4,
+        eventfd: -1,
+        ..Default::default()
+    })
+}
 
 /// Submitting through a queue, by the rule of [`Work`](crate::harness::Work).
 trait Ring {

@@ -6,7 +6,7 @@ use svadev_guest::abi::{self, CreateQueueArgs, DestroyQueueArgs};
 use svadev_guest::{Buffer, Code, Descriptor, Device, UserQueue};
 use svadev_spec::device::{doorbell, queue_error};
 
-use super::{POLLED, Ring, check_serves, errno, wait_halted};
+use super::{POLLED, Ring, check_serves, create_args, errno, wait_halted};
 use crate::check_eq;
 use crate::harness::{Context, Verdict, Work};
 use crate::memory::{PAGE, check_bytes, small_pages};
@@ -17,15 +17,7 @@ pub(super) fn broken_arguments(c: &Context) -> Verdict {
     check_eq!(errno(UserQueue::create(&device, POLLED)), Some(Errno::EINVAL), "create before bind");
     device.bind()?;
     let rings = small_pages(16 * 4096)?;
-    let good = CreateQueueArgs {
-        argsz: u32::try_from(size_of::<CreateQueueArgs>())?,
-        sq: rings.address(),
-        cq: rings.at(4096),
-        sq_log2: 4,
-        cq_log2: 4,
-        eventfd: -1,
-        ..Default::default()
-    };
+    let good = create_args(&rings)?;
     let before = device.query()?.user_queues;
     let null = std::fs::File::open("/dev/null")?;
     let bad = [

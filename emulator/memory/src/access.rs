@@ -32,7 +32,7 @@ pub enum MemoryError {
 /// # Lifetime (rule L10)
 /// The pointer stays valid until whoever owns the memory map has removed the region from it *and* has then heard from
 /// every holder of windows that it uses none of them any more. A holder gives that word only between two pieces of work,
-/// after dropping every window it kept: see `svadev_device` on `memory_changed`.
+/// after dropping every window it kept: see `svadev_accelerator` on `memory_changed`.
 #[derive(Clone, Copy, Debug)]
 pub struct HostWindow {
     /// First byte, where `gpa` is.

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use svadev_device::{FunctionPorts, FunctionShared};
+use svadev_accelerator::{FunctionPorts, FunctionShared};
 use svadev_fabric::{
     Access, AtsError, Bdf, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Iova, Msi, PageGroupResponse,
     PageRequest, PageRequestOutcome, Pasid, PrgIndex, Translation, TranslationRequest, Upstream,

@@ -1,8 +1,8 @@
 //! The driver's half of an accelerator: bring-up, queues and their rings.
 use std::sync::Arc;
 
-use svadev_device::config::{ConfigSpace, FunctionKind};
-use svadev_device::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, Progress};
+use svadev_accelerator::config::{ConfigSpace, FunctionKind};
+use svadev_accelerator::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, Progress};
 use svadev_fabric::{Bdf, InvalidateAck, Pasid};
 use svadev_memory::Ram;
 use svadev_spec::device::{
@@ -120,7 +120,7 @@ impl Accelerator {
     }
 
     /// What the IOMMU's side calls.
-    pub fn shared(&self) -> &Arc<svadev_device::FunctionShared> {
+    pub fn shared(&self) -> &Arc<svadev_accelerator::FunctionShared> {
         self.link.function().shared()
     }
 

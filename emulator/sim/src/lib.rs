@@ -4,8 +4,8 @@
 //!
 //! ```text
 //!   world ── turns ──▶ kernel (unit_driver, task) ──▶ svadev_iommu::Unit ◀──┐
-//!     │                driver (functions, work)  ──▶ svadev_device::Function │ bus: carries and watches
-//!     └─────────────────────────────────────────────▶ svadev_device::Engine ─┘
+//!     │                driver (functions, work)  ──▶ svadev_accelerator::Function │ bus: carries and watches
+//!     └─────────────────────────────────────────────▶ svadev_accelerator::Engine ─┘
 //! ```
 #![forbid(unsafe_code)]
 

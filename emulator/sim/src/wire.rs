@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use svadev_device::Function;
+use svadev_accelerator::Function;
 use svadev_fabric::InvalidateAck;
 use svadev_spec::device::{BAR_DOORBELLS, BAR_REGISTERS};
 use svadev_spec::vfio_user::{self as spec, DmaMapFlags, Header, RegionAccess, command, region};
@@ -282,7 +282,7 @@ impl Device for Endpoint {
     fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
         match region {
             region::CONFIG => {
-                let flr = svadev_device::config::ConfigEffect::Flr;
+                let flr = svadev_accelerator::config::ConfigEffect::Flr;
                 self.resets.push_back(None);
                 if !self.function.config_write(offset, data).into_iter().any(|effect| effect == flr) {
                     self.resets.pop_back();

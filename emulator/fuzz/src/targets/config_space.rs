@@ -4,8 +4,8 @@
 //! changed, no more and no less; a reset leaves nothing, and each is reported once.
 use std::sync::Arc;
 
-use svadev_device::IommuFunction;
-use svadev_device::config::{ConfigEffect, ConfigEffects, ConfigSpace, FunctionKind};
+use svadev_accelerator::IommuFunction;
+use svadev_accelerator::config::{ConfigEffect, ConfigEffects, ConfigSpace, FunctionKind};
 use svadev_spec::pcie::{CONFIG_SPACE_SIZE, extended_capability, header};
 
 use crate::worlds::accelerator::{World, find_capability};

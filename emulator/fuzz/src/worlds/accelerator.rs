@@ -2,8 +2,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
-use svadev_device::config::{ConfigEffect, ConfigEffects, ConfigSpace, FunctionKind};
-use svadev_device::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, FunctionShared, Progress};
+use svadev_accelerator::config::{ConfigEffect, ConfigEffects, ConfigSpace, FunctionKind};
+use svadev_accelerator::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, FunctionShared, Progress};
 use svadev_fabric::{
     AtsError, Bdf, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse, PageRequest,
     PageRequestOutcome, Translation, TranslationRequest, Upstream,

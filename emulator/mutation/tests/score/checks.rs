@@ -31,7 +31,7 @@ pub(crate) const MODELS: &str = "models::";
 pub(crate) const ALL_CHECKS: &[Check] = &[
     Check { krate: "svadev-memory", tests: &[] },
     Check { krate: "svadev-iommu", tests: &[] },
-    Check { krate: "svadev-device", tests: &[] },
+    Check { krate: "svadev-accelerator", tests: &[] },
     WORLD,
     device(&[MODELS]),
     memory(&[MODELS]),
@@ -42,7 +42,7 @@ const fn iommu(tests: &'static [&'static str]) -> Check {
 }
 
 const fn device(tests: &'static [&'static str]) -> Check {
-    Check { krate: "svadev-device", tests }
+    Check { krate: "svadev-accelerator", tests }
 }
 
 const fn memory(tests: &'static [&'static str]) -> Check {

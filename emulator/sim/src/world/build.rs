@@ -2,7 +2,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use svadev_device::FunctionSettings;
+use svadev_accelerator::FunctionSettings;
 use svadev_fabric::{Bdf, Pasid};
 use svadev_iommu::{Caching, UnitConfig};
 use svadev_memory::Ram;

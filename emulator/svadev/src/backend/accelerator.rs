@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::errno::Errno;
-use svadev_device::config::ConfigEffect;
-use svadev_device::{Function, FunctionPorts, FunctionShared};
+use svadev_accelerator::config::ConfigEffect;
+use svadev_accelerator::{Function, FunctionPorts, FunctionShared};
 use svadev_fabric::InvalidateAck;
 use svadev_memory::{MemoryMap, Retired};
 use svadev_spec::device::{BAR_DOORBELLS, DOORBELL_STRIDE};

@@ -1,7 +1,7 @@
 //! The wires between the functions and the unit: who is behind which BDF, and the unit's one mutex.
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use svadev_device::FunctionShared;
+use svadev_accelerator::FunctionShared;
 use svadev_fabric::{
     AtsError, Bdf, CachedUse, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse,
     PageRequest, PageRequestOutcome, Translation, TranslationRequest, Upstream,

@@ -10,7 +10,7 @@ use anyhow::Context;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use svadev_device::DoorbellPages;
+use svadev_accelerator::DoorbellPages;
 use svadev_spec::device::DOORBELL_STRIDE;
 
 /// Unmaps when the last user is gone.

@@ -11,7 +11,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
-use svadev_device::{Engine, Progress};
+use svadev_accelerator::{Engine, Progress};
 use svadev_memory::MemoryMap;
 
 use super::PanicWatch;

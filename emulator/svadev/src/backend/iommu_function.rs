@@ -2,8 +2,8 @@
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use svadev_device::IommuFunction;
-use svadev_device::config::{ConfigEffect, ConfigSpace, FunctionKind};
+use svadev_accelerator::IommuFunction;
+use svadev_accelerator::config::{ConfigEffect, ConfigSpace, FunctionKind};
 use svadev_memory::MemoryMap;
 use svadev_spec::device::BAR_UNIT;
 use svadev_spec::vfio_user::region;

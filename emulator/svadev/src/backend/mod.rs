@@ -27,8 +27,8 @@ use std::thread::JoinHandle;
 
 use anyhow::Context;
 use serde::Serialize;
-use svadev_device::config::{ConfigSpace, FunctionKind};
-use svadev_device::{Engine, Function, FunctionSettings, FunctionShared};
+use svadev_accelerator::config::{ConfigSpace, FunctionKind};
+use svadev_accelerator::{Engine, Function, FunctionSettings, FunctionShared};
 use svadev_fabric::Bdf;
 use svadev_iommu::{AuditConfig, AuditCounters, Finding, UnitConfig};
 use svadev_memory::{Mappings, MemoryMap};
@@ -135,7 +135,7 @@ pub(crate) struct FunctionCounters {
     pub bdf: String,
     /// What its engines did.
     #[serde(flatten)]
-    pub counters: svadev_device::Counters,
+    pub counters: svadev_accelerator::Counters,
 }
 
 /// Reads a backend's counters, also while somebody else runs it.

@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn each_row_of_counters_names_one_that_exists() {
         let unit = serde_json::to_value(svadev_iommu::Counters::default()).unwrap();
-        let function = serde_json::to_value(svadev_device::Counters::default()).unwrap();
+        let function = serde_json::to_value(svadev_accelerator::Counters::default()).unwrap();
         for (row, of_unit, of_function) in COUNTERS {
             assert!(of_unit.is_none_or(|key| unit.get(key).is_some()), "{row}: {of_unit:?}");
             assert!(of_function.is_none_or(|key| function.get(key).is_some()), "{row}: {of_function:?}");

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test's own set-up")]
 use std::sync::Arc;
 
-use svadev_device::config::{ConfigSpace, FunctionKind};
-use svadev_device::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, Progress};
+use svadev_accelerator::config::{ConfigSpace, FunctionKind};
+use svadev_accelerator::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, Progress};
 use svadev_fabric::{
     Access, AtsError, Bdf, Gpa, InvalidateTag, PageRequest, PageRequestOutcome, Translation, TranslationRequest,
     Upstream,

@@ -1,7 +1,7 @@
 //! What an engine costs: one descriptor, a pass with nothing to do, bandwidth by size. Each figure is the best of several
 //! rounds, beside the same host's own `memcpy` where that is the measure.
 //!
-//! `cargo bench -p svadev-device`. No verdicts: `svadev bench` gives those.
+//! `cargo bench -p svadev-accelerator`. No verdicts: `svadev bench` gives those.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and ends where its own set-up fails")]
 #![allow(unsafe_code, reason = "measures the host's memcpy on the same memory")]
 use std::hint::black_box;

@@ -5,7 +5,7 @@
 //! Nothing is promised about the order or the width of single accesses, as for a device on a bus.
 //!
 //! # Which is taken
-//! `cargo bench -p svadev-device` measures it. On an Intel Xeon (family 6, model 207), out of the second-level cache, the string instruction reaches
+//! `cargo bench -p svadev-accelerator` measures it. On an Intel Xeon (family 6, model 207), out of the second-level cache, the string instruction reaches
 //! 25 GB/s at 256 B where the loop has 32, and is within 5 % of it from 1 KiB on, aligned or not; only where the target is not aligned and 8 KiB
 //! and more are moved is it faster, by a tenth. It takes some 30 cycles to start, whatever CPUID says of
 //! *fast short* moves, so it is left to what is long. Up to 16 bytes, two overlapping integer moves; up to 128, overlapping

@@ -11,9 +11,9 @@ use svadev_spec::vtd::tables::{
 };
 
 use crate::UnitConfig;
-use crate::audit::Value;
 use crate::cache::{Clock, Floors, Space, Table};
 use crate::fault::{Fault, Request, RequestKind};
+use crate::observe::{CacheSlot, CachedEntry};
 use crate::resolver::Resolver;
 use crate::translate::in_interrupt_range;
 use crate::walk::{FirstStage, SecondStage};
@@ -345,8 +345,8 @@ impl<M: GuestMemory> Resolver<'_, M> {
         let context = self.load_context(requester, scalable)?;
         let born = self.walker.clock.tick();
         self.entries.contexts.insert(requester.0, table_hash(requester.0.into()), context, born, |_, _| true);
-        if let Some(audit) = &mut self.walker.audit {
-            audit.context_cached(requester, Value::Context(context));
+        if let Some(observer) = &mut self.walker.observer {
+            observer.filled(CacheSlot::Context { requester }, CachedEntry::Context(context), false);
         }
         Ok(context)
     }
@@ -480,8 +480,8 @@ impl<M: GuestMemory> Resolver<'_, M> {
         let born = self.walker.clock.tick();
         let hash = table_hash(pasid_tag(requester.0, pasid));
         self.entries.pasids.insert((requester.0, pasid), hash, entry, born, |_, _| true);
-        if let Some(audit) = &mut self.walker.audit {
-            audit.pasid_cached(requester, pasid, Value::Pasid(entry));
+        if let Some(observer) = &mut self.walker.observer {
+            observer.filled(CacheSlot::Pasid { requester, pasid }, CachedEntry::Pasid(entry), false);
         }
         Ok(entry)
     }

@@ -1,4 +1,7 @@
-//! What a unit did, for people to read.
+//! Counts of what a unit did, for people to read.
+use svadev_fabric::{Bdf, PageGroupResponse, PageRequest, ResponseCode};
+
+use crate::observe::{Observer, Scope};
 
 /// Event counts since the unit was made; a reset does not clear them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -63,4 +66,30 @@ pub struct Counters {
     pub faults_lost: u64,
     /// Message interrupts sent.
     pub interrupts: u64,
+}
+
+impl Observer for Counters {
+    fn invalidated(&mut self, scope: Scope) {
+        match scope {
+            Scope::Contexts | Scope::Source { .. } => self.invalidations_context += 1,
+            Scope::Pasids | Scope::PasidsOfDomain(_) | Scope::Pasid { .. } => self.invalidations_pasid_cache += 1,
+            Scope::Function { .. } => self.invalidations_device_tlb += 1,
+            Scope::Space(_) => self.invalidations_pasid_iotlb += 1,
+            // PASID-based invalidations always have a PASID, the others never.
+            Scope::Pages { space, .. } if space.has_pasid() => self.invalidations_pasid_iotlb += 1,
+            Scope::Iotlb | Scope::Domain(_) | Scope::Pages { .. } => self.invalidations_iotlb += 1,
+        }
+    }
+
+    fn page_requested(&mut self, _: PageRequest) {
+        self.page_requests += 1;
+    }
+
+    fn page_answered(&mut self, _: Bdf, response: PageGroupResponse) {
+        match response.code {
+            ResponseCode::Success => self.responses_success += 1,
+            ResponseCode::InvalidRequest => self.responses_invalid += 1,
+            ResponseCode::Failure => self.responses_failure += 1,
+        }
+    }
 }

@@ -22,9 +22,9 @@ use svadev_spec::vtd::registers::{
 };
 
 use crate::Unit;
-use crate::audit::Scope;
 use crate::cache::Space;
 use crate::config::MAX_ADDRESS_MASK;
+use crate::observe::Scope;
 
 /// Device-TLB invalidations that may be under way at once. One more parks the queue like a wait.
 const MAX_OUTSTANDING: usize = 256;
@@ -176,14 +176,15 @@ impl<M: GuestMemory> Unit<M> {
         Ok([load(at)?, load(at + 8)?])
     }
 
-    fn audit_invalidated(&mut self, scope: Scope) {
-        if let Some(audit) = &mut self.audit {
-            audit.invalidated(scope);
-            if !self.global.queued_invalidation_enable() {
+    fn report_invalidation(&mut self, scope: Scope) {
+        let by_register = !self.global.queued_invalidation_enable();
+        self.report(|observer| {
+            observer.invalidated(scope);
+            if by_register {
                 // A register-based command is complete when its start bit is clear again (§6.5.1).
-                audit.completed();
+                observer.completed();
             }
-        }
+        });
     }
 
     fn scalable(&self) -> bool {
@@ -244,11 +245,10 @@ impl<M: GuestMemory> Unit<M> {
             }
             _ => return false,
         }
-        self.audit_invalidated(match granularity {
+        self.report_invalidation(match granularity {
             context_granularity::DEVICE => Scope::Source { source_id, function_mask },
             _ => Scope::Contexts,
         });
-        self.counters.invalidations_context += 1;
         true
     }
 
@@ -273,8 +273,7 @@ impl<M: GuestMemory> Unit<M> {
             }
             _ => return Err(QueueError::Reserved),
         };
-        self.audit_invalidated(scope);
-        self.counters.invalidations_pasid_cache += 1;
+        self.report_invalidation(scope);
         Ok(Step::Done)
     }
 
@@ -305,8 +304,7 @@ impl<M: GuestMemory> Unit<M> {
             }
             _ => return false,
         };
-        self.audit_invalidated(scope);
-        self.counters.invalidations_iotlb += 1;
+        self.report_invalidation(scope);
         true
     }
 
@@ -326,8 +324,7 @@ impl<M: GuestMemory> Unit<M> {
             }
             _ => return Err(QueueError::Reserved),
         };
-        self.audit_invalidated(scope);
-        self.counters.invalidations_pasid_iotlb += 1;
+        self.report_invalidation(scope);
         Ok(Step::Done)
     }
 
@@ -367,8 +364,7 @@ impl<M: GuestMemory> Unit<M> {
         if self.queue.outstanding.len() >= MAX_OUTSTANDING {
             return Step::Park(Parked::Invalidation);
         }
-        self.counters.invalidations_device_tlb += 1;
-        self.audit_invalidated(Scope::Function { to, pasid, global, range });
+        self.report_invalidation(Scope::Function { to, pasid, global, range });
         if mutant!(SkipDeviceTlbFlush) {
             return Step::Done;
         }
@@ -401,9 +397,7 @@ impl<M: GuestMemory> Unit<M> {
             self.memory.store_u32(GuestAddress(high), low.status_data()).map_err(|_| QueueError::Fetch)?;
         }
         self.counters.waits += 1;
-        if let Some(audit) = &mut self.audit {
-            audit.completed();
-        }
+        self.report(|observer| observer.completed());
         // A second completion while IWC is set sends nothing: software has not looked at the first (§6.5.2.8).
         if low.interrupt() && !self.queue.wait_completed {
             self.queue.wait_completed = true;
@@ -422,35 +416,25 @@ impl<M: GuestMemory> Unit<M> {
     ) -> Result<Step, QueueError> {
         reserved(low.reserved0() != 0 || low.reserved1() != 0 || high.reserved0() != 0 || high.reserved1() != 0)?;
         let code = match low.response_code() {
-            response_code::SUCCESS => {
-                self.counters.responses_success += 1;
-                ResponseCode::Success
-            }
-            response_code::INVALID => {
-                self.counters.responses_invalid += 1;
-                ResponseCode::InvalidRequest
-            }
+            response_code::SUCCESS => ResponseCode::Success,
+            response_code::INVALID => ResponseCode::InvalidRequest,
             // Other values are reserved, and a function takes them for a failure (PCIe 6.0 §10.4.2.1).
-            _ => {
-                self.counters.responses_failure += 1;
-                ResponseCode::Failure
-            }
+            _ => ResponseCode::Failure,
         };
         let response = PageGroupResponse {
             pasid: low.pasid_present().then(|| Pasid::from_low_bits(low.pasid().into())),
             prg_index: PrgIndex::from_low_bits(high.prg_index().into()),
             code,
         };
-        if let Some(audit) = &mut self.audit {
-            audit.page_answered(Bdf(low.requester_id()), response);
-        }
+        let to = Bdf(low.requester_id());
+        self.report(|observer| observer.page_answered(to, response));
         if mutant!(AnswerLost) {
             return Ok(Step::Done);
         }
         if mutant!(AnswerTwice) {
-            ports.page_group_response(Bdf(low.requester_id()), response);
+            ports.page_group_response(to, response);
         }
-        ports.page_group_response(Bdf(low.requester_id()), response);
+        ports.page_group_response(to, response);
         Ok(Step::Done)
     }
 
@@ -480,9 +464,7 @@ impl<M: GuestMemory> Unit<M> {
             return;
         }
         self.queue.outstanding.clear();
-        if let Some(audit) = &mut self.audit {
-            audit.abandoned();
-        }
+        self.report(|observer| observer.abandoned());
         match self.queue.parked.take() {
             Some(Parked::Wait) if !mutant!(TimeoutKeepsWait) => self.queue.advance(),
             Some(Parked::Invalidation) if mutant!(TimeoutSkipsInvalidation) => self.queue.advance(),

@@ -35,6 +35,7 @@ mod fault;
 mod interrupts;
 mod invalidation;
 pub mod measure;
+mod observe;
 mod page_request;
 mod registers;
 mod resolver;
@@ -45,7 +46,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-pub use audit::{AuditConfig, AuditCounters, Cached, Event, Finding, FindingKind};
+pub use audit::{AuditConfig, AuditCounters, Cached, Finding, FindingKind, HistoryEvent};
 pub use config::{Caching, MAX_ADDRESS_MASK, UnitConfig};
 pub use counters::Counters;
 pub use fault::Blocked;

@@ -40,11 +40,8 @@ impl PageRequestQueue {
 impl<M: GuestMemory> Unit<M> {
     /// Takes a page request message: puts it into the queue, or answers it, or drops it (§7.4).
     pub fn page_request(&mut self, request: PageRequest, ports: &dyn Downstream) -> PageRequestOutcome {
-        self.counters.page_requests += 1;
         self.last_requester = Some(request.requester);
-        if let Some(audit) = &mut self.audit {
-            audit.page_requested(request);
-        }
+        self.report(|observer| observer.page_requested(request));
         if !self.translation_enabled() || self.aborts_dma() {
             // With remapping disabled, or aborting everything, the message is unsupported: nobody answers it.
             return self.drop_page_request();
@@ -100,9 +97,7 @@ impl<M: GuestMemory> Unit<M> {
             && space.stages != Stages::PassThrough
         {
             self.iotlb.invalidate_pages(space.space, request.iova.0, 0, false, &mut self.clock);
-            if let Some(audit) = &mut self.audit {
-                audit.page_forgotten(space.space, request.iova.0);
-            }
+            self.report(|observer| observer.page_dropped(space.space, request.iova.0));
         }
     }
 

@@ -201,9 +201,7 @@ impl<M: GuestMemory> Unit<M> {
             self.root = self.root_register;
             self.global.set_root_table_pointer(true);
             // CAP.ESRTPS: every cache is emptied with it.
-            if let Some(audit) = &mut self.audit {
-                audit.emptied();
-            }
+            self.report(|observer| observer.emptied());
             if !mutant!(RootPointerKeepsCaches) {
                 self.entries.invalidate_contexts(&mut self.clock);
                 self.iotlb.invalidate_all(&mut self.clock);
@@ -212,9 +210,7 @@ impl<M: GuestMemory> Unit<M> {
         if command.queued_invalidation_enable() != self.global.queued_invalidation_enable() {
             self.global.set_queued_invalidation_enable(command.queued_invalidation_enable());
             self.queue.restart();
-            if let Some(audit) = &mut self.audit {
-                audit.abandoned();
-            }
+            self.report(|observer| observer.abandoned());
             self.process_queue(ports);
         }
         if command.translation_enable() != self.global.translation_enable() {

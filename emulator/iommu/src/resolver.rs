@@ -2,11 +2,11 @@
 use svadev_memory::GuestMemory;
 use svadev_spec::vtd::registers::RootTableAddress;
 
-use crate::audit::Auditor;
 use crate::cache::{Clock, Iotlb};
 use crate::config::Caching;
 use crate::context::EntryCaches;
 use crate::counters::Counters;
+use crate::observe::Observing;
 use crate::walk::Limits;
 use crate::{Unit, UnitConfig};
 
@@ -26,7 +26,7 @@ pub(crate) struct Walker<'a, M: GuestMemory + 'a> {
     pub(crate) counters: &'a mut Counters,
     pub(crate) clock: &'a mut Clock,
     pub(crate) iotlb: &'a mut Iotlb,
-    pub(crate) audit: Option<&'a mut Auditor>,
+    pub(crate) observer: Observing<'a>,
 }
 
 impl<M: GuestMemory> Walker<'_, M> {
@@ -46,7 +46,7 @@ macro_rules! walker {
             counters: &mut $unit.counters,
             clock: &mut $unit.clock,
             iotlb: &mut $unit.iotlb,
-            audit: $unit.audit.as_deref_mut(),
+            observer: $crate::unit::observing(&mut $unit.audit),
         }
     };
 }

@@ -7,11 +7,11 @@ use svadev_spec::vtd::registers::translation_table_mode;
 use svadev_spec::vtd::{FaultReason, INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
 
 use crate::Unit;
-use crate::audit::Value;
 use crate::cache::{Iotlb, Leaf, Mapping, PageSize, Rights, Space};
 use crate::config::Caching;
 use crate::context::{AddressSpace, Stages};
 use crate::fault::{Blocked, Fault, Request, RequestKind};
+use crate::observe::{CacheSlot, CachedEntry};
 use crate::resolver::{Resolver, Walker, walker};
 use crate::walk::{FirstStage, InMemory, Nested, PagingCaches, SecondStageTables, Shortcuts, Want, in_legacy_mode};
 
@@ -200,8 +200,8 @@ impl<M: GuestMemory> Walker<'_, M> {
         let iova = request.iova.0;
         self.counters.iotlb_misses += 1;
         self.counters.walks += 1;
-        if let Some(audit) = &mut self.audit {
-            audit.serves(space, (request.requester, request.pasid));
+        if let Some(observer) = &mut self.observer {
+            observer.walk_begins(space, (request.requester, request.pasid));
         }
         let leaf = self.walk(space, iova, want)?;
         let page = without_interrupt_range(leaf, iova)?;
@@ -210,9 +210,10 @@ impl<M: GuestMemory> Walker<'_, M> {
             let page = page.limited_to(want.dirty, false, false);
             let nested = matches!(space.stages, Stages::Nested(..));
             self.iotlb.insert(space.space, iova, Mapping::new(page, want.dirty), nested, self.clock);
-            if let Some(audit) = &mut self.audit {
-                let value = Value::Page { gpa: page.address(), read: page.read(), write: page.write() };
-                audit.page_cached(space.space, iova, page.size().log2(), value, nested);
+            if let Some(observer) = &mut self.observer {
+                let slot = CacheSlot::Page { space: space.space, iova, size_log2: page.size().log2() };
+                let entry = CachedEntry::Page { gpa: page.address(), read: page.read(), write: page.write() };
+                observer.filled(slot, entry, nested);
             }
         }
         Ok(given(page, want))
@@ -232,7 +233,7 @@ impl<M: GuestMemory> Walker<'_, M> {
         };
         let mut caches = PagingCaches {
             iotlb: &mut *self.iotlb,
-            audit: self.audit.as_deref_mut(),
+            observer: self.observer.as_deref_mut(),
             doubted: self.config.caching != Caching::Adversarial,
         };
         let mut caches = (self.config.caching != Caching::None).then_some(&mut caches);

@@ -13,6 +13,7 @@ use crate::counters::Counters;
 use crate::fault::FaultLog;
 use crate::interrupts::Event;
 use crate::invalidation::InvalidationQueue;
+use crate::observe::{Observer, Observing};
 use crate::page_request::PageRequestQueue;
 use crate::walk::Limits;
 
@@ -170,10 +171,27 @@ impl<M: GuestMemory> Unit<M> {
         }
     }
 
+    /// Reports to the counters and, if there is one, to the auditor.
+    pub(crate) fn report(&mut self, report: impl Fn(&mut dyn Observer)) {
+        report(&mut self.counters);
+        if let Some(audit) = &mut self.audit {
+            report(&mut **audit);
+        }
+    }
+
     pub(crate) fn send(&mut self, via: Option<Bdf>, msi: Option<Msi>, ports: &dyn Downstream) {
         if let Some(msi) = msi {
             self.counters.interrupts += 1;
             ports.message_interrupt(via, msi);
         }
+    }
+}
+
+/// The auditor as those see it who report to it.
+#[inline]
+pub(crate) fn observing(audit: &mut Option<Box<Auditor>>) -> Observing<'_> {
+    match audit {
+        Some(audit) => Some(&mut **audit),
+        None => None,
     }
 }

@@ -1,13 +1,11 @@
 //! The books: what caches hold, or may hold, by right.
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::RangeInclusive;
 
 use svadev_fabric::{Bdf, InvalidateRange, Iova, Pasid};
 
-use super::Scope;
-use crate::cache::{Shortcut, Space};
-use crate::context::{AddressSpace, Context, Stages};
+use crate::cache::Space;
+use crate::observe::{CacheSlot, CachedEntry, Scope};
 
 /// Sizes a page can have.
 pub(super) const SIZES_LOG2: [u8; 3] = [12, 21, 30];
@@ -51,6 +49,16 @@ pub(super) struct Key {
 }
 
 impl Key {
+    /// The key of an entry in one of the unit's caches.
+    pub(super) fn of(slot: CacheSlot) -> Self {
+        match slot {
+            CacheSlot::Page { space, iova, size_log2 } => Self::page(space, iova, size_log2),
+            CacheSlot::Structure { space, iova, level } => Self::table(space, iova, level),
+            CacheSlot::Pasid { requester, pasid } => Self::pasid(requester, pasid),
+            CacheSlot::Context { requester } => Self::context(requester),
+        }
+    }
+
     pub(super) fn page(space: Space, iova: u64, size_log2: u8) -> Self {
         Self { place: Place::Unit, space: space.word(), class: size_log2, number: iova >> size_log2 }
     }
@@ -104,53 +112,10 @@ impl Key {
     }
 }
 
-/// What a cached entry says.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Value {
-    /// A page's address and rights.
-    Page {
-        gpa: u64,
-        read: bool,
-        write: bool,
-    },
-    Table(Shortcut),
-    Pasid(AddressSpace),
-    Context(Context),
-}
-
-impl fmt::Display for Value {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let flag = |set: bool, name: char| if set { name } else { '-' };
-        match self {
-            Self::Page { gpa, read, write } => write!(f, "page at {gpa:#x}, {}{}", flag(*read, 'r'), flag(*write, 'w')),
-            Self::Table(shortcut) => write!(
-                f,
-                "table at {:#x}, {}{}{}",
-                shortcut.table(),
-                flag(shortcut.read(), 'r'),
-                flag(shortcut.write(), 'w'),
-                flag(shortcut.execute(), 'x')
-            ),
-            Self::Pasid(entry) => {
-                write!(f, "domain {}, ", entry.space.domain_id())?;
-                match entry.stages {
-                    Stages::First(first) => write!(f, "first-stage tables at {:#x}", first.root),
-                    Stages::Second(second) => write!(f, "second-stage tables at {:#x}", second.root),
-                    Stages::Nested(first, second) => {
-                        write!(f, "first-stage tables at {:#x}, second-stage at {:#x}", first.root, second.root)
-                    }
-                    Stages::PassThrough => f.write_str("pass-through"),
-                }
-            }
-            Self::Context(context) => write!(f, "{context:?}"),
-        }
-    }
-}
-
 /// Something in the books.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
-    pub(super) value: Value,
+    pub(super) value: CachedEntry,
     /// It depends on second-stage mappings that its key does not tell.
     pub(super) nested: bool,
     /// An invalidation that covers it was asked for, or software owes none.
@@ -175,7 +140,7 @@ pub(super) struct Books {
 
 impl Books {
     /// Something is held from now on, in place of what a cache of the unit held there before.
-    pub(super) fn enter(&mut self, key: Key, value: Value, nested: bool) {
+    pub(super) fn enter(&mut self, key: Key, value: CachedEntry, nested: bool) {
         let held = Held { value, nested, covered: false, stale_since_ns: None, stale_offset: 0 };
         let values = self.held.entry(key).or_default();
         if !matches!(key.place, Place::Function(_)) {

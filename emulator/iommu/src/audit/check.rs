@@ -2,13 +2,14 @@
 use svadev_fabric::{Access, AtsError, Bdf, Iova, Pasid, Translation, TranslationRequest};
 use svadev_memory::GuestMemory;
 
-use super::books::{Key, NO_PASID, Place, SIZES_LOG2, TABLE, Value};
+use super::books::{Key, NO_PASID, Place, SIZES_LOG2, TABLE};
 use super::events::{EventKind, Subject};
 use super::live::{Live, context_outdated, pasid_outdated};
 use super::{Auditor, Cached, Finding, FindingKind};
 use crate::Unit;
 use crate::cache::{AuditCursor, Mapping, Shortcut, Space};
 use crate::context::Stages;
+use crate::observe::CachedEntry;
 use crate::resolver::Resolver;
 
 /// How far the background has come.
@@ -66,12 +67,19 @@ impl<M: GuestMemory> Unit<M> {
         let TranslationRequest { requester, pasid, iova, .. } = request;
         self.with_audit(|unit, audit| {
             let Some(answer) = answer.ok().filter(|answer| answer.is_present() && !answer.untranslated_only) else {
-                return audit.event(EventKind::NoTranslation { requester, pasid, iova: iova.0 });
+                return audit.history.push(EventKind::NoTranslation { requester, pasid, iova: iova.0 });
             };
             let Translation { gpa, size_log2, access, .. } = answer;
-            audit.event(EventKind::Translation { requester, pasid, iova: iova.0, gpa: gpa.0, size_log2, access });
+            audit.history.push(EventKind::Translation {
+                requester,
+                pasid,
+                iova: iova.0,
+                gpa: gpa.0,
+                size_log2,
+                access,
+            });
             let key = Key::given(requester, pasid, iova.0, size_log2);
-            audit.books.enter(key, Value::Page { gpa: gpa.0, read: access.read, write: access.write }, false);
+            audit.books.enter(key, CachedEntry::Page { gpa: gpa.0, read: access.read, write: access.write }, false);
             audit.unit_use(&unit.resolver(), (requester, pasid), iova.0, &answer);
         });
     }
@@ -133,24 +141,24 @@ impl Auditor {
         resolver: &Resolver<'_, M>,
         user: (Bdf, Option<Pasid>),
         key: &Key,
-        value: &Value,
+        value: &CachedEntry,
         offset: u64,
     ) -> Option<String> {
         match value {
-            Value::Page { .. } | Value::Table(_) => {
+            CachedEntry::Page { .. } | CachedEntry::Table(_) => {
                 let live = self.live(resolver, user, key, offset);
                 live.outdates(value, offset).then(|| live.text(key.class))
             }
-            Value::Pasid(old) => {
+            CachedEntry::Pasid(old) => {
                 self.checks += 1;
                 let new = resolver.live_pasid(user.0, user.1.map_or(0, Pasid::get));
-                let text = || new.map_or_else(|| "nothing present".into(), |new| Value::Pasid(new).to_string());
+                let text = || new.map_or_else(|| "nothing present".into(), |new| CachedEntry::Pasid(new).to_string());
                 pasid_outdated(old, new.as_ref()).then(text)
             }
-            Value::Context(old) => {
+            CachedEntry::Context(old) => {
                 self.checks += 1;
                 let new = resolver.live_context(user.0);
-                let text = || new.map_or_else(|| "nothing present".into(), |new| Value::Context(new).to_string());
+                let text = || new.map_or_else(|| "nothing present".into(), |new| CachedEntry::Context(new).to_string());
                 context_outdated(old, new.as_ref()).then(text)
             }
         }
@@ -180,7 +188,7 @@ impl Auditor {
         new: String,
         in_use: bool,
     ) {
-        let now_ns = self.now_ns;
+        let now_ns = self.history.now_ns();
         let held = &mut self.books.get_mut(&key)[index];
         let since_ns = *held.stale_since_ns.get_or_insert_with(|| {
             held.stale_offset = offset;
@@ -199,19 +207,21 @@ impl Auditor {
         let mut found = Vec::new();
         unit.iotlb.each_page(&mut self.cursors.pages, budget, |key, mapping: Mapping| {
             let (leaf, size_log2) = (mapping.leaf(), mapping.leaf().size().log2());
-            let value = Value::Page { gpa: leaf.address(), read: leaf.read(), write: leaf.write() };
+            let value = CachedEntry::Page { gpa: leaf.address(), read: leaf.read(), write: leaf.write() };
             found.push((Key::page(key.space(), key.number() << size_log2, size_log2), value));
         });
         unit.iotlb.each_shortcut(&mut self.cursors.shortcuts, budget, |key, shortcut: Shortcut| {
             let level = key.class();
-            found
-                .push((Key::table(key.space(), key.number() << (12 + 9 * (level - 1)), level), Value::Table(shortcut)));
+            found.push((
+                Key::table(key.space(), key.number() << (12 + 9 * (level - 1)), level),
+                CachedEntry::Table(shortcut),
+            ));
         });
         unit.entries.each(&mut self.cursors.entries, budget, |(source_id, pasid), entry| {
-            found.push((Key::pasid(Bdf(source_id), pasid), Value::Pasid(*entry)))
+            found.push((Key::pasid(Bdf(source_id), pasid), CachedEntry::Pasid(*entry)))
         });
         unit.entries.each_context(|source_id, context| {
-            found.push((Key::context(Bdf(source_id)), Value::Context(*context)));
+            found.push((Key::context(Bdf(source_id)), CachedEntry::Context(*context)));
         });
         let resolver = unit.resolver();
         for (key, value) in found {
@@ -220,7 +230,7 @@ impl Auditor {
     }
 
     /// Looks at what the unit's caches do hold.
-    fn check_cached<M: GuestMemory>(&mut self, resolver: &Resolver<'_, M>, key: Key, value: Value, in_use: bool) {
+    fn check_cached<M: GuestMemory>(&mut self, resolver: &Resolver<'_, M>, key: Key, value: CachedEntry, in_use: bool) {
         if self.books.get(&key).iter().any(|held| held.value == value) {
             return;
         }
@@ -232,7 +242,7 @@ impl Auditor {
     }
 
     /// Something stale that should not be there at all, unless the books are not complete.
-    fn unknown(&mut self, key: Key, user: (Bdf, Option<Pasid>), value: Value, new: String, in_use: bool) {
+    fn unknown(&mut self, key: Key, user: (Bdf, Option<Pasid>), value: CachedEntry, new: String, in_use: bool) {
         if self.books.forgotten() > 0 {
             return self.books.enter(key, value, false);
         }
@@ -251,7 +261,7 @@ impl Auditor {
         let Translation { gpa, size_log2, access, .. } = *answer;
         let Some(entry) = resolver.live_address_space(user.0, user.1) else { return };
         let space = entry.space;
-        let known = |held: &super::books::Held| matches!(held.value, Value::Page { gpa: to, .. } if to == gpa.0);
+        let known = |held: &super::books::Held| matches!(held.value, CachedEntry::Page { gpa: to, .. } if to == gpa.0);
         let key = Key::page(space, iova, size_log2);
         if entry.stages == Stages::PassThrough
             || access.privileged
@@ -262,7 +272,7 @@ impl Auditor {
             return;
         }
         let offset = iova & ((1 << size_log2) - 1) & !0xfff;
-        let value = Value::Page { gpa: gpa.0, read: access.read, write: access.write };
+        let value = CachedEntry::Page { gpa: gpa.0, read: access.read, write: access.write };
         let live = self.live(resolver, user, &key, offset);
         if live.outdates(&value, offset) {
             self.unknown(key, user, value, live.text(key.class), true);
@@ -279,7 +289,7 @@ impl Auditor {
         access: Access,
     ) {
         let page = iova & !0xfff;
-        let used = Value::Page { gpa: gpa & !0xfff, read: access.read, write: access.write };
+        let used = CachedEntry::Page { gpa: gpa & !0xfff, read: access.read, write: access.write };
         let small = Key::given(user.0, user.1, page, 12);
         let live = self.live(resolver, user, &small, 0);
         // Functions keep less than they were given where that suits them, never more.
@@ -287,7 +297,7 @@ impl Auditor {
             let key = Key::given(user.0, user.1, page, size_log2);
             let offset = page & ((1 << size_log2) - 1);
             let index = self.books.get(&key).iter().position(|held| {
-                matches!(held.value, Value::Page { gpa: to, read, write }
+                matches!(held.value, CachedEntry::Page { gpa: to, read, write }
                     if to + offset == gpa & !0xfff && (read || !access.read) && (write || !access.write))
             })?;
             Some((key, index, offset))
@@ -302,7 +312,7 @@ impl Auditor {
         }
     }
 
-    fn find(&mut self, suspicion: Suspicion, old: Value, new: String) {
+    fn find(&mut self, suspicion: Suspicion, old: CachedEntry, new: String) {
         let Suspicion { kind, key, user: (requester, pasid), since_ns, in_use } = suspicion;
         let in_table = matches!(key.place, Place::Entries(_));
         let (page, size_log2) = if in_table { (0, 63) } else { (key.iova(), key.size_log2()) };
@@ -310,17 +320,18 @@ impl Auditor {
             return;
         }
         let domain_id = (key.place == Place::Unit).then(|| Space::from_word(key.space).domain_id());
-        let events = self.events.about(Subject { domain_id, pasid, page, size_log2 });
+        let events = self.history.about(Subject { domain_id, pasid, page, size_log2 });
         let completed = events.iter().rev().find(|event| event.kind == EventKind::Completed).map(|event| event.at_ns);
         let cache = match (key.place, &old) {
             (Place::Function(_), _) => Cached::DeviceTlb,
-            (_, Value::Page { .. }) => Cached::Iotlb,
-            (_, Value::Table(_)) => Cached::PagingStructure(key.class & !TABLE),
-            (_, Value::Pasid(_)) => Cached::PasidCache,
-            (_, Value::Context(_)) => Cached::ContextCache,
+            (_, CachedEntry::Page { .. }) => Cached::Iotlb,
+            (_, CachedEntry::Table(_)) => Cached::PagingStructure(key.class & !TABLE),
+            (_, CachedEntry::Pasid(_)) => Cached::PasidCache,
+            (_, CachedEntry::Context(_)) => Cached::ContextCache,
         };
-        let age_ns = self.now_ns - since_ns.or(completed).unwrap_or(self.now_ns).min(self.now_ns);
-        let at_ns = self.now_ns;
+        let age_ns =
+            self.history.now_ns() - since_ns.or(completed).unwrap_or(self.history.now_ns()).min(self.history.now_ns());
+        let at_ns = self.history.now_ns();
         let old = old.to_string();
         self.findings.add(Finding {
             kind,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use svadev_fabric::{Access, Bdf, PageGroupResponse, PageRequest, Pasid, ResponseCode};
 
-use super::Scope;
+use crate::observe::{Observer, Scope};
 
 /// Events that are remembered.
 const CAPACITY: usize = 4096;
@@ -55,7 +55,7 @@ pub(super) enum EventKind {
 
 /// Something that happened, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct HistoryEvent {
     /// On the auditor's clock, ns.
     pub at_ns: u64,
     pub(super) kind: EventKind,
@@ -90,21 +90,36 @@ impl Subject {
 
 /// The last events, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Ring(VecDeque<Event>);
+pub(super) struct History {
+    /// The auditor's clock: events are stamped with it.
+    now_ns: u64,
+    events: VecDeque<HistoryEvent>,
+}
 
-impl Ring {
-    pub(super) fn push(&mut self, event: Event) {
-        if self.0.len() == CAPACITY {
-            self.0.pop_front();
+impl History {
+    /// The time on the auditor's clock, ns.
+    pub(super) fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    /// Sets the clock. It never goes back.
+    pub(super) fn set_time(&mut self, now_ns: u64) {
+        self.now_ns = self.now_ns.max(now_ns);
+    }
+
+    /// Remembers that something happened now.
+    pub(super) fn push(&mut self, kind: EventKind) {
+        if self.events.len() == CAPACITY {
+            self.events.pop_front();
         }
-        self.0.push_back(event);
+        self.events.push_back(HistoryEvent { at_ns: self.now_ns, kind });
     }
 
     /// The last events about something, and for each invalidation among them the completion after it; oldest first.
-    pub(super) fn about(&self, subject: Subject) -> Vec<Event> {
+    pub(super) fn about(&self, subject: Subject) -> Vec<HistoryEvent> {
         let mut found = Vec::new();
         let mut invalidating = false;
-        for event in &self.0 {
+        for event in &self.events {
             let completes = event.kind == EventKind::Completed && std::mem::take(&mut invalidating);
             if completes || subject.is_of(&event.kind) {
                 invalidating |= matches!(event.kind, EventKind::Invalidation(_));
@@ -115,8 +130,26 @@ impl Ring {
     }
 }
 
+impl Observer for History {
+    fn invalidated(&mut self, scope: Scope) {
+        self.push(EventKind::Invalidation(scope));
+    }
+
+    fn completed(&mut self) {
+        self.push(EventKind::Completed);
+    }
+
+    fn page_requested(&mut self, request: PageRequest) {
+        self.push(EventKind::PageRequest(request));
+    }
+
+    fn page_answered(&mut self, to: Bdf, response: PageGroupResponse) {
+        self.push(EventKind::PageResponse { to, response });
+    }
+}
+
 /// Time in seconds, and what happened.
-impl fmt::Display for Event {
+impl fmt::Display for HistoryEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (seconds, rest) = (self.at_ns / 1_000_000_000, self.at_ns % 1_000_000_000);
         write!(f, "{seconds}.{:06} {}", rest / 1000, self.kind)

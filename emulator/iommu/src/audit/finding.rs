@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 use svadev_fabric::{Bdf, Pasid};
 
-use super::events::Event;
+use super::events::HistoryEvent;
 
 /// Pages of which something was said, so that it is not said again. More are counted only.
 const MAX_KNOWN: usize = 1024;
@@ -90,7 +90,7 @@ pub struct Finding {
     pub at_ns: u64,
     /// What happened to that range last, oldest first.
     #[serde(serialize_with = "as_lines")]
-    pub events: Vec<Event>,
+    pub events: Vec<HistoryEvent>,
 }
 
 fn as_text<S: serde::Serializer>(bdf: &Bdf, serializer: S) -> Result<S::Ok, S::Error> {
@@ -102,8 +102,8 @@ fn as_number<S: serde::Serializer>(pasid: &Option<Pasid>, serializer: S) -> Resu
     pasid.map(Pasid::get).serialize(serializer)
 }
 
-fn as_lines<S: serde::Serializer>(events: &[Event], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(events.iter().map(Event::to_string))
+fn as_lines<S: serde::Serializer>(events: &[HistoryEvent], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(events.iter().map(HistoryEvent::to_string))
 }
 
 impl fmt::Display for Finding {

@@ -3,9 +3,10 @@ use svadev_fabric::{Bdf, Pasid};
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::FaultReason;
 
-use super::books::{TABLE, Value};
+use super::books::TABLE;
 use crate::cache::{Shortcut, Space};
 use crate::context::{AddressSpace, Context, Stages};
+use crate::observe::CachedEntry;
 use crate::resolver::Resolver;
 use crate::walk::{FirstStage, Limits, Lost, SecondStage, Tables, Want};
 
@@ -85,13 +86,13 @@ impl Live {
 
     /// Whether an entry of `class` that says `value` about this address may no longer be used. One that allows less than the tables may
     /// stay: software need not invalidate when it raises rights (§6.5.2: not-present and permission faults are looked for again).
-    pub(super) fn outdates(&self, value: &Value, offset: u64) -> bool {
+    pub(super) fn outdates(&self, value: &CachedEntry, offset: u64) -> bool {
         match *value {
-            Value::Page { gpa, read, write } => match self.leaf {
+            CachedEntry::Page { gpa, read, write } => match self.leaf {
                 None => true,
                 Some((to, may_read, may_write)) => to != gpa + offset || (read && !may_read) || (write && !may_write),
             },
-            Value::Table(old) => match self.shortcut {
+            CachedEntry::Table(old) => match self.shortcut {
                 None => true,
                 Some(new) => {
                     old.table() != new.table()
@@ -100,7 +101,7 @@ impl Live {
                         || (old.execute() && !new.execute())
                 }
             },
-            Value::Pasid(_) | Value::Context(_) => unreachable!("those are compared as such"),
+            CachedEntry::Pasid(_) | CachedEntry::Context(_) => unreachable!("those are compared as such"),
         }
     }
 
@@ -109,9 +110,9 @@ impl Live {
         let (at, entry) = self.entry;
         let source = if at == 0 { String::new() } else { format!(" (entry {entry:#018x} at {at:#x})") };
         let text = if class & TABLE != 0 {
-            self.shortcut.map(|shortcut| Value::Table(shortcut).to_string())
+            self.shortcut.map(|shortcut| CachedEntry::Table(shortcut).to_string())
         } else {
-            self.leaf.map(|(gpa, read, write)| Value::Page { gpa, read, write }.to_string())
+            self.leaf.map(|(gpa, read, write)| CachedEntry::Page { gpa, read, write }.to_string())
         };
         text.unwrap_or_else(|| "nothing present".into()) + &source
     }

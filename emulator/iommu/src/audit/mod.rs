@@ -20,11 +20,8 @@ mod finding;
 mod live;
 mod scope;
 
-pub use events::Event;
+pub use events::HistoryEvent;
 pub use finding::{Cached, Finding, FindingKind};
-
-pub(crate) use books::Value;
-pub(crate) use scope::Scope;
 
 use std::collections::BTreeMap;
 
@@ -34,9 +31,10 @@ use svadev_memory::GuestMemory;
 use crate::Unit;
 use crate::cache::Space;
 use crate::context::{AddressSpace, Stages};
+use crate::observe::{CacheSlot, CachedEntry, Observer, Scope};
 use books::{Books, Key};
 use check::Cursors;
-use events::{EventKind, Ring};
+use events::History;
 use finding::Findings;
 
 /// Address spaces whose requester is remembered. One more, and those that are known have to do.
@@ -74,11 +72,10 @@ pub struct AuditCounters {
 #[derive(Debug)]
 pub(crate) struct Auditor {
     config: AuditConfig,
-    now_ns: u64,
     books: Books,
     /// Who uses an address space of the unit's caches: their tags do not tell.
     owners: BTreeMap<u64, (Bdf, Option<Pasid>)>,
-    events: Ring,
+    history: History,
     findings: Findings,
     cursors: Cursors,
     checks: u64,
@@ -88,18 +85,13 @@ impl Auditor {
     fn new(config: AuditConfig) -> Self {
         Self {
             config,
-            now_ns: 0,
             books: Books::default(),
             owners: BTreeMap::new(),
-            events: Ring::default(),
+            history: History::default(),
             findings: Findings::default(),
             cursors: Cursors::default(),
             checks: 0,
         }
-    }
-
-    fn event(&mut self, kind: EventKind) {
-        self.events.push(Event { at_ns: self.now_ns, kind });
     }
 
     fn owned(&mut self, space: Space, user: (Bdf, Option<Pasid>)) {
@@ -108,84 +100,60 @@ impl Auditor {
         }
     }
 
-    /// A walk for someone begins: what is cached on the way belongs to an address space that they use.
+    /// Whether something that a function was given differs from the tables, as of the last look at it.
+    #[cfg(test)]
+    pub(crate) fn stale(&self, function: Bdf) -> bool {
+        self.books.stale(function)
+    }
+}
+
+impl Observer for Auditor {
     #[cold]
-    pub(crate) fn serves(&mut self, entry: &AddressSpace, user: (Bdf, Option<Pasid>)) {
+    fn walk_begins(&mut self, entry: &AddressSpace, user: (Bdf, Option<Pasid>)) {
         self.owned(entry.space, user);
         if matches!(entry.stages, Stages::Nested(..)) {
             self.owned(Space::of_domain(entry.space.domain_id()), user);
         }
     }
 
-    /// A page request came in.
-    pub(crate) fn page_requested(&mut self, request: PageRequest) {
-        self.event(EventKind::PageRequest(request));
-    }
-
-    /// Software answered a group.
-    pub(crate) fn page_answered(&mut self, to: Bdf, response: PageGroupResponse) {
-        self.event(EventKind::PageResponse { to, response });
-    }
-
-    /// A mapping went into the IOTLB.
     #[cold]
-    pub(crate) fn page_cached(&mut self, space: Space, iova: u64, size_log2: u8, value: Value, nested: bool) {
-        self.books.enter(Key::page(space, iova, size_log2), value, nested);
+    fn filled(&mut self, slot: CacheSlot, entry: CachedEntry, nested: bool) {
+        self.books.enter(Key::of(slot), entry, nested);
     }
 
-    /// The entry at `level` on the way to `iova` went into a paging-structure cache.
-    #[cold]
-    pub(crate) fn table_cached(&mut self, space: Space, iova: u64, level: u8, value: Value, nested: bool) {
-        self.books.enter(Key::table(space, iova, level), value, nested);
-    }
-
-    /// An entry went into the PASID cache.
-    #[cold]
-    pub(crate) fn pasid_cached(&mut self, requester: Bdf, pasid: u32, value: Value) {
-        self.books.enter(Key::pasid(requester, pasid), value, false);
-    }
-
-    /// An entry went into the context cache.
-    #[cold]
-    pub(crate) fn context_cached(&mut self, requester: Bdf, value: Value) {
-        self.books.enter(Key::context(requester), value, false);
-    }
-
-    /// Software asked for an invalidation.
-    pub(crate) fn invalidated(&mut self, scope: Scope) {
-        self.event(EventKind::Invalidation(scope));
-        self.books.cover(scope);
-    }
-
-    /// A right was raised, or a page made present, and the unit dropped by itself what it knew (§7.4).
-    pub(crate) fn page_forgotten(&mut self, space: Space, iova: u64) {
+    fn page_dropped(&mut self, space: Space, iova: u64) {
         self.books.strike(Scope::Pages { space, iova, pages_log2: 0, leaf_only: false });
     }
 
-    /// All invalidations so far have completed: a wait descriptor did, or a register-based command.
-    pub(crate) fn completed(&mut self) {
-        self.event(EventKind::Completed);
+    fn invalidated(&mut self, scope: Scope) {
+        self.history.invalidated(scope);
+        self.books.cover(scope);
+    }
+
+    fn completed(&mut self) {
+        self.history.completed();
         self.books.complete();
     }
 
-    /// Invalidations under way will never be waited for: they timed out, or the queue was restarted.
-    pub(crate) fn abandoned(&mut self) {
+    fn abandoned(&mut self) {
         self.books.abandon();
     }
 
-    /// Whether something that a function was given differs from the tables, as of the last look at it.
-    #[cfg(test)]
-    pub(crate) fn stale(&self, function: Bdf) -> bool {
-        self.books.stale(function)
-    }
-
-    /// The unit's own caches are empty; what functions hold is of another time.
-    pub(crate) fn emptied(&mut self) {
+    /// What functions hold was given before: nobody has to invalidate it any more.
+    fn emptied(&mut self) {
         self.books.strike(Scope::Iotlb);
         self.books.strike(Scope::Contexts);
         self.books.excuse_functions(None);
         self.books.abandon();
         self.owners.clear();
+    }
+
+    fn page_requested(&mut self, request: PageRequest) {
+        self.history.page_requested(request);
+    }
+
+    fn page_answered(&mut self, to: Bdf, response: PageGroupResponse) {
+        self.history.page_answered(to, response);
     }
 }
 
@@ -198,7 +166,7 @@ impl<M: GuestMemory> Unit<M> {
     /// Says what time it is. Time that the guest did not have should not be counted: a change is timed by this clock alone.
     pub fn audit_at(&mut self, now_ns: u64) {
         if let Some(audit) = &mut self.audit {
-            audit.now_ns = audit.now_ns.max(now_ns);
+            audit.history.set_time(now_ns);
         }
     }
 

@@ -1,64 +1,10 @@
-//! What an invalidation covers, as the specification words it (§6.5.2): nothing here knows how the caches do it.
-use std::fmt;
+//! Which entries of the books an invalidation covers, as the specification words it (§6.5.2). Shares no code with the caches.
 use std::ops::RangeInclusive;
 
 use svadev_fabric::{Bdf, InvalidateRange, Iova, Pasid};
 
-use super::books::{Held, Key, LEVELS, NO_PASID, Place, SIZES_LOG2, TABLE, Value};
-use crate::cache::Space;
-
-/// What is invalidated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scope {
-    /// Every context entry, and the PASID entries behind them (§6.5.2.1).
-    Contexts,
-    /// The context entry of a requester and of those that FM adds, and the PASID entries behind them.
-    Source {
-        /// SID.
-        source_id: u16,
-        /// FM.
-        function_mask: u8,
-    },
-    /// Every PASID entry (§6.5.2.2).
-    Pasids,
-    /// The PASID entries of a domain.
-    PasidsOfDomain(u16),
-    /// The PASID entries of a PASID in a domain.
-    Pasid {
-        /// DID.
-        domain_id: u16,
-        /// PASID.
-        pasid: u32,
-    },
-    /// The whole IOTLB and the paging-structure caches (§6.5.2.3).
-    Iotlb,
-    /// What the IOTLB and the paging-structure caches hold of a domain.
-    Domain(u16),
-    /// What they hold of a PASID in a domain (§6.5.2.4).
-    Space(Space),
-    /// What they hold of some pages.
-    Pages {
-        /// Domain, and PASID if there is one.
-        space: Space,
-        /// An address in the pages.
-        iova: u64,
-        /// AM.
-        pages_log2: u8,
-        /// IH.
-        leaf_only: bool,
-    },
-    /// A function's device TLB (§6.5.2.5, §6.5.2.6).
-    Function {
-        /// Whose.
-        to: Bdf,
-        /// Its PASID.
-        pasid: Option<Pasid>,
-        /// Every PASID.
-        global: bool,
-        /// Addresses.
-        range: InvalidateRange,
-    },
-}
+use super::books::{Held, Key, LEVELS, NO_PASID, Place, SIZES_LOG2, TABLE};
+use crate::observe::{CachedEntry, Scope};
 
 impl Scope {
     /// Where in the books everything lies that may be covered. Short ranges for what comes often, whole places for the rest.
@@ -100,12 +46,12 @@ impl Scope {
                 let ignored = [0b000, 0b100, 0b110, 0b111][usize::from(function_mask & 3)];
                 (bdf.0 ^ source_id) & !ignored == 0
             }
-            (Self::Pasids, Place::Entries(_)) => matches!(held.value, Value::Pasid(_)),
+            (Self::Pasids, Place::Entries(_)) => matches!(held.value, CachedEntry::Pasid(_)),
             (Self::PasidsOfDomain(domain_id), Place::Entries(_)) => {
-                matches!(held.value, Value::Pasid(entry) if entry.space.domain_id() == domain_id)
+                matches!(held.value, CachedEntry::Pasid(entry) if entry.space.domain_id() == domain_id)
             }
             (Self::Pasid { domain_id, pasid }, Place::Entries(_)) => {
-                matches!(held.value, Value::Pasid(entry) if entry.space.domain_id() == domain_id)
+                matches!(held.value, CachedEntry::Pasid(entry) if entry.space.domain_id() == domain_id)
                     && key.space == u64::from(pasid)
             }
             (Self::Domain(domain_id), Place::Unit) => key.space >> 21 == u64::from(domain_id),
@@ -163,46 +109,4 @@ fn by_class(place: Place, space: u64, iova: u64, size_log2: u32) -> Vec<RangeInc
             key(first >> shift)..=key(last >> shift)
         })
         .collect()
-}
-
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Contexts => f.write_str("context cache, all"),
-            Self::Source { source_id, function_mask } => {
-                write!(f, "context cache of {}, function mask {function_mask}", Bdf(source_id))
-            }
-            Self::Pasids => f.write_str("PASID cache, all"),
-            Self::PasidsOfDomain(domain_id) => write!(f, "PASID cache of domain {domain_id}"),
-            Self::Pasid { domain_id, pasid } => write!(f, "PASID cache of domain {domain_id} PASID {pasid}"),
-            Self::Iotlb => f.write_str("IOTLB, all"),
-            Self::Domain(domain_id) => write!(f, "IOTLB of domain {domain_id}"),
-            Self::Space(space) => write!(f, "IOTLB of {}", named(space)),
-            Self::Pages { space, iova, pages_log2, leaf_only } => {
-                let log2 = 12 + u32::from(pages_log2);
-                let start = iova.checked_shr(log2).and_then(|n| n.checked_shl(log2)).unwrap_or(0);
-                write!(f, "IOTLB of {}, 2^{pages_log2} pages from {start:#x}", named(space))?;
-                if leaf_only { f.write_str(", leaves only") } else { Ok(()) }
-            }
-            Self::Function { to, pasid, global, range } => {
-                write!(f, "device TLB of {to}")?;
-                match pasid {
-                    _ if global => f.write_str(", all PASIDs")?,
-                    Some(pasid) => write!(f, ", PASID {pasid}")?,
-                    None => f.write_str(", no PASID")?,
-                }
-                match range {
-                    InvalidateRange::All => f.write_str(", all pages"),
-                    InvalidateRange::Naturally { start, size_log2 } => {
-                        write!(f, ", 2^{} pages from {start}", size_log2.saturating_sub(12))
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn named(space: Space) -> String {
-    let domain_id = space.domain_id();
-    space.pasid().map_or_else(|| format!("domain {domain_id}"), |pasid| format!("domain {domain_id} PASID {pasid}"))
 }

@@ -7,6 +7,7 @@ use super::world::{
     DEVICE, DOMAIN, Mode, OTHER, PASID, RAM, RW, SS_R, SS_W, USER_PAGE, World, pasid_cache, pasid_device_tlb,
     pasid_iotlb_page, wait_descriptor,
 };
+use crate::observe::{Observer, Scope};
 use crate::{AuditConfig, Cached, Caching, Finding, FindingKind, UnitConfig};
 
 const MS: u64 = 1_000_000;
@@ -181,7 +182,7 @@ fn entries_that_survive_their_invalidation_are_our_mistake() {
         world.store(leaf, NEW | USER_PAGE);
         // The books hear of an invalidation that the caches do not.
         let audit = world.unit.audit.as_mut().unwrap();
-        audit.invalidated(crate::audit::Scope::Iotlb);
+        audit.invalidated(Scope::Iotlb);
         audit.completed();
         let findings = world.audit(0, 3);
         assert_eq!(only(&findings).kind, FindingKind::StaleAfterInvalidation, "{caching:?}");
@@ -195,7 +196,7 @@ fn a_hit_that_survived_is_found_at_its_use() {
     world.translate_ok(PAGE, Access::READ);
     world.store(leaf, NEW | USER_PAGE);
     let audit = world.unit.audit.as_mut().unwrap();
-    audit.invalidated(crate::audit::Scope::Iotlb);
+    audit.invalidated(Scope::Iotlb);
     audit.completed();
     assert_eq!(world.translate_ok(PAGE, Access::READ).0, OLD);
     let findings = world.unit.take_audit_findings();

@@ -14,8 +14,8 @@ use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 
 use crate::UnitConfig;
-use crate::audit::{Auditor, Value};
 use crate::cache::{Iotlb, Leaf, PathTag, Shortcut};
+use crate::observe::{CacheSlot, CachedEntry, Observing};
 
 /// Walks that lose every race for an accessed or dirty bit are given up after this many (SFS.10, SSS.6): a guest that
 /// changes an entry for ever must not hold the unit for ever.
@@ -93,7 +93,7 @@ pub(crate) trait Tables {
 /// The caches as the walks of one request share them.
 pub(crate) struct PagingCaches<'a> {
     pub(crate) iotlb: &'a mut Iotlb,
-    pub(crate) audit: Option<&'a mut Auditor>,
+    pub(crate) observer: Observing<'a>,
     /// A fault that a shortcut led to is not believed.
     pub(crate) doubted: bool,
 }
@@ -112,11 +112,11 @@ impl Shortcuts<'_, '_> {
 
     #[inline]
     fn keep(&mut self, address: u64, level: u8, shortcut: Shortcut) {
-        if let Some(PagingCaches { iotlb, audit, .. }) = &mut self.caches {
+        if let Some(PagingCaches { iotlb, observer, .. }) = &mut self.caches {
             iotlb.keep_shortcut(&self.tag, address, level, shortcut);
-            if let Some(audit) = audit {
-                let (space, nested) = (self.tag.space(), self.tag.nested());
-                audit.table_cached(space, address, level, Value::Table(shortcut), nested);
+            if let Some(observer) = observer {
+                let slot = CacheSlot::Structure { space: self.tag.space(), iova: address, level };
+                observer.filled(slot, CachedEntry::Table(shortcut), self.tag.nested());
             }
         }
     }

@@ -3,21 +3,48 @@ use std::sync::Arc;
 
 use svadev_fabric::{Pasid, Upstream};
 use svadev_memory::GuestMemory;
+use svadev_pci::{
+    Ats, Bar, ConfigEffect, ConfigEffects, ConfigSpace, Description, Identity, MsiX, MsiXTable,
+    Pasid as PasidCapability, Pri,
+};
 use svadev_spec::device::{
-    ABI_MAJOR, ABI_MINOR, BAR_DOORBELLS, BAR_MSIX, BAR_REGISTERS, Command as CommandRegister, Control, DOORBELL_STRIDE,
-    ID_MAGIC, Limits, MAX_LENGTH, MAX_SCATTER_ENTRIES, MSIX_PBA_OFFSET, QueueStatus, RING_LOG2, command, opcode,
-    queue_error, regs,
+    ABI_MAJOR, ABI_MINOR, BAR_DOORBELLS, BAR_MSIX, BAR_MSIX_SIZE, BAR_REGISTERS, Command as CommandRegister, Control,
+    DOORBELL_STRIDE, ID_MAGIC, Limits, MAX_LENGTH, MAX_QUEUES, MAX_SCATTER_ENTRIES, MSIX_PBA_OFFSET,
+    PCI_CLASS_ACCELERATOR, PCI_DEVICE_ID_ACCELERATOR, PCI_VENDOR_ID, QueueStatus, RING_LOG2, bar_doorbells_size,
+    command, opcode, queue_error, regs,
 };
 
-use crate::config::{ConfigEffect, ConfigEffects, ConfigSpace};
 use crate::doorbell::DoorbellPages;
 use crate::engine::Engine;
 use crate::mailbox::Command;
 use crate::queue_config::QueueRegisters;
 use crate::shared::{FunctionPorts, FunctionSettings, FunctionShared, Gate};
 
-/// Bytes of an MSI-X table entry (PCIe 6.0 §7.7.2.5).
-const MSIX_ENTRY: usize = 16;
+/// Most page requests that a function can have outstanding: as many as there are group indices (PCIe 6.0 §10.4.1).
+const OUTSTANDING_PAGE_REQUESTS: u32 = 512;
+
+/// What an accelerator function is made of, for `queues` queues (1 to `MAX_QUEUES`) and `vectors` MSI-X vectors (at
+/// least 1). Panics if `queues` is out of range.
+pub fn description(queues: u16, vectors: u8) -> Description {
+    assert!((1..=MAX_QUEUES).contains(&u32::from(queues)), "a function has 1 to {MAX_QUEUES} queues, not {queues}");
+    let identity = Identity {
+        vendor: PCI_VENDOR_ID,
+        device: PCI_DEVICE_ID_ACCELERATOR,
+        class: PCI_CLASS_ACCELERATOR,
+        revision: ABI_MAJOR.to_le_bytes()[0],
+    };
+    let bar = u8::try_from(BAR_MSIX).expect("one of six");
+    Description {
+        msi_x: Some(MsiX { vectors: vectors.into(), bar, pending_offset: MSIX_PBA_OFFSET }),
+        ats: Some(Ats),
+        pri: Some(Pri { capacity: OUTSTANDING_PAGE_REQUESTS }),
+        pasid: Some(PasidCapability { width: 20 }),
+        ..Description::new(identity)
+            .with_bar(BAR_REGISTERS, Bar { size: regs::BAR_SIZE, wide: true })
+            .with_bar(BAR_DOORBELLS, Bar { size: bar_doorbells_size(queues.into()), wide: true })
+            .with_bar(BAR_MSIX, Bar { size: BAR_MSIX_SIZE, wide: true })
+    }
+}
 
 /// Registers of one queue that software owns.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,17 +62,15 @@ pub struct Function {
     queues: Box<[QueueBank]>,
     /// High half of COMMAND, until the low half is written.
     command_high: u32,
-    /// The MSI-X table as software wrote it. A VMM that emulates the table, as QEMU does, never comes here.
-    msix: Box<[u8]>,
+    msi_x: MsiXTable,
 }
 
 impl Function {
-    /// An accelerator and its engines. `config` was made for it, `upstream` is the IOMMU in front of it, `memory` what
+    /// An accelerator and its engines. `upstream` is the IOMMU in front of it, `memory` what
     /// translations lead to; `doorbells` has a page a queue. Engine n is driven by one thread, which
     /// [`FunctionPorts::wake`] with n wakes. Panics where `settings` are out of range.
     pub fn new<M, U>(
         settings: FunctionSettings,
-        config: ConfigSpace,
         memory: Arc<M>,
         upstream: Arc<U>,
         ports: Arc<dyn FunctionPorts>,
@@ -56,14 +81,15 @@ impl Function {
         U: Upstream + ?Sized,
     {
         let shared = Arc::new(FunctionShared::new(settings, ports, doorbells));
+        let description = description(settings.queues, settings.vectors);
         let engines = (0..usize::from(settings.engines))
             .map(|n| Engine::new(n, Arc::clone(&shared), Arc::clone(&memory), Arc::clone(&upstream)))
             .collect();
         let function = Self {
-            config,
+            config: ConfigSpace::new(description),
             queues: vec![QueueBank::default(); usize::from(settings.queues)].into(),
             command_high: 0,
-            msix: vec![0; MSIX_ENTRY * usize::from(settings.vectors)].into(),
+            msi_x: MsiXTable::new(description.msi_x.expect("it has one")),
             shared,
         };
         function.apply_config();
@@ -114,7 +140,7 @@ impl Function {
     fn reset_registers(&mut self) {
         self.queues.fill(QueueBank::default());
         self.command_high = 0;
-        self.msix.fill(0);
+        self.msi_x.reset();
         self.shared.reset();
     }
 
@@ -159,7 +185,11 @@ impl Function {
                     }
                 }
             }
-            BAR_MSIX => read_bytes(&self.msix, offset, data),
+            BAR_MSIX => {
+                let ports = self.shared.ports();
+                self.msi_x
+                    .read(offset, data, |vector| ports.interrupt_pending(u16::try_from(vector).unwrap_or(u16::MAX)));
+            }
             _ => {}
         }
     }
@@ -178,12 +208,7 @@ impl Function {
                     }
                 }
             },
-            BAR_MSIX => {
-                let at = usize::try_from(offset).unwrap_or(usize::MAX);
-                if let Some(table) = at.checked_add(data.len()).and_then(|end| self.msix.get_mut(at..end)) {
-                    table.copy_from_slice(data);
-                }
-            }
+            BAR_MSIX => self.msi_x.write(offset, data),
             _ => {}
         }
     }
@@ -376,15 +401,4 @@ fn half(value: u64, offset: u64) -> u32 {
 fn set_half(register: &mut u64, offset: u64, value: u32) {
     let shift = if offset & 4 == 0 { 0 } else { 32 };
     *register = *register & !(u64::from(u32::MAX) << shift) | u64::from(value) << shift;
-}
-
-/// The MSI-X table; the pending bits behind it are never set, since vectors are signalled at once.
-fn read_bytes(table: &[u8], offset: u64, data: &mut [u8]) {
-    if offset < u64::from(MSIX_PBA_OFFSET) {
-        let at = usize::try_from(offset).expect("below the pending bits");
-        if let Some(there) = table.get(at..) {
-            let len = there.len().min(data.len());
-            data[..len].copy_from_slice(&there[..len]);
-        }
-    }
 }

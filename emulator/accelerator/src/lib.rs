@@ -1,5 +1,4 @@
-//! The PCI functions of svadev: the accelerator ([`Function`] and its [`Engine`]s) and the function that carries an IOMMU's
-//! registers ([`IommuFunction`]).
+//! What our accelerator does: a PCI function with registers and queues ([`Function`]), and the [`Engine`]s that do the work.
 //!
 //! # Architecture
 //! ```text
@@ -21,8 +20,6 @@
 //! # What it does not do
 //! Untranslated requests (everything goes through ATS), execute and privileged requests, and PASID-less traffic while
 //! address translation is off: all of that ends as `TranslationBlocked`.
-pub mod config;
-
 mod context;
 mod copy;
 mod counters;
@@ -32,7 +29,6 @@ mod engine;
 mod engine_side;
 mod function;
 mod handshake;
-mod iommu_function;
 mod job;
 mod mailbox;
 mod moderation;
@@ -54,6 +50,5 @@ mod tests;
 pub use counters::Counters;
 pub use doorbell::DoorbellPages;
 pub use engine::{Engine, Progress};
-pub use function::Function;
-pub use iommu_function::IommuFunction;
+pub use function::{Function, description};
 pub use shared::{FunctionPorts, FunctionSettings, FunctionShared};

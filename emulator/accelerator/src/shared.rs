@@ -20,6 +20,8 @@ use crate::queue_config::QueueConfig;
 pub trait FunctionPorts: Send + Sync {
     /// Raise an MSI-X vector.
     fn interrupt(&self, vector: u16);
+    /// Whether a vector is raised but not delivered yet: its pending bit (PCIe 6.0 §7.7.2.6).
+    fn interrupt_pending(&self, vector: u16) -> bool;
     /// Wake an engine's thread, now or the next time it goes to sleep (as an eventfd does).
     fn wake(&self, engine: usize);
     /// No access through memory windows from before [`FunctionShared::memory_changed`] with this token can still be under

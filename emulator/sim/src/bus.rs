@@ -478,6 +478,9 @@ impl Ports {
 }
 
 impl FunctionPorts for Ports {
+    fn interrupt_pending(&self, _vector: u16) -> bool {
+        false
+    }
     fn interrupt(&self, vector: u16) {
         self.vectors.fetch_add(1, Ordering::Relaxed);
         self.log.event(format_args!("vector {vector}"));

@@ -1,7 +1,6 @@
 //! The driver's half of an accelerator: bring-up, queues and their rings.
 use std::sync::Arc;
 
-use svadev_accelerator::config::{ConfigSpace, FunctionKind};
 use svadev_accelerator::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, Progress};
 use svadev_fabric::{Bdf, InvalidateAck, Pasid};
 use svadev_memory::Ram;
@@ -89,10 +88,8 @@ impl Accelerator {
         wire: Option<Rng>,
     ) -> Self {
         let ports = Arc::new(Ports::new(settings.engines.into(), Arc::clone(log), mutant));
-        let kind = FunctionKind::Accelerator { vectors: settings.vectors.into(), queues: settings.queues };
         let (function, engines) = Function::new(
             settings,
-            ConfigSpace::new(kind),
             Arc::clone(ram),
             Arc::clone(bus),
             Arc::clone(&ports) as Arc<dyn FunctionPorts>,

@@ -282,7 +282,7 @@ impl Device for Endpoint {
     fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
         match region {
             region::CONFIG => {
-                let flr = svadev_accelerator::config::ConfigEffect::Flr;
+                let flr = svadev_pci::ConfigEffect::Flr;
                 self.resets.push_back(None);
                 if !self.function.config_write(offset, data).into_iter().any(|effect| effect == flr) {
                     self.resets.pop_back();

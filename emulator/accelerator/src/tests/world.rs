@@ -15,7 +15,6 @@ use svadev_spec::device::{
 use svadev_spec::pcie::{self, extended_capability, header};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::config::{ConfigSpace, FunctionKind};
 use crate::tlb::SIZES_LOG2;
 use crate::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, FunctionShared, Progress};
 
@@ -206,6 +205,9 @@ pub(super) struct Ports {
 }
 
 impl FunctionPorts for Ports {
+    fn interrupt_pending(&self, _vector: u16) -> bool {
+        false
+    }
     fn interrupt(&self, vector: u16) {
         self.interrupts.lock().unwrap().push(vector);
     }
@@ -318,11 +320,9 @@ impl World {
             down: OnceLock::new(),
         });
         let ports = Arc::new(Ports::default());
-        let kind = FunctionKind::Accelerator { vectors: settings.vectors.into(), queues: settings.queues };
         let doorbells = DoorbellPages::anonymous(settings.queues.into());
         let (function, engines) = Function::new(
             settings,
-            ConfigSpace::new(kind),
             Arc::clone(&memory),
             Arc::clone(&mmu),
             Arc::clone(&ports) as Arc<dyn FunctionPorts>,

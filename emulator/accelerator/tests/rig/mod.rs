@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test's own set-up")]
 use std::sync::Arc;
 
-use svadev_accelerator::config::{ConfigSpace, FunctionKind};
 use svadev_accelerator::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, Progress};
 use svadev_fabric::{
     Access, AtsError, Bdf, Gpa, InvalidateTag, PageRequest, PageRequestOutcome, Translation, TranslationRequest,
@@ -52,6 +51,9 @@ impl Upstream for Identity {
 struct Ports;
 
 impl FunctionPorts for Ports {
+    fn interrupt_pending(&self, _vector: u16) -> bool {
+        false
+    }
     fn interrupt(&self, _: u16) {}
     fn wake(&self, _: usize) {}
     fn memory_released(&self, _: u64) {}
@@ -79,10 +81,8 @@ impl Rig {
         let settings = FunctionSettings { queues, ..FunctionSettings::new(Bdf(0x30)) };
         let memory = Arc::new(Ram::new(usize::try_from(RAM).unwrap()).unwrap());
         let upstream = Arc::new(Identity { size_log2 });
-        let kind = FunctionKind::Accelerator { vectors: settings.vectors.into(), queues };
         let (mut function, engines) = Function::new(
             settings,
-            ConfigSpace::new(kind),
             Arc::clone(&memory),
             upstream,
             Arc::new(Ports),

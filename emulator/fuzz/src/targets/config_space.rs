@@ -4,8 +4,7 @@
 //! changed, no more and no less; a reset leaves nothing, and each is reported once.
 use std::sync::Arc;
 
-use svadev_accelerator::IommuFunction;
-use svadev_accelerator::config::{ConfigEffect, ConfigEffects, ConfigSpace, FunctionKind};
+use svadev_pci::{ConfigEffect, ConfigEffects, ConfigSpace, IommuFunction};
 use svadev_spec::pcie::{CONFIG_SPACE_SIZE, extended_capability, header};
 
 use crate::worlds::accelerator::{World, find_capability};
@@ -107,7 +106,7 @@ impl State {
 pub(super) fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let mut function = match input.u8() % 3 {
-        0 => Function::Iommu(IommuFunction::new(ConfigSpace::new(FunctionKind::Iommu))),
+        0 => Function::Iommu(IommuFunction::new()),
         _ => Function::Accelerator(Box::new(World::new(0))),
     };
     let fixed = identity(&mut function);

@@ -2,7 +2,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
-use svadev_accelerator::config::{ConfigEffect, ConfigEffects, ConfigSpace, FunctionKind};
 use svadev_accelerator::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, FunctionShared, Progress};
 use svadev_fabric::{
     AtsError, Bdf, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse, PageRequest,
@@ -10,6 +9,7 @@ use svadev_fabric::{
 };
 use svadev_iommu::Unit;
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
+use svadev_pci::{ConfigEffect, ConfigEffects, ConfigSpace};
 use svadev_spec::device::{
     BAR_DOORBELLS, BAR_REGISTERS, Code, Completion, DOORBELL_STRIDE, Descriptor, DescriptorPasid, QueuePasid,
     QueueSize, QueueStatus, QueueVector, doorbell, opcode, regs,
@@ -104,6 +104,9 @@ struct Ports {
 }
 
 impl FunctionPorts for Ports {
+    fn interrupt_pending(&self, _vector: u16) -> bool {
+        false
+    }
     fn interrupt(&self, vector: u16) {
         assert!(vector < u16::from(QUEUES), "a vector that the function has");
         self.interrupts.fetch_add(1, Ordering::Relaxed);
@@ -153,11 +156,9 @@ impl World {
         (settings.queues, settings.vectors, settings.group_pages) = (QUEUES.into(), QUEUES, 4);
         (settings.jobs_per_queue, settings.list_jobs_per_queue, settings.tlb_entries) = (8, 2, 16);
         settings.page_request_timeout_ns = TIMEOUT_NS;
-        let kind = FunctionKind::Accelerator { vectors: QUEUES.into(), queues: QUEUES.into() };
         let ports = Arc::new(Ports::default());
         let (function, mut engines) = Function::new(
             settings,
-            ConfigSpace::new(kind),
             Arc::clone(&ram),
             Arc::clone(&bus),
             Arc::clone(&ports) as Arc<dyn FunctionPorts>,

@@ -4,10 +4,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::errno::Errno;
-use svadev_accelerator::config::ConfigEffect;
 use svadev_accelerator::{Function, FunctionPorts, FunctionShared};
 use svadev_fabric::InvalidateAck;
 use svadev_memory::{MemoryMap, Retired};
+use svadev_pci::ConfigEffect;
 use svadev_spec::device::{BAR_DOORBELLS, DOORBELL_STRIDE};
 use svadev_spec::vfio_user::{irq, region};
 use svadev_vfio_user::{
@@ -42,6 +42,10 @@ impl FunctionPorts for Ports {
         if self.link.can_master() {
             self.link.interrupts.raise(vector);
         }
+    }
+
+    fn interrupt_pending(&self, vector: u16) -> bool {
+        self.link.interrupts.is_pending(vector)
     }
 
     fn wake(&self, engine: usize) {

@@ -35,6 +35,11 @@ impl Interrupts {
         }
     }
 
+    /// The pending bit of a vector: it was raised while it was masked.
+    pub(super) fn is_pending(&self, vector: u16) -> bool {
+        self.lock().get(usize::from(vector)).is_some_and(|vector| vector.pending)
+    }
+
     /// Carries out one `SET_IRQS` for MSI-X.
     pub(super) fn set(&self, set: SetIrqs<'_>) -> Result<(), Errno> {
         let mut vectors = self.lock();
@@ -134,8 +139,10 @@ mod tests {
         set(&interrupts, Action::Mask, 0, 2, Data::None).unwrap();
         interrupts.raise(1);
         assert_eq!(ours.read(), Err(Errno::EAGAIN), "masked");
+        assert!(interrupts.is_pending(1) && !interrupts.is_pending(0) && !interrupts.is_pending(9));
         set(&interrupts, Action::Unmask, 0, 2, Data::Bool(&[0, 1])).unwrap();
         assert_eq!(ours.read(), Ok(1), "pending");
+        assert!(!interrupts.is_pending(1));
 
         set(&interrupts, Action::Trigger, 1, 1, Data::None).unwrap();
         assert_eq!(ours.read(), Ok(1), "loopback");

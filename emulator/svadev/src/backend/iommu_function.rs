@@ -2,9 +2,8 @@
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use svadev_accelerator::IommuFunction;
-use svadev_accelerator::config::{ConfigEffect, ConfigSpace, FunctionKind};
 use svadev_memory::MemoryMap;
+use svadev_pci::{ConfigEffect, IommuFunction};
 use svadev_spec::device::BAR_UNIT;
 use svadev_spec::vfio_user::region;
 use svadev_vfio_user::{
@@ -29,7 +28,7 @@ pub(super) struct IommuDevice {
 impl IommuDevice {
     /// The function in front of `bus`, whose unit uses `memory`.
     pub(super) fn new(bus: Arc<Bus>, memory: Arc<MemoryMap>, events: Events) -> Self {
-        let function = IommuFunction::new(ConfigSpace::new(FunctionKind::Iommu));
+        let function = IommuFunction::new();
         Self { function, bus, memory, events, connected: false, placed: None }
     }
 

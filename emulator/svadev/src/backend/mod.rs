@@ -27,7 +27,6 @@ use std::thread::JoinHandle;
 
 use anyhow::Context;
 use serde::Serialize;
-use svadev_accelerator::config::{ConfigSpace, FunctionKind};
 use svadev_accelerator::{Engine, Function, FunctionSettings, FunctionShared};
 use svadev_fabric::Bdf;
 use svadev_iommu::{AuditConfig, AuditCounters, Finding, UnitConfig};
@@ -337,9 +336,8 @@ impl Parts {
             audit,
             ..usual
         };
-        let config = ConfigSpace::new(FunctionKind::Accelerator { vectors: u16::from(*vectors), queues: *queues });
         let (upstream, function_ports) = (Arc::clone(bus), Arc::clone(&ports));
-        let (function, engines) = Function::new(settings, config, Arc::clone(&memory), upstream, function_ports, pages);
+        let (function, engines) = Function::new(settings, Arc::clone(&memory), upstream, function_ports, pages);
         let accelerator = Accelerator::new(function, ports, memory, file, events.clone(), Arc::clone(bus));
         Ok(Self { name: name.clone(), accelerator, server, link, engines, wakers })
     }

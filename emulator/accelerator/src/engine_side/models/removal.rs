@@ -112,6 +112,9 @@ impl Upstream for Identity {
 struct Nowhere;
 
 impl FunctionPorts for Nowhere {
+    fn interrupt_pending(&self, _vector: u16) -> bool {
+        false
+    }
     fn interrupt(&self, _: u16) {}
     fn wake(&self, _: usize) {}
     fn memory_released(&self, _: u64) {}

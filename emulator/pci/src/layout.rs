@@ -1,9 +1,4 @@
-//! What stands in a function's configuration space: which capabilities, which reset values, which bits software may change.
-use svadev_spec::device::{
-    ABI_MAJOR, BAR_DOORBELLS, BAR_MSIX, BAR_MSIX_SIZE, BAR_REGISTERS, BAR_UNIT, BAR_UNIT_SIZE, MAX_QUEUES,
-    MSIX_PBA_OFFSET, PCI_CLASS_ACCELERATOR, PCI_CLASS_IOMMU, PCI_DEVICE_ID_ACCELERATOR, PCI_DEVICE_ID_IOMMU,
-    PCI_VENDOR_ID, bar_doorbells_size, regs,
-};
+//! What stands in a function's configuration space: reset values, and which bits software may change.
 use svadev_spec::pcie::{
     AtsCapability, AtsControl, BAR_32, BAR_64, CONFIG_SPACE_SIZE, CapabilityHeader, Command, DeviceCapabilities,
     DeviceCapabilities2, DeviceControl, DeviceControl2, DeviceStatus, ExtendedCapabilityHeader, MemoryBar, MsiXControl,
@@ -11,103 +6,67 @@ use svadev_spec::pcie::{
     ats, capability, device_type, extended_capability, header, msi_x, pasid, pci_express, pri,
 };
 
+use crate::description::{Bar, Description, Identity, MsiX, Pasid, Pri};
+
 /// Offset of the PCI Express capability.
-pub(super) const PCI_EXPRESS: u16 = 0x40;
+pub(crate) const PCI_EXPRESS: u16 = 0x40;
 /// Offset of the MSI-X capability.
-pub(super) const MSI_X: u16 = 0x80;
-/// Offset of the ATS capability: the first extended capability must be here (§7.6).
-pub(super) const ATS: u16 = 0x100;
-/// Offset of the page request capability.
-pub(super) const PRI: u16 = 0x110;
-/// Offset of the PASID capability.
-pub(super) const PASID: u16 = 0x120;
+const MSI_X: u16 = 0x80;
+/// Offset of the first extended capability (§7.6).
+const EXTENDED: u16 = 0x100;
+/// Distance of extended capabilities, bytes: each of ours fits.
+const EXTENDED_STRIDE: u16 = 0x10;
 
-const _: () = assert!(PCI_EXPRESS + pci_express::SIZE <= MSI_X && MSI_X + msi_x::SIZE <= ATS);
-const _: () = assert!(ATS + ats::SIZE <= PRI && PRI + pri::SIZE <= PASID);
-
-/// Most page requests that a function can have outstanding: as many as there are group indices (§10.4.1).
-pub const OUTSTANDING_PAGE_REQUESTS: u32 = 512;
-
-/// Which kind of function a configuration space belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FunctionKind {
-    /// The IOMMU's own function: a BAR of registers, no driver, no request of its own, so nothing of ATS, PRI or PASID.
-    Iommu,
-    /// An accelerator.
-    Accelerator {
-        /// MSI-X vectors, 1 to 255.
-        vectors: u16,
-        /// Queues, 1 to `MAX_QUEUES`.
-        queues: u16,
-    },
-}
-
-/// A memory BAR.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Bar {
-    /// Bytes, a power of two.
-    pub(super) size: u64,
-    /// It takes two base address registers.
-    pub(super) wide: bool,
-}
+const _: () = assert!(PCI_EXPRESS + pci_express::SIZE <= MSI_X && MSI_X + msi_x::SIZE <= EXTENDED);
+const _: () = assert!(ats::SIZE <= EXTENDED_STRIDE && pri::SIZE <= EXTENDED_STRIDE);
 
 /// Reset values, and which bits software may change. Every bit that is in neither mask is read-only.
 #[derive(Clone)]
-pub(super) struct Layout {
-    pub(super) reset: [u8; CONFIG_SPACE_SIZE],
+pub(crate) struct Layout {
+    pub(crate) reset: [u8; CONFIG_SPACE_SIZE],
     /// RW: takes what is written.
-    pub(super) rw: [u8; CONFIG_SPACE_SIZE],
+    pub(crate) rw: [u8; CONFIG_SPACE_SIZE],
     /// RW1C: a written 1 clears.
-    pub(super) rw1c: [u8; CONFIG_SPACE_SIZE],
-    pub(super) bars: [Option<Bar>; header::BARS],
+    pub(crate) rw1c: [u8; CONFIG_SPACE_SIZE],
+    /// Where each capability is, if the function has it.
+    pub(crate) msi_x: Option<u16>,
+    pub(crate) ats: Option<u16>,
+    pub(crate) pri: Option<u16>,
+    pub(crate) pasid: Option<u16>,
 }
 
 impl Layout {
-    pub(super) fn new(kind: FunctionKind) -> Box<Self> {
+    pub(crate) fn new(description: &Description) -> Box<Self> {
         let mut layout = Box::new(Self {
             reset: [0; CONFIG_SPACE_SIZE],
             rw: [0; CONFIG_SPACE_SIZE],
             rw1c: [0; CONFIG_SPACE_SIZE],
-            bars: [None; header::BARS],
+            msi_x: None,
+            ats: None,
+            pri: None,
+            pasid: None,
         });
-        layout.common();
-        match kind {
-            FunctionKind::Iommu => layout.iommu(),
-            FunctionKind::Accelerator { vectors, queues } => layout.accelerator(vectors, queues),
+        let Description { identity, bars, msi_x, ats, pri, pasid } = *description;
+        layout.header();
+        layout.identity(identity);
+        for (index, bar) in bars.into_iter().enumerate() {
+            bar.into_iter().for_each(|bar| layout.bar(index, bar));
         }
+        layout.pci_express(if msi_x.is_some() { low_byte(MSI_X) } else { 0 }, pasid.is_some());
+        msi_x.into_iter().for_each(|msi_x| layout.msi_x(msi_x));
+        let mut list = ExtendedList::default();
+        layout.ats = ats.map(|_| list.append(&mut layout, extended_capability::ATS));
+        layout.pri = pri.map(|_| list.append(&mut layout, extended_capability::PRI));
+        layout.pasid = pasid.map(|_| list.append(&mut layout, extended_capability::PASID));
+        layout.ats.into_iter().for_each(|at| layout.ats_registers(at));
+        layout.pri.zip(pri).into_iter().for_each(|(at, pri)| layout.pri_registers(at, pri));
+        layout.pasid.zip(pasid).into_iter().for_each(|(at, pasid)| layout.pasid_registers(at, pasid));
         layout
-    }
-
-    fn iommu(&mut self) {
-        self.identity(PCI_DEVICE_ID_IOMMU, PCI_CLASS_IOMMU);
-        self.bar(BAR_UNIT, Bar { size: BAR_UNIT_SIZE, wide: false });
-        self.pci_express(0, DeviceCapabilities2::new());
-    }
-
-    fn accelerator(&mut self, vectors: u16, queues: u16) {
-        assert!((1..=255).contains(&vectors), "a function has 1 to 255 vectors, not {vectors}");
-        assert!((1..=MAX_QUEUES).contains(&u32::from(queues)), "a function has 1 to {MAX_QUEUES} queues, not {queues}");
-        assert!(u64::from(vectors) * msi_x::TABLE_ENTRY_SIZE <= u64::from(MSIX_PBA_OFFSET));
-        self.identity(PCI_DEVICE_ID_ACCELERATOR, PCI_CLASS_ACCELERATOR);
-        self.bar(BAR_REGISTERS, Bar { size: regs::BAR_SIZE, wide: true });
-        self.bar(BAR_DOORBELLS, Bar { size: bar_doorbells_size(u32::from(queues)), wide: true });
-        self.bar(BAR_MSIX, Bar { size: BAR_MSIX_SIZE, wide: true });
-        let capabilities = DeviceCapabilities2::new()
-            .with_completion_timeout_disable(true)
-            // A PASID travels in an End-End TLP prefix (§6.20.2.1). Linux does not enable PASID without, and says nothing.
-            .with_extended_fmt_field(true)
-            .with_end_end_tlp_prefix(true)
-            .with_max_end_end_tlp_prefixes(1);
-        self.pci_express(low_byte(MSI_X), capabilities);
-        self.msi_x(vectors);
-        self.ats();
-        self.pri();
-        self.pasid();
     }
 
     /// The header but for identity and BARs (§7.5.1). No power management capability, though §7.5.2 asks for one: software
     /// would put the driverless IOMMU function into D3, and its registers with it.
-    fn common(&mut self) {
+    fn header(&mut self) {
         let command = Command::new()
             .with_memory_space(true)
             .with_bus_master(true)
@@ -128,19 +87,19 @@ impl Layout {
         self.reset[usize::from(header::CAPABILITIES_POINTER)] = low_byte(PCI_EXPRESS);
     }
 
-    fn identity(&mut self, device: u16, class: u32) {
-        self.ro16(header::VENDOR_ID, PCI_VENDOR_ID);
+    fn identity(&mut self, identity: Identity) {
+        let Identity { vendor, device, class, revision } = identity;
+        assert!(class < 1 << 24, "a class code has 24 bits, not {class:#x}");
+        self.ro16(header::VENDOR_ID, vendor);
         self.ro16(header::DEVICE_ID, device);
-        self.ro16(header::SUBSYSTEM_VENDOR_ID, PCI_VENDOR_ID);
+        self.ro16(header::SUBSYSTEM_VENDOR_ID, vendor);
         self.ro16(header::SUBSYSTEM_ID, device);
         // One dword: revision below, class code in the upper three bytes.
-        self.ro32(header::REVISION_ID, class << 8 | u32::from(ABI_MAJOR));
+        self.ro32(header::REVISION_ID, class << 8 | u32::from(revision));
     }
 
-    fn bar(&mut self, index: u32, bar: Bar) {
+    fn bar(&mut self, index: usize, bar: Bar) {
         assert!(bar.size.is_power_of_two() && (16..1 << 31).contains(&bar.size), "a memory BAR of {} bytes", bar.size);
-        let index = usize::try_from(index).expect("a small number");
-        self.bars[index] = Some(bar);
         let offset = bar_offset(index);
         let width = if bar.wide { BAR_64 } else { BAR_32 };
         self.ro32(offset, MemoryBar::new().with_width(width).into_bits());
@@ -151,7 +110,17 @@ impl Layout {
 
     /// PCI Express capability (§7.5.3). The function is a root complex integrated endpoint: it sits on the root bus, has no link,
     /// and needs no ATSR entry to use ATS. QEMU makes it an endpoint where it is put behind a port.
-    fn pci_express(&mut self, next: u8, capabilities_2: DeviceCapabilities2) {
+    fn pci_express(&mut self, next: u8, has_pasid: bool) {
+        let mut capabilities_2 = DeviceCapabilities2::new();
+        if has_pasid {
+            capabilities_2 = capabilities_2
+                .with_completion_timeout_disable(true)
+                // A PASID travels in an End-End TLP prefix (§6.20.2.1). Linux does not enable PASID without, and says
+                // nothing.
+                .with_extended_fmt_field(true)
+                .with_end_end_tlp_prefix(true)
+                .with_max_end_end_tlp_prefixes(1);
+        }
         self.capability(PCI_EXPRESS, capability::PCI_EXPRESS, next);
         let capabilities = PciExpressCapabilities::new()
             .with_version(2)
@@ -182,52 +151,49 @@ impl Layout {
     }
 
     /// MSI-X capability (§7.7.2).
-    fn msi_x(&mut self, vectors: u16) {
+    fn msi_x(&mut self, table: MsiX) {
+        let MsiX { vectors, bar, pending_offset } = table;
+        assert!((1..=2048).contains(&vectors), "a function has 1 to 2048 vectors, not {vectors}");
+        let table = u64::from(vectors) * msi_x::TABLE_ENTRY_SIZE;
+        assert!(table <= pending_offset.into() && pending_offset.is_multiple_of(8), "pending bits in the MSI-X table");
+        self.msi_x = Some(MSI_X);
         self.capability(MSI_X, capability::MSI_X, 0);
         let reset = MsiXControl::new().with_table_size(vectors - 1);
         let control = MsiXControl::new().with_function_mask(true).with_enable(true);
         self.rw16(MSI_X + msi_x::CONTROL, reset.into_bits(), control.into_bits());
-        let bar = u8::try_from(BAR_MSIX).expect("one of six");
         self.ro32(MSI_X + msi_x::TABLE, MsiXLocation::new().with_bar(bar).into_bits());
-        let pending = MsiXLocation::new().with_bar(bar).with_offset_qwords(MSIX_PBA_OFFSET / 8);
+        let pending = MsiXLocation::new().with_bar(bar).with_offset_qwords(pending_offset / 8);
         self.ro32(MSI_X + msi_x::PENDING_BITS, pending.into_bits());
     }
 
-    /// ATS capability (§10.5.1). Invalidate Queue Depth 0 is 32, the most: requests are mailed, and a full mailbox collapses
-    /// into *invalidate everything*, so no number of them is refused.
-    fn ats(&mut self) {
-        self.extended_capability(ATS, extended_capability::ATS, PRI);
+    /// ATS capability (§10.5.1). Invalidate Queue Depth 0 means 32, the most: no number of requests is refused.
+    fn ats_registers(&mut self, at: u16) {
         let capability = AtsCapability::new().with_page_aligned_request(true).with_global_invalidate(true);
-        self.ro16(ATS + ats::CAPABILITY, capability.into_bits());
+        self.ro16(at + ats::CAPABILITY, capability.into_bits());
         let control = AtsControl::new().with_smallest_translation_unit(0x1f).with_enable(true);
-        self.rw16(ATS + ats::CONTROL, 0, control.into_bits());
+        self.rw16(at + ats::CONTROL, 0, control.into_bits());
     }
 
     /// Page request capability (§10.5.2).
-    fn pri(&mut self) {
-        self.extended_capability(PRI, extended_capability::PRI, PASID);
+    fn pri_registers(&mut self, at: u16, limits: Pri) {
         let control = PageRequestControl::new().with_enable(true);
-        self.rw16(PRI + pri::CONTROL, 0, control.into_bits());
+        self.rw16(at + pri::CONTROL, 0, control.into_bits());
         let reset = PageRequestStatus::new().with_stopped(true).with_prg_response_pasid_required(true);
         let noted = PageRequestStatus::new().with_response_failure(true).with_unexpected_prg_index(true);
-        self.rw1c16(PRI + pri::STATUS, reset.into_bits(), noted.into_bits());
-        self.ro32(PRI + pri::OUTSTANDING_CAPACITY, OUTSTANDING_PAGE_REQUESTS);
-        self.rw[usize::from(PRI + pri::OUTSTANDING_ALLOCATION)..][..4].fill(0xff);
+        self.rw1c16(at + pri::STATUS, reset.into_bits(), noted.into_bits());
+        self.ro32(at + pri::OUTSTANDING_CAPACITY, limits.capacity);
+        self.rw[usize::from(at + pri::OUTSTANDING_ALLOCATION)..][..4].fill(0xff);
     }
 
-    /// PASID capability (§7.8.9). The engines never execute and never act for the supervisor, so they cannot ask to.
-    fn pasid(&mut self) {
-        self.extended_capability(PASID, extended_capability::PASID, 0);
-        self.ro16(PASID + pasid::CAPABILITY, PasidCapability::new().with_max_width(20).into_bits());
-        self.rw16(PASID + pasid::CONTROL, 0, PasidControl::new().with_enable(true).into_bits());
+    /// PASID capability (§7.8.9). Execute and privileged requests are not offered.
+    fn pasid_registers(&mut self, at: u16, limits: Pasid) {
+        assert!(limits.width <= 20, "a PASID has at most 20 bits, not {}", limits.width);
+        self.ro16(at + pasid::CAPABILITY, PasidCapability::new().with_max_width(limits.width).into_bits());
+        self.rw16(at + pasid::CONTROL, 0, PasidControl::new().with_enable(true).into_bits());
     }
 
     fn capability(&mut self, offset: u16, id: u8, next: u8) {
         self.ro16(offset, CapabilityHeader::new().with_id(id).with_next(next).into_bits());
-    }
-
-    fn extended_capability(&mut self, offset: u16, id: u16, next: u16) {
-        self.ro32(offset, ExtendedCapabilityHeader::new().with_id(id).with_version(1).with_next(next).into_bits());
     }
 
     fn ro16(&mut self, offset: u16, value: u16) {
@@ -249,8 +215,32 @@ impl Layout {
     }
 }
 
+/// The list of extended capabilities, in the making.
+#[derive(Default)]
+struct ExtendedList {
+    /// The last one: its offset and ID.
+    last: Option<(u16, u16)>,
+}
+
+impl ExtendedList {
+    /// Adds a capability behind the last one; its offset.
+    fn append(&mut self, layout: &mut Layout, id: u16) -> u16 {
+        let at = self.last.map_or(EXTENDED, |(last, _)| last + EXTENDED_STRIDE);
+        if let Some((last, last_id)) = self.last {
+            layout.ro32(last, Self::header(last_id, at));
+        }
+        layout.ro32(at, Self::header(id, 0));
+        self.last = Some((at, id));
+        at
+    }
+
+    fn header(id: u16, next: u16) -> u32 {
+        ExtendedCapabilityHeader::new().with_id(id).with_version(1).with_next(next).into_bits()
+    }
+}
+
 /// Offset of base address register `index`.
-pub(super) fn bar_offset(index: usize) -> u16 {
+pub(crate) fn bar_offset(index: usize) -> u16 {
     header::BAR0 + 4 * u16::try_from(index).expect("one of six")
 }
 

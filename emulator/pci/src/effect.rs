@@ -12,7 +12,7 @@ pub enum ConfigEffect {
     BusMaster(bool),
     /// INTx is forbidden, or not. The functions have none; for completeness.
     InterruptDisable(bool),
-    /// A BAR is decoded at another address, or nowhere (see [`super::ConfigSpace::bar_address`]).
+    /// A BAR is decoded at another address, or nowhere (see [`crate::ConfigSpace::bar_address`]).
     Bar {
         /// Which, 0 to 5.
         bar: u32,
@@ -36,7 +36,7 @@ pub enum ConfigEffect {
     /// Software asked to forget outstanding page requests, which it may while page requests are disabled.
     PriReset,
     /// Page request control or allocation changed. On disable, tell the space when none is outstanding any more:
-    /// [`super::ConfigSpace::set_page_requests_stopped`].
+    /// [`crate::ConfigSpace::set_page_requests_stopped`].
     Pri {
         /// Page requests may be sent.
         enabled: bool,
@@ -62,7 +62,7 @@ pub struct ConfigEffects {
 }
 
 impl ConfigEffects {
-    pub(super) fn push(&mut self, effect: ConfigEffect) {
+    pub(crate) fn push(&mut self, effect: ConfigEffect) {
         self.effects[self.len] = Some(effect);
         self.len += 1;
     }

@@ -1,44 +1,39 @@
-//! PCI configuration space of both kinds of function, as software sees it through QEMU. Sections are of the PCI Express Base
-//! Specification 6.0.
+//! Configuration space, as software sees it through QEMU.
 //!
-//! # Architecture
+//! # How it works
 //! `layout` says, for each bit, its reset value and whether it is read-only, writable or cleared by writing 1. The
-//! space applies writes by that alone, and then compares what the rest of the function cares about before and after: the
+//! space applies writes by that alone. Then it compares what the rest of the function cares about before and after: the
 //! difference is the write's [`ConfigEffects`]. A bit that no register's line in `layout` names cannot change.
 //!
-//! A write is carried out dword by dword in ascending order, whatever its size: what one dword does (disabling ATS, a
-//! function level reset) holds for the next.
+//! A write is carried out dword by dword in ascending order, whatever its size: what one dword does (disable ATS, reset
+//! the function) holds for the next.
 //!
 //! # What QEMU adds
-//! QEMU's `vfio-user-pci` forwards every write here first and then does its own bookkeeping; what it emulates for the guest (the
-//! MSI-X capability, capability pointers, the multi-function bit) it shadows in what it reads back. So BAR addresses, MSI-X
-//! control, ATS, PRI, PASID and the FLR bit arrive here. Before a reset it clears the command register's enables by ordinary writes.
+//! QEMU's `vfio-user-pci` first forwards every write here and then does its own bookkeeping. It emulates the MSI-X
+//! capability, capability pointers and the multi-function bit for the guest, and shadows them in what it reads back. BAR
+//! addresses, MSI-X control, ATS, PRI, PASID and the FLR bit arrive here. Before a reset, QEMU clears the command
+//! register's enables by ordinary writes.
 //!
 //! # What is not there
 //! Power management (see `layout`), INTx, I/O BARs, an expansion ROM, link registers, and error reporting beyond the
 //! mandatory bits, which nothing sets.
-mod effect;
-mod layout;
-#[cfg(test)]
-mod tests;
-
 use std::fmt;
 
 use svadev_spec::pcie::{
-    AtsControl, CONFIG_SPACE_SIZE, Command, DeviceControl, DeviceStatus, MsiXControl, PageRequestControl,
-    PageRequestStatus, PasidControl, ats, header, msi_x, pasid, pci_express, pri,
+    AtsControl, CONFIG_SPACE_SIZE, Command, DeviceControl, MsiXControl, PageRequestControl, PageRequestStatus,
+    PasidControl, ats, header, msi_x, pasid, pci_express, pri,
 };
 
-pub use self::effect::{ConfigEffect, ConfigEffects};
-use self::layout::{ATS, Bar, Layout, MSI_X, PASID, PCI_EXPRESS, PRI, bar_offset};
-pub use self::layout::{FunctionKind, OUTSTANDING_PAGE_REQUESTS};
+use crate::description::{Bar, Description};
+use crate::effect::{ConfigEffect, ConfigEffects};
+use crate::layout::{Layout, PCI_EXPRESS, bar_offset};
 
 /// The configuration space of one function.
 #[derive(Clone)]
 pub struct ConfigSpace {
     layout: Box<Layout>,
-    bytes: Box<[u8; CONFIG_SPACE_SIZE]>,
-    kind: FunctionKind,
+    pub(crate) bytes: Box<[u8; CONFIG_SPACE_SIZE]>,
+    description: Description,
 }
 
 /// What the rest of the function wants to know of.
@@ -54,15 +49,15 @@ struct Watched {
 }
 
 impl ConfigSpace {
-    /// A configuration space after reset. Panics if `kind` has fewer or more vectors or queues than a function can have.
-    pub fn new(kind: FunctionKind) -> Self {
-        let layout = Layout::new(kind);
-        Self { bytes: Box::new(layout.reset), layout, kind }
+    /// A configuration space after reset. Panics if a value of the description is out of its range.
+    pub fn new(description: Description) -> Self {
+        let layout = Layout::new(&description);
+        Self { bytes: Box::new(layout.reset), layout, description }
     }
 
-    /// What it was made for.
-    pub fn kind(&self) -> FunctionKind {
-        self.kind
+    /// What it was made from.
+    pub fn description(&self) -> &Description {
+        &self.description
     }
 
     /// Fills `buf` from `offset`. Where there is no configuration space it reads ones, as on a bus that nobody answers.
@@ -116,7 +111,7 @@ impl ConfigSpace {
 
     fn bar(&self, bar: u32) -> Option<(usize, Bar)> {
         let index = usize::try_from(bar).ok()?;
-        Some((index, (*self.layout.bars.get(index)?)?))
+        Some((index, (*self.description.bars.get(index)?)?))
     }
 
     /// Command register (§7.5.1.1.3): memory space and bus mastering.
@@ -126,38 +121,39 @@ impl ConfigSpace {
 
     /// MSI-X control (§7.7.2.2); disabled in a function that has none.
     pub fn msi_x(&self) -> MsiXControl {
-        if self.is_accelerator() {
-            MsiXControl::from_bits(self.u16(MSI_X + msi_x::CONTROL))
-        } else {
-            MsiXControl::new()
-        }
+        MsiXControl::from_bits(self.control(self.layout.msi_x, msi_x::CONTROL))
     }
 
     /// ATS control (§10.5.1.3); disabled in a function that has none.
     pub fn ats(&self) -> AtsControl {
-        // Where the capability is not, everything reads 0: disabled. The same holds for those below.
-        AtsControl::from_bits(self.u16(ATS + ats::CONTROL))
+        AtsControl::from_bits(self.control(self.layout.ats, ats::CONTROL))
     }
 
     /// Page requests may be sent (§10.5.2.2).
     pub fn page_requests_enabled(&self) -> bool {
-        PageRequestControl::from_bits(self.u16(PRI + pri::CONTROL)).enable()
+        PageRequestControl::from_bits(self.control(self.layout.pri, pri::CONTROL)).enable()
     }
 
     /// How many page requests may be outstanding (§10.5.2.5), never above the capacity.
     pub fn page_request_allocation(&self) -> u32 {
-        self.u32(PRI + pri::OUTSTANDING_ALLOCATION).min(OUTSTANDING_PAGE_REQUESTS)
+        let capacity = self.description.pri.map_or(0, |pri| pri.capacity);
+        self.layout.pri.map_or(0, |at| self.u32(at + pri::OUTSTANDING_ALLOCATION).min(capacity))
     }
 
     /// PASID control (§7.8.9.3); disabled in a function that has none.
     pub fn pasid(&self) -> PasidControl {
-        PasidControl::from_bits(self.u16(PASID + pasid::CONTROL))
+        PasidControl::from_bits(self.control(self.layout.pasid, pasid::CONTROL))
+    }
+
+    /// A capability's 16-bit control register; 0 without the capability.
+    fn control(&self, capability: Option<u16>, offset: u16) -> u16 {
+        capability.map_or(0, |at| self.u16(at + offset))
     }
 
     /// Shows that no page request is outstanding (§10.5.2.3, *Stopped*). Ignored while page requests are enabled: new ones
     /// may go out then. Until this is shown, Linux refuses to enable them again without a reset of the interface.
     pub fn set_page_requests_stopped(&mut self) {
-        if self.is_accelerator() && !self.page_requests_enabled() {
+        if !self.page_requests_enabled() {
             self.change_page_request_status(|status| status.with_stopped(true));
         }
     }
@@ -172,22 +168,12 @@ impl ConfigSpace {
         self.change_page_request_status(|status| status.with_unexpected_prg_index(true));
     }
 
-    /// Shows whether requests that want an answer are under way (§7.5.3.5): Linux waits for none before a reset.
-    pub fn set_transactions_pending(&mut self, pending: bool) {
-        let offset = PCI_EXPRESS + pci_express::DEVICE_STATUS;
-        let status = DeviceStatus::from_bits(self.u16(offset)).with_transactions_pending(pending);
-        self.set_u16(offset, status.into_bits());
-    }
-
+    /// Does nothing in a function without page requests.
     fn change_page_request_status(&mut self, change: impl FnOnce(PageRequestStatus) -> PageRequestStatus) {
-        if self.is_accelerator() {
-            let status = PageRequestStatus::from_bits(self.u16(PRI + pri::STATUS));
-            self.set_u16(PRI + pri::STATUS, change(status).into_bits());
+        if let Some(at) = self.layout.pri {
+            let status = PageRequestStatus::from_bits(self.u16(at + pri::STATUS));
+            self.set_u16(at + pri::STATUS, change(status).into_bits());
         }
-    }
-
-    fn is_accelerator(&self) -> bool {
-        matches!(self.kind, FunctionKind::Accelerator { .. })
     }
 
     fn u16(&self, offset: u16) -> u16 {
@@ -227,23 +213,18 @@ impl ConfigSpace {
             self.reset();
             commands.flr = true;
         }
-        if self.is_accelerator() {
-            self.page_request_control(
-                were_enabled,
-                PageRequestControl::from_bits(written(PRI + pri::CONTROL)),
-                commands,
-            );
+        if let Some(at) = self.layout.pri {
+            let control = PageRequestControl::from_bits(written(at + pri::CONTROL));
+            self.page_request_control(were_enabled, control, commands);
         }
     }
 
-    /// Writes at a time when the specification leaves the outcome undefined are ignored. PASID control must not change while ATS is
+    /// A write is ignored where the specification leaves its outcome undefined. PASID control must not change while ATS is
     /// enabled (§7.8.9.3), nor the allocation while page requests are (§10.5.2.5).
     fn is_locked(&self, dword: usize) -> bool {
-        if !self.is_accelerator() {
-            return false;
-        }
-        (dword == usize::from(PASID + pasid::CAPABILITY) && self.ats().enable())
-            || (dword == usize::from(PRI + pri::OUTSTANDING_ALLOCATION) && self.page_requests_enabled())
+        let is = |capability: Option<u16>, offset| capability.is_some_and(|at| dword == usize::from(at + offset));
+        (is(self.layout.pasid, pasid::CAPABILITY) && self.ats().enable())
+            || (is(self.layout.pri, pri::OUTSTANDING_ALLOCATION) && self.page_requests_enabled())
     }
 
     /// Page request control (§10.5.2.2).
@@ -322,7 +303,7 @@ struct Commands {
 impl fmt::Debug for ConfigSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConfigSpace")
-            .field("kind", &self.kind)
+            .field("identity", &self.description.identity)
             .field("command", &self.command())
             .field("ats", &self.ats())
             .field("pasid", &self.pasid())

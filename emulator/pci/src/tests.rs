@@ -1,9 +1,23 @@
 //! The space against a table of its own, software's ways through it, and random writes.
 use proptest::prelude::*;
 
+use svadev_spec::pcie::CONFIG_SPACE_SIZE;
+
 use super::*;
 
-const ACCELERATOR: FunctionKind = FunctionKind::Accelerator { vectors: 5, queues: 24 };
+const IOMMU: Description = IommuFunction::DESCRIPTION;
+
+/// 32 KiB of registers, 2 × 32 pages of doorbells, 8 KiB for MSI-X; all capabilities.
+const ACCELERATOR: Description = Description {
+    msi_x: Some(MsiX { vectors: 5, bar: 4, pending_offset: 0x1000 }),
+    ats: Some(Ats),
+    pri: Some(Pri { capacity: 512 }),
+    pasid: Some(Pasid { width: 20 }),
+    ..Description::new(Identity { vendor: 0x1b36, device: 0x00fd, class: 0x12_00_00, revision: 1 })
+        .with_bar(0, Bar { size: 0x8000, wide: true })
+        .with_bar(2, Bar { size: 0x4_0000, wide: true })
+        .with_bar(4, Bar { size: 0x2000, wide: true })
+};
 
 /// A dword of configuration space: offset, value after reset, writable bits, bits that a written 1 clears. Written from
 /// the specification's tables, not from `layout`; dwords that are not here are read-only zero.
@@ -28,7 +42,6 @@ const ACCELERATOR_TABLE: &[Dword] = &[
     (0x04, 0x0010_0000, 0x0000_0546, 0xf900_0000),
     (0x08, 0x1200_0001, 0, 0),
     (0x0c, 0, 0x0000_00ff, 0),
-    // 32 KiB of registers, 2 × 32 pages of doorbells, 8 KiB for MSI-X.
     (0x10, 0x0000_0004, 0xffff_8000, 0),
     (0x14, 0, 0xffff_ffff, 0),
     (0x18, 0x0000_0004, 0xfffc_0000, 0),
@@ -56,7 +69,7 @@ const ACCELERATOR_TABLE: &[Dword] = &[
     (0x124, 0x0000_1400, 0x0001_0000, 0),
 ];
 
-const TABLES: [(FunctionKind, &[Dword]); 2] = [(FunctionKind::Iommu, IOMMU_TABLE), (ACCELERATOR, ACCELERATOR_TABLE)];
+const TABLES: [(Description, &[Dword]); 2] = [(IOMMU, IOMMU_TABLE), (ACCELERATOR, ACCELERATOR_TABLE)];
 
 /// Offsets of what the tests drive.
 const COMMAND: u64 = 0x04;
@@ -131,7 +144,7 @@ fn every_bit_is_what_the_table_says() {
 #[test]
 fn capability_lists_are_well_formed() {
     for (kind, standard, extended) in
-        [(FunctionKind::Iommu, &[0x10_u8][..], &[][..]), (ACCELERATOR, &[0x10, 0x11], &[0x000f_u16, 0x0013, 0x001b])]
+        [(IOMMU, &[0x10_u8][..], &[][..]), (ACCELERATOR, &[0x10, 0x11], &[0x000f_u16, 0x0013, 0x001b])]
     {
         let space = ConfigSpace::new(kind);
         assert_eq!(read16(&space, 0x06) & 1 << 4, 1 << 4, "there is a list");
@@ -201,7 +214,7 @@ fn bars_are_sized_and_placed_as_firmware_does_it() {
     assert_eq!((0..6).filter_map(|bar| space.bar_address(bar)).count(), 0);
 
     // The IOMMU's is a 32-bit one.
-    let mut space = ConfigSpace::new(FunctionKind::Iommu);
+    let mut space = ConfigSpace::new(IOMMU);
     let _ = write16(&mut space, COMMAND, 0x2);
     let _ = write32(&mut space, BAR0, u32::MAX);
     assert_eq!((read32(&space, BAR0), space.bar_address(0)), (0xffff_f000, None));
@@ -273,7 +286,7 @@ fn page_requests_stop_when_the_function_says_so() {
     space.set_page_requests_stopped();
     assert_eq!(read16(&space, PRI_STATUS), 0x8100);
     let _ = write32(&mut space, PRI_ALLOCATION, u32::MAX);
-    assert_eq!(space.page_request_allocation(), OUTSTANDING_PAGE_REQUESTS, "never above the capacity");
+    assert_eq!(space.page_request_allocation(), 512, "never above the capacity");
 
     space.set_response_failure();
     space.set_unexpected_prg_index();
@@ -293,8 +306,8 @@ fn function_level_reset_resets_all_of_it() {
     let _ = write16(&mut space, PASID_CONTROL, 1);
     let _ = write16(&mut space, PRI_CONTROL, 1);
     let _ = write16(&mut space, ATS_CONTROL, 0x8000);
-    space.set_transactions_pending(true);
-    assert_eq!(read16(&space, 0x4a), 0x20);
+    space.set_response_failure();
+    assert_eq!(read16(&space, 0x116) & 1, 1);
     let effects = write16(&mut space, DEVICE_CONTROL, 0x8000 | 0x2000);
     assert_eq!(
         effects,
@@ -340,7 +353,7 @@ fn accesses_of_any_place_and_size_are_safe() {
 
 #[test]
 fn the_iommus_function_has_nothing_to_translate_with() {
-    let mut space = ConfigSpace::new(FunctionKind::Iommu);
+    let mut space = ConfigSpace::new(IOMMU);
     space.set_page_requests_stopped();
     space.set_response_failure();
     space.set_unexpected_prg_index();
@@ -348,13 +361,25 @@ fn the_iommus_function_has_nothing_to_translate_with() {
     assert_eq!(effects, []);
     assert!(!space.ats().enable() && !space.pasid().enable() && !space.page_requests_enabled());
     assert!(!space.msi_x().enable());
-    assert_eq!(all(&space), all(&ConfigSpace::new(FunctionKind::Iommu)));
+    assert_eq!(all(&space), all(&ConfigSpace::new(IOMMU)));
+}
+
+/// Capabilities are values: a function without one has the others, in a list without a gap.
+#[test]
+fn a_capability_that_is_left_out_leaves_no_gap() {
+    let space = ConfigSpace::new(Description { ats: None, pri: None, ..ACCELERATOR });
+    assert_eq!(read32(&space, 0x100), 0x0001_001b, "PASID is the first and the last");
+    let mut space = ConfigSpace::new(Description { pri: None, ..ACCELERATOR });
+    assert_eq!((read32(&space, 0x100), read32(&space, 0x110)), (0x1101_000f, 0x0001_001b));
+    assert_eq!(write16(&mut space, 0x116, 1), [ConfigEffect::Pasid { enabled: true }]);
+    assert!(!space.page_requests_enabled());
+    assert_eq!(space.page_request_allocation(), 0);
 }
 
 #[test]
-#[should_panic(expected = "1 to 255 vectors")]
+#[should_panic(expected = "1 to 2048 vectors")]
 fn a_function_without_vectors_is_our_own_mistake() {
-    ConfigSpace::new(FunctionKind::Accelerator { vectors: 0, queues: 1 });
+    ConfigSpace::new(Description { msi_x: Some(MsiX { vectors: 0, bar: 4, pending_offset: 0x1000 }), ..ACCELERATOR });
 }
 
 fn any_write() -> impl Strategy<Value = (u64, Vec<u8>)> {
@@ -368,7 +393,7 @@ proptest! {
     /// the space's own state.
     #[test]
     fn random_writes_change_only_what_they_may(
-        kind in prop_oneof![Just(FunctionKind::Iommu), Just(ACCELERATOR)],
+        kind in prop_oneof![Just(IOMMU), Just(ACCELERATOR)],
         writes in prop::collection::vec(any_write(), 1..40),
     ) {
         let table = TABLES.iter().find(|row| row.0 == kind).unwrap().1;

@@ -138,6 +138,33 @@ impl UnitConfig {
     }
 }
 
+/// Widths and sizes the unit was built with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Address bits that are reserved: from the host address width up.
+    reserved: u64,
+    /// CAP.MGAW + 1.
+    pub(crate) guest_address_width: u8,
+    /// Level-3 entries may map pages.
+    pub(crate) pages_1gib: bool,
+}
+
+impl Limits {
+    pub(crate) fn new(config: &UnitConfig) -> Self {
+        Self {
+            reserved: !0 << config.host_address_width,
+            guest_address_width: config.guest_address_width(),
+            pages_1gib: config.pages_1gib,
+        }
+    }
+
+    /// Whether an address in units of 4 KiB has bits at or above the host address width.
+    #[inline]
+    pub(crate) fn frame_too_wide(&self, frame: u64) -> bool {
+        (frame << 12) & self.reserved != 0
+    }
+}
+
 fn units_of_16(offset: u64) -> u16 {
     assert!(offset.is_multiple_of(16), "register blocks are aligned to 16 bytes");
     u16::try_from(offset / 16).expect("register blocks lie in the first pages")

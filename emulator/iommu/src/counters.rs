@@ -74,9 +74,9 @@ impl Observer for Counters {
             Scope::Contexts | Scope::Source { .. } => self.invalidations_context += 1,
             Scope::Pasids | Scope::PasidsOfDomain(_) | Scope::Pasid { .. } => self.invalidations_pasid_cache += 1,
             Scope::Function { .. } => self.invalidations_device_tlb += 1,
-            Scope::Space(_) => self.invalidations_pasid_iotlb += 1,
+            Scope::Tag(_) => self.invalidations_pasid_iotlb += 1,
             // PASID-based invalidations always have a PASID, the others never.
-            Scope::Pages { space, .. } if space.has_pasid() => self.invalidations_pasid_iotlb += 1,
+            Scope::Pages { tag, .. } if tag.has_pasid() => self.invalidations_pasid_iotlb += 1,
             Scope::Iotlb | Scope::Domain(_) | Scope::Pages { .. } => self.invalidations_iotlb += 1,
         }
     }

@@ -21,10 +21,10 @@ use svadev_spec::vtd::registers::{
     translation_table_mode,
 };
 
-use crate::Unit;
-use crate::cache::Space;
+use crate::cache::CacheTag;
 use crate::config::MAX_ADDRESS_MASK;
 use crate::observe::Scope;
+use crate::unit::Unit;
 
 /// Device-TLB invalidations that may be under way at once. One more parks the queue like a wait.
 const MAX_OUTSTANDING: usize = 256;
@@ -288,19 +288,19 @@ impl<M: GuestMemory> Unit<M> {
     fn invalidate_iotlb(&mut self, granularity: u8, domain_id: u16, address: InvalidateAddress) -> bool {
         let scope = match granularity {
             iotlb_granularity::GLOBAL => {
-                self.iotlb.invalidate_all(&mut self.clock);
+                self.caches.invalidate_all(&mut self.clock);
                 Scope::Iotlb
             }
             iotlb_granularity::DOMAIN => {
-                self.iotlb.invalidate_domain(domain_id, &mut self.clock);
+                self.caches.invalidate_domain(domain_id, &mut self.clock);
                 Scope::Domain(domain_id)
             }
             iotlb_granularity::PAGE if address.address_mask() <= MAX_ADDRESS_MASK => {
-                let space = Space::of_domain(domain_id);
+                let space = CacheTag::of_domain(domain_id);
                 let iova = address.frame() << 12;
                 let hint = address.invalidation_hint();
-                self.iotlb.invalidate_pages(space, iova, address.address_mask(), hint, &mut self.clock);
-                Scope::Pages { space, iova, pages_log2: address.address_mask(), leaf_only: hint }
+                self.caches.invalidate_pages(space, iova, address.address_mask(), hint, &mut self.clock);
+                Scope::Pages { tag: space, iova, pages_log2: address.address_mask(), leaf_only: hint }
             }
             _ => return false,
         };
@@ -311,16 +311,16 @@ impl<M: GuestMemory> Unit<M> {
     /// §6.5.2.4.
     fn pasid_iotlb(&mut self, low: PasidIotlb, high: InvalidateAddress) -> Result<Step, QueueError> {
         reserved(low.reserved0() != 0 || low.reserved1() != 0 || low.reserved2() != 0 || high.reserved() != 0)?;
-        let space = Space::new(low.domain_id(), low.pasid());
+        let space = CacheTag::new(low.domain_id(), low.pasid());
         let scope = match low.granularity() {
             pasid_iotlb_granularity::PASID => {
-                self.iotlb.invalidate_pasid(space, &mut self.clock);
-                Scope::Space(space)
+                self.caches.invalidate_pasid(space, &mut self.clock);
+                Scope::Tag(space)
             }
             pasid_iotlb_granularity::PAGE if high.address_mask() <= MAX_ADDRESS_MASK => {
                 let (iova, hint) = (high.frame() << 12, high.invalidation_hint());
-                self.iotlb.invalidate_pages(space, iova, high.address_mask(), hint, &mut self.clock);
-                Scope::Pages { space, iova, pages_log2: high.address_mask(), leaf_only: hint }
+                self.caches.invalidate_pages(space, iova, high.address_mask(), hint, &mut self.clock);
+                Scope::Pages { tag: space, iova, pages_log2: high.address_mask(), leaf_only: hint }
             }
             _ => return Err(QueueError::Reserved),
         };

@@ -26,19 +26,23 @@
 //! [`REGISTER_SPACE`], [`FAULT_RECORD_OFFSET`], [`IOTLB_REGISTER_OFFSET`], [`MAX_ADDRESS_MASK`]; capabilities are in [`UnitConfig`].
 #![forbid(unsafe_code)]
 
+mod address_space;
+mod admission;
 mod audit;
 mod cache;
 mod config;
-mod context;
 mod counters;
+mod entry_cache;
 mod fault;
 mod interrupts;
 mod invalidation;
 pub mod measure;
 mod observe;
 mod page_request;
+mod parts;
 mod registers;
-mod resolver;
+mod request;
+mod tables;
 mod translate;
 mod unit;
 mod walk;
@@ -49,7 +53,7 @@ mod tests;
 pub use audit::{AuditConfig, AuditCounters, Cached, Finding, FindingKind, HistoryEvent};
 pub use config::{Caching, MAX_ADDRESS_MASK, UnitConfig};
 pub use counters::Counters;
-pub use fault::Blocked;
 pub use registers::{FAULT_RECORD_OFFSET, IOTLB_REGISTER_OFFSET, MAX_FAULT_RECORDS, REGISTER_SPACE, VERSION};
+pub use request::Blocked;
 pub use svadev_spec::vtd::FaultReason;
 pub use unit::Unit;

@@ -1,7 +1,7 @@
 //! Parts of the unit by themselves, and nobody behind it, for benchmarks and tests.
 use svadev_fabric::{Bdf, Downstream, InvalidateAck, InvalidateRequest, Msi, PageGroupResponse};
 
-use crate::cache::{Clock, Iotlb, Leaf, Mapping, PageSize, Rights, Space};
+use crate::cache::{CacheTag, Clock, Leaf, Mapping, PageSize, Rights, TranslationCaches};
 
 /// How many pages [`Lookups::hit`] looks for.
 pub const HOT_PAGES: u64 = 64;
@@ -20,7 +20,7 @@ impl Downstream for Quiet {
 
 /// An IOTLB alone: the same few pages are looked for, and what lies around them differs.
 #[derive(Debug)]
-pub struct Lookups(Iotlb);
+pub struct Lookups(TranslationCaches);
 
 impl Lookups {
     /// With `entries` pages of 4 KiB (at least [`HOT_PAGES`]), and as many that were invalidated as `stale` says, in 4096
@@ -28,8 +28,8 @@ impl Lookups {
     pub fn new(entries: u64, stale: u64) -> Self {
         let size = usize::try_from((2 * entries.max(256)).next_power_of_two()).expect("small").min(1 << 20);
         let mapping = Mapping::new(Leaf::new(0x5000, PageSize::SIZE_4KIB, Rights::READ_WRITE), true);
-        let space = |pasid: u64| Space::new(1, u32::try_from(pasid).expect("20 bits"));
-        let (mut iotlb, mut clock) = (Iotlb::new(size, false), Clock::default());
+        let space = |pasid: u64| CacheTag::new(1, u32::try_from(pasid).expect("20 bits"));
+        let (mut iotlb, mut clock) = (TranslationCaches::new(size, false), Clock::default());
         for n in 0..stale {
             iotlb.insert(space(n % 4096), (n / 4096) << 12, mapping, false, &mut clock);
         }
@@ -46,7 +46,7 @@ impl Lookups {
     /// Looks one of the hot pages up, which one `n` says. It is there.
     #[inline]
     pub fn hit(&self, n: u64) -> bool {
-        self.0.get(Space::new(1, 5), (n & (HOT_PAGES - 1)) << 12).is_some()
+        self.0.get(CacheTag::new(1, 5), (n & (HOT_PAGES - 1)) << 12).is_some()
     }
 }
 

@@ -6,8 +6,9 @@ use std::fmt;
 
 use svadev_fabric::{Bdf, InvalidateRange, PageGroupResponse, PageRequest, Pasid};
 
-use crate::cache::{Shortcut, Space};
-use crate::context::{AddressSpace, Context, Stages};
+use crate::address_space::{AddressSpace, Stages};
+use crate::cache::{CacheTag, PartialWalk};
+use crate::tables::Context;
 
 /// Hears what the unit does. Every method has an empty default, so that an observer implements only what concerns it.
 pub(crate) trait Observer {
@@ -18,7 +19,7 @@ pub(crate) trait Observer {
     fn filled(&mut self, _slot: CacheSlot, _entry: CachedEntry, _nested: bool) {}
 
     /// The unit dropped its own entries for a page because a function requested that page (§7.4).
-    fn page_dropped(&mut self, _space: Space, _iova: u64) {}
+    fn page_dropped(&mut self, _space: CacheTag, _iova: u64) {}
 
     /// Software asked for an invalidation.
     fn invalidated(&mut self, _scope: Scope) {}
@@ -51,7 +52,7 @@ pub(crate) enum CacheSlot {
     /// The IOTLB's entry for a page.
     Page {
         /// Tag.
-        space: Space,
+        tag: CacheTag,
         /// An address in the page.
         iova: u64,
         /// Log2 of the page's size.
@@ -60,7 +61,7 @@ pub(crate) enum CacheSlot {
     /// The paging-structure cache's entry at a level.
     Structure {
         /// Tag.
-        space: Space,
+        tag: CacheTag,
         /// An address that the entry covers.
         iova: u64,
         /// Level of the entry that points to the next table.
@@ -93,7 +94,7 @@ pub(crate) enum CachedEntry {
         write: bool,
     },
     /// A paging-structure cache entry.
-    Table(Shortcut),
+    Table(PartialWalk),
     /// A PASID cache entry.
     Pasid(AddressSpace),
     /// A context cache entry.
@@ -105,16 +106,16 @@ impl fmt::Display for CachedEntry {
         let flag = |set: bool, name: char| if set { name } else { '-' };
         match self {
             Self::Page { gpa, read, write } => write!(f, "page at {gpa:#x}, {}{}", flag(*read, 'r'), flag(*write, 'w')),
-            Self::Table(shortcut) => write!(
+            Self::Table(structure) => write!(
                 f,
                 "table at {:#x}, {}{}{}",
-                shortcut.table(),
-                flag(shortcut.read(), 'r'),
-                flag(shortcut.write(), 'w'),
-                flag(shortcut.execute(), 'x')
+                structure.table(),
+                flag(structure.read(), 'r'),
+                flag(structure.write(), 'w'),
+                flag(structure.execute(), 'x')
             ),
             Self::Pasid(entry) => {
-                write!(f, "domain {}, ", entry.space.domain_id())?;
+                write!(f, "domain {}, ", entry.tag.domain_id())?;
                 match entry.stages {
                     Stages::First(first) => write!(f, "first-stage tables at {:#x}", first.root),
                     Stages::Second(second) => write!(f, "second-stage tables at {:#x}", second.root),
@@ -157,11 +158,11 @@ pub(crate) enum Scope {
     /// What the IOTLB and the paging-structure caches hold of a domain.
     Domain(u16),
     /// What they hold of a PASID in a domain (§6.5.2.4).
-    Space(Space),
+    Tag(CacheTag),
     /// What they hold of some pages.
     Pages {
         /// Domain, and PASID if there is one.
-        space: Space,
+        tag: CacheTag,
         /// An address in the pages.
         iova: u64,
         /// AM.
@@ -194,11 +195,11 @@ impl fmt::Display for Scope {
             Self::Pasid { domain_id, pasid } => write!(f, "PASID cache of domain {domain_id} PASID {pasid}"),
             Self::Iotlb => f.write_str("IOTLB, all"),
             Self::Domain(domain_id) => write!(f, "IOTLB of domain {domain_id}"),
-            Self::Space(space) => write!(f, "IOTLB of {}", named(space)),
-            Self::Pages { space, iova, pages_log2, leaf_only } => {
+            Self::Tag(tag) => write!(f, "IOTLB of {}", named(tag)),
+            Self::Pages { tag, iova, pages_log2, leaf_only } => {
                 let log2 = 12 + u32::from(pages_log2);
                 let start = iova.checked_shr(log2).and_then(|n| n.checked_shl(log2)).unwrap_or(0);
-                write!(f, "IOTLB of {}, 2^{pages_log2} pages from {start:#x}", named(space))?;
+                write!(f, "IOTLB of {}, 2^{pages_log2} pages from {start:#x}", named(tag))?;
                 if leaf_only { f.write_str(", leaves only") } else { Ok(()) }
             }
             Self::Function { to, pasid, global, range } => {
@@ -219,7 +220,7 @@ impl fmt::Display for Scope {
     }
 }
 
-fn named(space: Space) -> String {
-    let domain_id = space.domain_id();
-    space.pasid().map_or_else(|| format!("domain {domain_id}"), |pasid| format!("domain {domain_id} PASID {pasid}"))
+fn named(tag: CacheTag) -> String {
+    let domain_id = tag.domain_id();
+    tag.pasid().map_or_else(|| format!("domain {domain_id}"), |pasid| format!("domain {domain_id} PASID {pasid}"))
 }

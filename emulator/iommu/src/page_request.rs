@@ -5,9 +5,9 @@ use svadev_mutation::mutant;
 use svadev_spec::vtd::page_request::{DESCRIPTOR_SIZE, PageRequestHigh, PageRequestLow, TYPE_PAGE_REQUEST};
 use svadev_spec::vtd::registers::{PageRequestQueueAddress, PageRequestStatus};
 
-use crate::Unit;
-use crate::context::Stages;
-use crate::fault::{Request, RequestKind};
+use crate::address_space::Stages;
+use crate::request::{Request, RequestKind};
+use crate::unit::Unit;
 
 /// Registers of the queue.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl<M: GuestMemory> Unit<M> {
         }
         let PageRequest { requester, pasid, iova, access, .. } = request;
         let as_request = Request { requester, pasid, iova, access, kind: RequestKind::PageRequest };
-        let context = self.resolver().context(&as_request);
+        let context = self.admission().context(&as_request);
         if let Err(fault) = context {
             self.record_fault(&as_request, fault, ports);
             // §7.5: what can never be served is answered with a failure, so that the function stops asking.
@@ -92,12 +92,12 @@ impl<M: GuestMemory> Unit<M> {
         if mutant!(PageRequestKeepsTranslation) {
             return;
         }
-        let space = self.resolver().address_space(request);
+        let space = self.admission().address_space(request);
         if let Ok((space, _)) = space
             && space.stages != Stages::PassThrough
         {
-            self.iotlb.invalidate_pages(space.space, request.iova.0, 0, false, &mut self.clock);
-            self.report(|observer| observer.page_dropped(space.space, request.iova.0));
+            self.caches.invalidate_pages(space.tag, request.iova.0, 0, false, &mut self.clock);
+            self.report(|observer| observer.page_dropped(space.tag, request.iova.0));
         }
     }
 

@@ -8,7 +8,7 @@ use svadev_spec::vtd::registers::{
     offset, translation_table_mode,
 };
 
-use crate::Unit;
+use crate::unit::Unit;
 
 /// Bytes of the register space, and of the BAR that shows it.
 pub const REGISTER_SPACE: u64 = 4096;
@@ -204,7 +204,7 @@ impl<M: GuestMemory> Unit<M> {
             self.report(|observer| observer.emptied());
             if !mutant!(RootPointerKeepsCaches) {
                 self.entries.invalidate_contexts(&mut self.clock);
-                self.iotlb.invalidate_all(&mut self.clock);
+                self.caches.invalidate_all(&mut self.clock);
             }
         }
         if command.queued_invalidation_enable() != self.global.queued_invalidation_enable() {

@@ -4,16 +4,17 @@ use svadev_memory::GuestMemory;
 use svadev_mutation::mutant;
 use svadev_spec::vtd::fault::TranslationResponse;
 use svadev_spec::vtd::registers::translation_table_mode;
-use svadev_spec::vtd::{FaultReason, INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
+use svadev_spec::vtd::{FaultReason, INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST, in_interrupt_range};
 
-use crate::Unit;
-use crate::cache::{Iotlb, Leaf, Mapping, PageSize, Rights, Space};
+use crate::address_space::FirstStage;
+use crate::address_space::{AddressSpace, Stages};
+use crate::cache::{CacheTag, Leaf, Mapping, PageSize, Rights, TranslationCaches};
 use crate::config::Caching;
-use crate::context::{AddressSpace, Stages};
-use crate::fault::{Blocked, Fault, Request, RequestKind};
 use crate::observe::{CacheSlot, CachedEntry};
-use crate::resolver::{Resolver, Walker, walker};
-use crate::walk::{FirstStage, InMemory, Nested, PagingCaches, SecondStageTables, Shortcuts, Want, in_legacy_mode};
+use crate::parts::{Admission, Walker, walker};
+use crate::request::{Blocked, Fault, Request, RequestKind};
+use crate::unit::Unit;
+use crate::walk::{InMemory, Nested, SecondStageTables, StructureAccess, WalkCaches, Want, in_legacy_mode};
 
 impl<M: GuestMemory> Unit<M> {
     /// Serves an ATS translation request (§4.2). `Ok` without rights is not recorded as a fault; errors are, unless FPD is set.
@@ -118,7 +119,7 @@ impl<M: GuestMemory> Unit<M> {
         }
         let kind = RequestKind::Translated;
         let request = Request { requester, pasid: None, iova: Iova(address.0), access, kind };
-        let result = self.resolver().let_translated_in(&request);
+        let result = self.admission().admit_translated(&request);
         result.map_err(|fault| {
             self.record_fault(&request, fault, ports);
             Blocked::Fault(fault.reason)
@@ -134,10 +135,10 @@ impl<M: GuestMemory> Unit<M> {
         let cached = self.config.caching != Caching::None
             && self.root.translation_table_mode() == translation_table_mode::SCALABLE;
         let Some(entry) = cached.then(|| self.entries.serving(request)).flatten() else {
-            return self.resolver().resolve(request);
+            return self.admission().resolve(request);
         };
         let want = want(request, false);
-        match self.iotlb.serving(entry.space, request.iova.0, want) {
+        match self.caches.serving(entry.tag, request.iova.0, want) {
             Some(leaf) => {
                 self.counters.iotlb_hits += 1;
                 Ok(given(leaf, want))
@@ -149,10 +150,10 @@ impl<M: GuestMemory> Unit<M> {
     }
 }
 
-impl Iotlb {
+impl TranslationCaches {
     /// The page of `iova` as a request may use it, if it is there. Always inlined: callers know most of what is wanted, and the checks go.
     #[inline(always)]
-    fn serving(&self, space: Space, iova: u64, want: Want) -> Option<Leaf> {
+    fn serving(&self, space: CacheTag, iova: u64, want: Want) -> Option<Leaf> {
         let mapping = self.get(space, iova)?;
         let leaf = mapping.leaf();
         let enough = (mapping.write_known() || !want.dirty || mutant!(IotlbHitForgetsDirty))
@@ -162,7 +163,7 @@ impl Iotlb {
     }
 }
 
-impl<M: GuestMemory> Resolver<'_, M> {
+impl<M: GuestMemory> Admission<'_, M> {
     #[inline(never)]
     fn resolve(mut self, request: &Request) -> Result<Leaf, Fault> {
         let (space, privileged) = self.address_space(request)?;
@@ -181,8 +182,8 @@ impl<M: GuestMemory> Walker<'_, M> {
             return self.pass_through(iova);
         }
         // Supervisor and execute requests are rare: they walk, and the IOTLB need not tell their rights apart.
-        let cacheable = self.caches() && !want.privileged && !want.execute;
-        if cacheable && let Some(leaf) = self.iotlb.serving(space.space, iova, want) {
+        let cacheable = self.caching() && !want.privileged && !want.execute;
+        if cacheable && let Some(leaf) = self.caches.serving(space.tag, iova, want) {
             self.counters.iotlb_hits += 1;
             return Ok(given(leaf, want));
         }
@@ -209,9 +210,9 @@ impl<M: GuestMemory> Walker<'_, M> {
             // Without dirty set, later writes must walk again: they find `write_known` clear.
             let page = page.limited_to(want.dirty, false, false);
             let nested = matches!(space.stages, Stages::Nested(..));
-            self.iotlb.insert(space.space, iova, Mapping::new(page, want.dirty), nested, self.clock);
+            self.caches.insert(space.tag, iova, Mapping::new(page, want.dirty), nested, self.clock);
             if let Some(observer) = &mut self.observer {
-                let slot = CacheSlot::Page { space: space.space, iova, size_log2: page.size().log2() };
+                let slot = CacheSlot::Page { tag: space.tag, iova, size_log2: page.size().log2() };
                 let entry = CachedEntry::Page { gpa: page.address(), read: page.read(), write: page.write() };
                 observer.filled(slot, entry, nested);
             }
@@ -224,38 +225,38 @@ impl<M: GuestMemory> Walker<'_, M> {
         let limits = self.limits;
         let memory = &self.memory;
         let nested = matches!(space.stages, Stages::Nested(..));
-        let tag = self.iotlb.path_tag(space.space, nested, self.clock);
+        let tag = self.caches.structure_tag(space.tag, nested, self.clock);
         // Second-stage entries are those of the domain, whatever PASID uses them (§6.2.5).
         let second_tag = if nested {
-            self.iotlb.path_tag(Space::of_domain(space.space.domain_id()), false, self.clock)
+            self.caches.structure_tag(CacheTag::of_domain(space.tag.domain_id()), false, self.clock)
         } else {
             tag
         };
-        let mut caches = PagingCaches {
-            iotlb: &mut *self.iotlb,
+        let mut caches = WalkCaches {
+            caches: &mut *self.caches,
             observer: self.observer.as_deref_mut(),
             doubted: self.config.caching != Caching::Adversarial,
         };
         let mut caches = (self.config.caching != Caching::None).then_some(&mut caches);
         match space.stages {
             Stages::First(first) => {
-                let mut tables = InMemory { memory, shortcuts: Shortcuts { caches, tag } };
+                let mut tables = InMemory { memory, structures: StructureAccess { caches, tag } };
                 first.walk(&mut tables, limits, iova, want)
             }
             Stages::Second(second) => {
-                let mut tables = SecondStageTables { memory, shortcuts: Shortcuts { caches, tag } };
+                let mut tables = SecondStageTables { memory, structures: StructureAccess { caches, tag } };
                 second.walk(&mut tables, limits, iova, want)
             }
             Stages::Nested(first, second) => {
-                let shortcuts = Shortcuts { caches: caches.as_deref_mut(), tag };
-                let mut tables = Nested { memory, second, second_tag, limits, shortcuts };
+                let structures = StructureAccess { caches: caches.as_deref_mut(), tag };
+                let mut tables = Nested { memory, second, second_tag, limits, structures };
                 let levels = if mutant!(NestedForgetsLevelFive) { 4 } else { first.levels };
                 let first = FirstStage { levels, ..first };
                 let outer = first.walk(&mut tables, limits, iova, want)?;
                 // First-stage write permission decides whether this may become a write at all.
                 let want = Want { dirty: want.dirty && outer.write(), ..want };
                 let address = outer.at(iova);
-                let mut tables = SecondStageTables { memory, shortcuts: Shortcuts { caches, tag: second_tag } };
+                let mut tables = SecondStageTables { memory, structures: StructureAccess { caches, tag: second_tag } };
                 let inner = second.walk(&mut tables, limits, address, want)?;
                 let ignored = mutant!(NestedIgnoresSecondStageRights);
                 let rights = Rights {
@@ -323,10 +324,6 @@ fn answer(leaf: Leaf) -> Translation {
 fn untranslated(iova: u64, access: Access) -> Translation {
     let gpa = Gpa(iova & !PageSize::SIZE_4KIB.mask());
     Translation { gpa, size_log2: PageSize::SIZE_4KIB.log2(), access, global: false, untranslated_only: false }
-}
-
-pub(crate) fn in_interrupt_range(address: u64) -> bool {
-    (INTERRUPT_RANGE_FIRST..=INTERRUPT_RANGE_LAST).contains(&address)
 }
 
 /// No translation leads into the interrupt range (LGN.4, SGN.8, §3.14). A large page that reaches into it is served in 4 KiB pieces.

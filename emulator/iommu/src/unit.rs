@@ -6,16 +6,16 @@ use svadev_spec::vtd::invalidation::InvalidateAddress;
 use svadev_spec::vtd::registers::{ContextCommand, Global, IotlbInvalidate, PageRequestStatus, RootTableAddress};
 
 use crate::audit::Auditor;
-use crate::cache::{Clock, Iotlb};
+use crate::cache::{Clock, TranslationCaches};
+use crate::config::Limits;
 use crate::config::{Caching, UnitConfig};
-use crate::context::EntryCaches;
 use crate::counters::Counters;
+use crate::entry_cache::EntryCaches;
 use crate::fault::FaultLog;
 use crate::interrupts::Event;
 use crate::invalidation::InvalidationQueue;
 use crate::observe::{Observer, Observing};
 use crate::page_request::PageRequestQueue;
-use crate::walk::Limits;
 
 /// One remapping unit. See the crate's documentation.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ pub struct Unit<M: GuestMemory> {
 
     pub(crate) clock: Clock,
     pub(crate) entries: EntryCaches,
-    pub(crate) iotlb: Iotlb,
+    pub(crate) caches: TranslationCaches,
     /// Not there unless asked for ([`Unit::start_audit`]).
     pub(crate) audit: Option<Box<Auditor>>,
 }
@@ -82,7 +82,7 @@ impl<M: GuestMemory> Unit<M> {
             page_request_event: Event::new(),
             clock: Clock::default(),
             entries: EntryCaches::new(&config),
-            iotlb: Iotlb::new(config.iotlb_entries, config.caching == Caching::Adversarial),
+            caches: TranslationCaches::new(config.iotlb_entries, config.caching == Caching::Adversarial),
             audit: None,
             config,
         }
@@ -112,7 +112,7 @@ impl<M: GuestMemory> Unit<M> {
             page_request_event,
             clock,
             entries,
-            iotlb,
+            caches,
             audit,
         } = self;
         *last_requester = None;
@@ -129,7 +129,7 @@ impl<M: GuestMemory> Unit<M> {
         *page_requests = PageRequestQueue::new();
         *page_request_event = Event::new();
         entries.invalidate_contexts(clock);
-        iotlb.invalidate_all(clock);
+        caches.invalidate_all(clock);
         if let Some(audit) = audit {
             audit.emptied();
         }

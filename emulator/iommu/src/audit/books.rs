@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use svadev_fabric::{Bdf, InvalidateRange, Iova, Pasid};
 
-use crate::cache::Space;
+use crate::cache::CacheTag;
 use crate::observe::{CacheSlot, CachedEntry, Scope};
 
 /// Sizes a page can have.
@@ -40,7 +40,7 @@ pub(super) enum Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
     pub(super) place: Place,
-    /// [`Space::word`] in the unit, a PASID, [`NO_PASID`] or [`CONTEXT`] elsewhere.
+    /// [`CacheTag::word`] in the unit, a PASID, [`NO_PASID`] or [`CONTEXT`] elsewhere.
     pub(super) space: u64,
     /// Log2 of a page's size, or [`TABLE`] and a level.
     pub(super) class: u8,
@@ -52,18 +52,18 @@ impl Key {
     /// The key of an entry in one of the unit's caches.
     pub(super) fn of(slot: CacheSlot) -> Self {
         match slot {
-            CacheSlot::Page { space, iova, size_log2 } => Self::page(space, iova, size_log2),
-            CacheSlot::Structure { space, iova, level } => Self::table(space, iova, level),
+            CacheSlot::Page { tag, iova, size_log2 } => Self::page(tag, iova, size_log2),
+            CacheSlot::Structure { tag, iova, level } => Self::table(tag, iova, level),
             CacheSlot::Pasid { requester, pasid } => Self::pasid(requester, pasid),
             CacheSlot::Context { requester } => Self::context(requester),
         }
     }
 
-    pub(super) fn page(space: Space, iova: u64, size_log2: u8) -> Self {
+    pub(super) fn page(space: CacheTag, iova: u64, size_log2: u8) -> Self {
         Self { place: Place::Unit, space: space.word(), class: size_log2, number: iova >> size_log2 }
     }
 
-    pub(super) fn table(space: Space, iova: u64, level: u8) -> Self {
+    pub(super) fn table(space: CacheTag, iova: u64, level: u8) -> Self {
         let number = iova >> (12 + 9 * (level - 1));
         Self { place: Place::Unit, space: space.word(), class: TABLE | level, number }
     }

@@ -6,18 +6,18 @@ use super::books::{Key, NO_PASID, Place, SIZES_LOG2, TABLE};
 use super::events::{EventKind, Subject};
 use super::live::{Live, context_outdated, pasid_outdated};
 use super::{Auditor, Cached, Finding, FindingKind};
-use crate::Unit;
-use crate::cache::{AuditCursor, Mapping, Shortcut, Space};
-use crate::context::Stages;
+use crate::address_space::Stages;
+use crate::cache::{CacheTag, Mapping, PartialWalk, ScanCursor};
 use crate::observe::CachedEntry;
-use crate::resolver::Resolver;
+use crate::parts::Admission;
+use crate::unit::Unit;
 
 /// How far the background has come.
 #[derive(Debug, Default)]
 pub(super) struct Cursors {
     books: Option<Key>,
-    pages: AuditCursor,
-    shortcuts: AuditCursor,
+    pages: ScanCursor,
+    structures: ScanCursor,
     entries: usize,
     /// Which piece of a large page is looked at: another one in each pass.
     piece: u64,
@@ -38,9 +38,9 @@ impl<M: GuestMemory> Unit<M> {
     /// [`Unit::take_audit_findings`].
     pub fn audit_slice(&mut self, budget: usize) {
         self.with_audit(|unit, audit| {
-            let resolver = unit.resolver();
+            let admission = unit.admission();
             for key in audit.books.take_suspects() {
-                audit.check_key(&resolver, key);
+                audit.check_key(&admission, key);
             }
             let keys = audit.books.keys_after(audit.cursors.books, budget);
             audit.cursors.books = keys.last().copied().filter(|_| keys.len() == budget);
@@ -48,9 +48,9 @@ impl<M: GuestMemory> Unit<M> {
                 audit.cursors.piece = audit.cursors.piece.wrapping_add(1);
             }
             for key in keys {
-                audit.check_key(&resolver, key);
+                audit.check_key(&admission, key);
             }
-            drop(resolver);
+            drop(admission);
             audit.check_caches(unit, budget);
         });
     }
@@ -58,7 +58,7 @@ impl<M: GuestMemory> Unit<M> {
     /// A function uses an entry of its device TLB: `iova` leads to `gpa`, with these rights. The entry was given to it by a
     /// translation with this requester and PASID.
     pub fn audit_use(&mut self, function: Bdf, pasid: Option<Pasid>, iova: Iova, gpa: u64, access: Access) {
-        self.with_audit(|unit, audit| audit.device_use(&unit.resolver(), (function, pasid), iova.0, gpa, access));
+        self.with_audit(|unit, audit| audit.device_use(&unit.admission(), (function, pasid), iova.0, gpa, access));
     }
 
     /// The answer to a translation request goes out.
@@ -80,14 +80,14 @@ impl<M: GuestMemory> Unit<M> {
             });
             let key = Key::given(requester, pasid, iova.0, size_log2);
             audit.books.enter(key, CachedEntry::Page { gpa: gpa.0, read: access.read, write: access.write }, false);
-            audit.unit_use(&unit.resolver(), (requester, pasid), iova.0, &answer);
+            audit.unit_use(&unit.admission(), (requester, pasid), iova.0, &answer);
         });
     }
 
     /// An untranslated access was let through.
     #[cold]
     pub(crate) fn audit_access(&mut self, user: (Bdf, Option<Pasid>), iova: Iova, answer: &Translation) {
-        self.with_audit(|unit, audit| audit.unit_use(&unit.resolver(), user, iova.0, answer));
+        self.with_audit(|unit, audit| audit.unit_use(&unit.admission(), user, iova.0, answer));
     }
 
     /// Lends the auditor out of the unit, so that both can be used. Not while nothing is translated, or all DMA is aborted (§3.4.5).
@@ -124,21 +124,21 @@ impl Auditor {
     /// What the tables say about one address of a key.
     fn live<M: GuestMemory>(
         &mut self,
-        resolver: &Resolver<'_, M>,
+        admission: &Admission<'_, M>,
         user: (Bdf, Option<Pasid>),
         key: &Key,
         offset: u64,
     ) -> Live {
         self.checks += 1;
         let level = if key.class & TABLE != 0 { key.class & !TABLE } else { 0 };
-        let space = (key.place == Place::Unit).then(|| Space::from_word(key.space));
-        resolver.live(user, space, key.iova() + offset, level)
+        let space = (key.place == Place::Unit).then(|| CacheTag::from_word(key.space));
+        admission.live(user, space, key.iova() + offset, level)
     }
 
     /// Whether an entry with this value differs from the tables, and what these say.
     fn compare<M: GuestMemory>(
         &mut self,
-        resolver: &Resolver<'_, M>,
+        admission: &Admission<'_, M>,
         user: (Bdf, Option<Pasid>),
         key: &Key,
         value: &CachedEntry,
@@ -146,18 +146,18 @@ impl Auditor {
     ) -> Option<String> {
         match value {
             CachedEntry::Page { .. } | CachedEntry::Table(_) => {
-                let live = self.live(resolver, user, key, offset);
+                let live = self.live(admission, user, key, offset);
                 live.outdates(value, offset).then(|| live.text(key.class))
             }
             CachedEntry::Pasid(old) => {
                 self.checks += 1;
-                let new = resolver.live_pasid(user.0, user.1.map_or(0, Pasid::get));
+                let new = admission.live_pasid(user.0, user.1.map_or(0, Pasid::get));
                 let text = || new.map_or_else(|| "nothing present".into(), |new| CachedEntry::Pasid(new).to_string());
                 pasid_outdated(old, new.as_ref()).then(text)
             }
             CachedEntry::Context(old) => {
                 self.checks += 1;
-                let new = resolver.live_context(user.0);
+                let new = admission.live_context(user.0);
                 let text = || new.map_or_else(|| "nothing present".into(), |new| CachedEntry::Context(new).to_string());
                 context_outdated(old, new.as_ref()).then(text)
             }
@@ -165,7 +165,7 @@ impl Auditor {
     }
 
     /// Looks at everything that is held under a key, and says so where a change lasts for too long.
-    fn check_key<M: GuestMemory>(&mut self, resolver: &Resolver<'_, M>, key: Key) {
+    fn check_key<M: GuestMemory>(&mut self, admission: &Admission<'_, M>, key: Key) {
         let Some(user) = self.user(&key) else { return };
         for index in 0..self.books.get(&key).len() {
             let held = self.books.get(&key)[index];
@@ -173,7 +173,7 @@ impl Auditor {
                 continue;
             }
             let offset = if held.stale_since_ns.is_some() { held.stale_offset } else { self.piece(&key) };
-            match self.compare(resolver, user, &key, &held.value, offset) {
+            match self.compare(admission, user, &key, &held.value, offset) {
                 None => self.books.get_mut(&key)[index].stale_since_ns = None,
                 Some(new) => self.differs((key, index, offset), user, new, false),
             }
@@ -205,16 +205,16 @@ impl Auditor {
     /// Goes on through the unit's caches: what lives there and stands in no book should not live.
     fn check_caches<M: GuestMemory>(&mut self, unit: &mut Unit<M>, budget: usize) {
         let mut found = Vec::new();
-        unit.iotlb.each_page(&mut self.cursors.pages, budget, |key, mapping: Mapping| {
+        unit.caches.each_page(&mut self.cursors.pages, budget, |key, mapping: Mapping| {
             let (leaf, size_log2) = (mapping.leaf(), mapping.leaf().size().log2());
             let value = CachedEntry::Page { gpa: leaf.address(), read: leaf.read(), write: leaf.write() };
-            found.push((Key::page(key.space(), key.number() << size_log2, size_log2), value));
+            found.push((Key::page(key.tag(), key.number() << size_log2, size_log2), value));
         });
-        unit.iotlb.each_shortcut(&mut self.cursors.shortcuts, budget, |key, shortcut: Shortcut| {
+        unit.caches.each_structure(&mut self.cursors.structures, budget, |key, partial: PartialWalk| {
             let level = key.class();
             found.push((
-                Key::table(key.space(), key.number() << (12 + 9 * (level - 1)), level),
-                CachedEntry::Table(shortcut),
+                Key::table(key.tag(), key.number() << (12 + 9 * (level - 1)), level),
+                CachedEntry::Table(partial),
             ));
         });
         unit.entries.each(&mut self.cursors.entries, budget, |(source_id, pasid), entry| {
@@ -223,20 +223,26 @@ impl Auditor {
         unit.entries.each_context(|source_id, context| {
             found.push((Key::context(Bdf(source_id)), CachedEntry::Context(*context)));
         });
-        let resolver = unit.resolver();
+        let admission = unit.admission();
         for (key, value) in found {
-            self.check_cached(&resolver, key, value, false);
+            self.check_cached(&admission, key, value, false);
         }
     }
 
     /// Looks at what the unit's caches do hold.
-    fn check_cached<M: GuestMemory>(&mut self, resolver: &Resolver<'_, M>, key: Key, value: CachedEntry, in_use: bool) {
+    fn check_cached<M: GuestMemory>(
+        &mut self,
+        admission: &Admission<'_, M>,
+        key: Key,
+        value: CachedEntry,
+        in_use: bool,
+    ) {
         if self.books.get(&key).iter().any(|held| held.value == value) {
             return;
         }
         let Some(user) = self.user(&key) else { return };
         let offset = self.piece(&key);
-        if let Some(new) = self.compare(resolver, user, &key, &value, offset) {
+        if let Some(new) = self.compare(admission, user, &key, &value, offset) {
             self.unknown(key, user, value, new, in_use);
         }
     }
@@ -253,27 +259,27 @@ impl Auditor {
     /// The unit gives an answer: where it came from the IOTLB, it must stand in the books.
     fn unit_use<M: GuestMemory>(
         &mut self,
-        resolver: &Resolver<'_, M>,
+        admission: &Admission<'_, M>,
         user: (Bdf, Option<Pasid>),
         iova: u64,
         answer: &Translation,
     ) {
         let Translation { gpa, size_log2, access, .. } = *answer;
-        let Some(entry) = resolver.live_address_space(user.0, user.1) else { return };
-        let space = entry.space;
+        let Some(entry) = admission.live_address_space(user.0, user.1) else { return };
+        let space = entry.tag;
         let known = |held: &super::books::Held| matches!(held.value, CachedEntry::Page { gpa: to, .. } if to == gpa.0);
         let key = Key::page(space, iova, size_log2);
         if entry.stages == Stages::PassThrough
             || access.privileged
             || access.execute
-            || !resolver.walker.caches()
+            || !admission.walker.caching()
             || self.books.get(&key).iter().any(known)
         {
             return;
         }
         let offset = iova & ((1 << size_log2) - 1) & !0xfff;
         let value = CachedEntry::Page { gpa: gpa.0, read: access.read, write: access.write };
-        let live = self.live(resolver, user, &key, offset);
+        let live = self.live(admission, user, &key, offset);
         if live.outdates(&value, offset) {
             self.unknown(key, user, value, live.text(key.class), true);
         }
@@ -282,7 +288,7 @@ impl Auditor {
     /// A function uses what it holds.
     fn device_use<M: GuestMemory>(
         &mut self,
-        resolver: &Resolver<'_, M>,
+        admission: &Admission<'_, M>,
         user: (Bdf, Option<Pasid>),
         iova: u64,
         gpa: u64,
@@ -291,7 +297,7 @@ impl Auditor {
         let page = iova & !0xfff;
         let used = CachedEntry::Page { gpa: gpa & !0xfff, read: access.read, write: access.write };
         let small = Key::given(user.0, user.1, page, 12);
-        let live = self.live(resolver, user, &small, 0);
+        let live = self.live(admission, user, &small, 0);
         // Functions keep less than they were given where that suits them, never more.
         let given = SIZES_LOG2.iter().find_map(|&size_log2| {
             let key = Key::given(user.0, user.1, page, size_log2);
@@ -319,7 +325,7 @@ impl Auditor {
         if self.findings.is_known(kind, pasid, page, size_log2) {
             return;
         }
-        let domain_id = (key.place == Place::Unit).then(|| Space::from_word(key.space).domain_id());
+        let domain_id = (key.place == Place::Unit).then(|| CacheTag::from_word(key.space).domain_id());
         let events = self.history.about(Subject { domain_id, pasid, page, size_log2 });
         let completed = events.iter().rev().find(|event| event.kind == EventKind::Completed).map(|event| event.at_ns);
         let cache = match (key.place, &old) {

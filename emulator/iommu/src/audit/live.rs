@@ -4,11 +4,14 @@ use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::FaultReason;
 
 use super::books::TABLE;
-use crate::cache::{Shortcut, Space};
-use crate::context::{AddressSpace, Context, Stages};
+use crate::address_space::{AddressSpace, Stages};
+use crate::address_space::{FirstStage, SecondStage};
+use crate::cache::{CacheTag, PartialWalk};
+use crate::config::Limits;
 use crate::observe::CachedEntry;
-use crate::resolver::Resolver;
-use crate::walk::{FirstStage, Limits, Lost, SecondStage, Tables, Want};
+use crate::parts::Admission;
+use crate::tables::Context;
+use crate::walk::{Lost, Tables, Want};
 
 /// Asks for everything and changes nothing.
 const LOOK: Want =
@@ -17,16 +20,16 @@ const LOOK: Want =
 /// Tables whose entries are looked at only.
 struct Untouched<'a, M> {
     memory: &'a M,
-    /// The level whose shortcut is wanted, and what it is.
+    /// The level whose structure is wanted, and what it is.
     level: u8,
-    shortcut: Option<Shortcut>,
+    partial: Option<PartialWalk>,
     /// The last entry that was read, and where.
     last: (u64, u64),
 }
 
 impl<'a, M> Untouched<'a, M> {
     fn new(memory: &'a M, level: u8) -> Self {
-        Self { memory, level, shortcut: None, last: (0, 0) }
+        Self { memory, level, partial: None, last: (0, 0) }
     }
 }
 
@@ -41,9 +44,9 @@ impl<M: GuestMemory> Tables for Untouched<'_, M> {
         Ok(Ok(()))
     }
 
-    fn keep_shortcut(&mut self, _address: u64, level: u8, shortcut: Shortcut) {
+    fn keep_structure(&mut self, _address: u64, level: u8, partial: PartialWalk) {
         if level == self.level {
-            self.shortcut = Some(shortcut);
+            self.partial = Some(partial);
         }
     }
 }
@@ -65,8 +68,8 @@ impl<M: GuestMemory> Tables for UntouchedNested<'_, M> {
         self.inner.exchange(address, old, new)
     }
 
-    fn keep_shortcut(&mut self, address: u64, level: u8, shortcut: Shortcut) {
-        self.inner.keep_shortcut(address, level, shortcut);
+    fn keep_structure(&mut self, address: u64, level: u8, partial: PartialWalk) {
+        self.inner.keep_structure(address, level, partial);
     }
 }
 
@@ -75,14 +78,14 @@ impl<M: GuestMemory> Tables for UntouchedNested<'_, M> {
 pub(super) struct Live {
     /// The address it leads to, and rights; not the page's first byte.
     pub(super) leaf: Option<(u64, bool, bool)>,
-    /// The shortcut at the level that was asked for.
-    pub(super) shortcut: Option<Shortcut>,
+    /// The structure at the level that was asked for.
+    pub(super) partial: Option<PartialWalk>,
     /// The last entry that was read, and where it is.
     pub(super) entry: (u64, u64),
 }
 
 impl Live {
-    const NOTHING: Self = Self { leaf: None, shortcut: None, entry: (0, 0) };
+    const NOTHING: Self = Self { leaf: None, partial: None, entry: (0, 0) };
 
     /// Whether an entry of `class` that says `value` about this address may no longer be used. One that allows less than the tables may
     /// stay: software need not invalidate when it raises rights (§6.5.2: not-present and permission faults are looked for again).
@@ -92,7 +95,7 @@ impl Live {
                 None => true,
                 Some((to, may_read, may_write)) => to != gpa + offset || (read && !may_read) || (write && !may_write),
             },
-            CachedEntry::Table(old) => match self.shortcut {
+            CachedEntry::Table(old) => match self.partial {
                 None => true,
                 Some(new) => {
                     old.table() != new.table()
@@ -110,7 +113,7 @@ impl Live {
         let (at, entry) = self.entry;
         let source = if at == 0 { String::new() } else { format!(" (entry {entry:#018x} at {at:#x})") };
         let text = if class & TABLE != 0 {
-            self.shortcut.map(|shortcut| CachedEntry::Table(shortcut).to_string())
+            self.partial.map(|partial| CachedEntry::Table(partial).to_string())
         } else {
             self.leaf.map(|(gpa, read, write)| CachedEntry::Page { gpa, read, write }.to_string())
         };
@@ -123,18 +126,18 @@ fn snooped(first: FirstStage) -> FirstStage {
     FirstStage { page_walk_snoop: true, ..first }
 }
 
-impl<M: GuestMemory> Resolver<'_, M> {
-    /// What the tables say about `address` for a requester; `level` is that of a shortcut that is wanted, or 0. `space`: the caches'
+impl<M: GuestMemory> Admission<'_, M> {
+    /// What the tables say about `address` for a requester; `level` is that of a structure that is wanted, or 0. `space`: the caches'
     /// tag of what is compared, where it has one; tables of another tag are not what it came from.
     pub(super) fn live(
         &self,
         (requester, pasid): (Bdf, Option<Pasid>),
-        space: Option<Space>,
+        space: Option<CacheTag>,
         address: u64,
         level: u8,
     ) -> Live {
         let Some(entry) = self.live_address_space(requester, pasid) else { return Live::NOTHING };
-        let domain_id = entry.space.domain_id();
+        let domain_id = entry.tag.domain_id();
         if space.is_some_and(|space| space.domain_id() != domain_id) {
             return Live::NOTHING;
         }
@@ -146,7 +149,7 @@ impl<M: GuestMemory> Resolver<'_, M> {
                 let mut tables = Untouched::new(memory, level);
                 let leaf = snooped(first).walk(&mut tables, limits, address, LOOK).ok();
                 let leaf = leaf.map(|leaf| (leaf.at(address), leaf.read(), leaf.write()));
-                Live { leaf, shortcut: tables.shortcut, entry: tables.last }
+                Live { leaf, partial: tables.partial, entry: tables.last }
             }
             Stages::Second(second) | Stages::Nested(_, second) if of_domain => {
                 live_second(memory, second, limits, address, level)
@@ -161,7 +164,7 @@ impl<M: GuestMemory> Resolver<'_, M> {
                     let (to, read, write) = live_second(memory, second, limits, gpa, 0).leaf?;
                     Some((to, outer.read() && read, outer.write() && write))
                 });
-                Live { leaf, shortcut: tables.inner.shortcut, entry: tables.inner.last }
+                Live { leaf, partial: tables.inner.partial, entry: tables.inner.last }
             }
         }
     }
@@ -177,13 +180,13 @@ fn live_second<M: GuestMemory>(memory: &M, second: SecondStage, limits: Limits, 
     let second = SecondStage { accessed_dirty: false, ..second };
     let leaf = second.walk(&mut tables, limits, address, LOOK).ok();
     let leaf = leaf.map(|leaf| (leaf.at(address), leaf.read(), leaf.write()));
-    Live { leaf, shortcut: tables.shortcut, entry: tables.last }
+    Live { leaf, partial: tables.partial, entry: tables.last }
 }
 
 /// Whether a cached PASID entry may no longer be used.
 pub(super) fn pasid_outdated(old: &AddressSpace, new: Option<&AddressSpace>) -> bool {
     new.is_none_or(|new| {
-        old.space != new.space
+        old.tag != new.tag
             || old.stages != new.stages
             || (old.serves_ats && !new.serves_ats)
             || (old.serves_pasids && !new.serves_pasids)

@@ -28,10 +28,10 @@ use std::collections::BTreeMap;
 use svadev_fabric::{Bdf, PageGroupResponse, PageRequest, Pasid};
 use svadev_memory::GuestMemory;
 
-use crate::Unit;
-use crate::cache::Space;
-use crate::context::{AddressSpace, Stages};
+use crate::address_space::{AddressSpace, Stages};
+use crate::cache::CacheTag;
 use crate::observe::{CacheSlot, CachedEntry, Observer, Scope};
+use crate::unit::Unit;
 use books::{Books, Key};
 use check::Cursors;
 use events::History;
@@ -94,7 +94,7 @@ impl Auditor {
         }
     }
 
-    fn owned(&mut self, space: Space, user: (Bdf, Option<Pasid>)) {
+    fn owned(&mut self, space: CacheTag, user: (Bdf, Option<Pasid>)) {
         if self.owners.len() < MAX_OWNERS || self.owners.contains_key(&space.word()) {
             self.owners.insert(space.word(), user);
         }
@@ -110,9 +110,9 @@ impl Auditor {
 impl Observer for Auditor {
     #[cold]
     fn walk_begins(&mut self, entry: &AddressSpace, user: (Bdf, Option<Pasid>)) {
-        self.owned(entry.space, user);
+        self.owned(entry.tag, user);
         if matches!(entry.stages, Stages::Nested(..)) {
-            self.owned(Space::of_domain(entry.space.domain_id()), user);
+            self.owned(CacheTag::of_domain(entry.tag.domain_id()), user);
         }
     }
 
@@ -121,8 +121,8 @@ impl Observer for Auditor {
         self.books.enter(Key::of(slot), entry, nested);
     }
 
-    fn page_dropped(&mut self, space: Space, iova: u64) {
-        self.books.strike(Scope::Pages { space, iova, pages_log2: 0, leaf_only: false });
+    fn page_dropped(&mut self, space: CacheTag, iova: u64) {
+        self.books.strike(Scope::Pages { tag: space, iova, pages_log2: 0, leaf_only: false });
     }
 
     fn invalidated(&mut self, scope: Scope) {

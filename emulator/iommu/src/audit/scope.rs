@@ -15,11 +15,11 @@ impl Scope {
             }
             Self::Iotlb | Self::Domain(_) => vec![Key::first_in(Place::Unit)..=Key::last_in(Place::Unit)],
             // Nested mappings of the domain go with second-stage pages, wherever they are.
-            Self::Pages { space, .. } if !space.has_pasid() => {
+            Self::Pages { tag: space, .. } if !space.has_pasid() => {
                 vec![Key::first_in(Place::Unit)..=Key::last_in(Place::Unit)]
             }
-            Self::Space(space) => vec![Key::space(Place::Unit, space.word())],
-            Self::Pages { space, iova, pages_log2, .. } => {
+            Self::Tag(space) => vec![Key::space(Place::Unit, space.word())],
+            Self::Pages { tag: space, iova, pages_log2, .. } => {
                 by_class(Place::Unit, space.word(), iova, 12 + u32::from(pages_log2))
             }
             Self::Function { to, global: true, .. } => {
@@ -48,15 +48,15 @@ impl Scope {
             }
             (Self::Pasids, Place::Entries(_)) => matches!(held.value, CachedEntry::Pasid(_)),
             (Self::PasidsOfDomain(domain_id), Place::Entries(_)) => {
-                matches!(held.value, CachedEntry::Pasid(entry) if entry.space.domain_id() == domain_id)
+                matches!(held.value, CachedEntry::Pasid(entry) if entry.tag.domain_id() == domain_id)
             }
             (Self::Pasid { domain_id, pasid }, Place::Entries(_)) => {
-                matches!(held.value, CachedEntry::Pasid(entry) if entry.space.domain_id() == domain_id)
+                matches!(held.value, CachedEntry::Pasid(entry) if entry.tag.domain_id() == domain_id)
                     && key.space == u64::from(pasid)
             }
             (Self::Domain(domain_id), Place::Unit) => key.space >> 21 == u64::from(domain_id),
-            (Self::Space(space), Place::Unit) => key.space == space.word(),
-            (Self::Pages { space, iova, pages_log2, leaf_only }, Place::Unit) => {
+            (Self::Tag(space), Place::Unit) => key.space == space.word(),
+            (Self::Pages { tag: space, iova, pages_log2, leaf_only }, Place::Unit) => {
                 if leaf_only && key.class & TABLE != 0 {
                     return false;
                 }
@@ -80,8 +80,8 @@ impl Scope {
             Self::Contexts | Self::Source { .. } | Self::Pasids | Self::Iotlb => true,
             Self::PasidsOfDomain(did) | Self::Domain(did) => of_domain(did),
             Self::Pasid { domain_id: did, pasid: of } => of_domain(did) && number == Some(of.into()),
-            Self::Space(space) => of_domain(space.domain_id()) && space.pasid().map(u64::from) == number,
-            Self::Pages { space, iova, pages_log2, .. } => {
+            Self::Tag(space) => of_domain(space.domain_id()) && space.pasid().map(u64::from) == number,
+            Self::Pages { tag: space, iova, pages_log2, .. } => {
                 let range = InvalidateRange::Naturally { start: Iova(iova), size_log2: 12 + pages_log2 };
                 let of = space.pasid().map(u64::from);
                 of_domain(space.domain_id()) && (of.is_none() || of == number) && range.overlaps(Iova(page), size_log2)

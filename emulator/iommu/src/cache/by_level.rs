@@ -1,5 +1,5 @@
 //! A direct-mapped table, a part for each level of page tables.
-use super::key::{Key, Space};
+use super::key::{CacheTag, Key};
 
 /// Levels whose entries can point to a table, lowest first.
 pub(crate) const TABLE_LEVELS: std::ops::RangeInclusive<u8> = 2..=5;
@@ -25,22 +25,22 @@ struct Entry {
 #[derive(Debug)]
 pub(crate) struct ByLevel(Box<[Entry; PLACES]>);
 
-/// Where the entries of a space are: found once for all levels.
+/// Where the entries of a tag are: found once for all levels.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spread(u64);
 
 impl Spread {
     /// Fibonacci hashing: neighbouring PASIDs, which often use the same addresses, get different places.
     #[inline]
-    pub(crate) fn of(space: Space) -> Self {
-        Self(space.word().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52)
+    pub(crate) fn of(tag: CacheTag) -> Self {
+        Self(tag.word().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52)
     }
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "14 bits fit any usize")]
 #[inline]
 fn place(spread: Spread, key: Key) -> usize {
-    // Neighbouring regions of a space have neighbouring places.
+    // Neighbouring regions of a tag have neighbouring places.
     let in_level = (key.number() ^ spread.0) & ((1 << PLACES_LOG2) - 1);
     // Levels 2 to 5 in the order 2, 3, 0, 1.
     ((u64::from(key.class()) & 3) << PLACES_LOG2 | in_level) as usize
@@ -52,7 +52,7 @@ impl ByLevel {
         Self(vec![blank; PLACES].into_boxed_slice().try_into().expect("as many as there are places"))
     }
 
-    /// The value under `key`, whose space has this `spread`, if it was born after `floor`.
+    /// The value under `key`, whose tag has this `spread`, if it was born after `floor`.
     #[inline]
     pub(crate) fn get(&self, spread: Spread, key: Key, floor: u64) -> Option<u64> {
         let entry = &self.0[place(spread, key)];
@@ -66,7 +66,7 @@ impl ByLevel {
 
     /// Takes the value under `key` out.
     pub(crate) fn remove(&mut self, key: Key) {
-        let entry = &mut self.0[place(Spread::of(key.space()), key)];
+        let entry = &mut self.0[place(Spread::of(key.tag()), key)];
         if entry.key == key {
             entry.born = 0;
         }
@@ -92,10 +92,10 @@ mod tests {
     /// as there are places takes the other's.
     #[test]
     fn a_place_has_one_entry() {
-        let space = Space::new(3, 7);
-        let spread = Spread::of(space);
+        let tag = CacheTag::new(3, 7);
+        let spread = Spread::of(tag);
         let mut table = ByLevel::new();
-        let key = |level, number| Key::new(space, level, number);
+        let key = |level, number| Key::new(tag, level, number);
         let regions = 1 << PLACES_LOG2;
         for level in TABLE_LEVELS {
             for number in 0..regions {

@@ -1,7 +1,7 @@
 //! A store that forgets nothing that it need not forget ([`Caching::Adversarial`](crate::Caching::Adversarial)).
 use std::collections::BTreeMap;
 
-use super::key::{Key, Space};
+use super::key::{CacheTag, Key};
 
 /// Entries by key. An invalidation takes exactly what it names, and an entry makes room only when the store is full. Lookups and insertions
 /// are cold: who asks for an exact store has not asked for speed, and those who did should not pay for it.
@@ -54,9 +54,9 @@ impl<V: Copy> Exact<V> {
         self.entries.retain(|&key, &mut value| !doomed(key, value));
     }
 
-    /// Drops the entries of `space` and `class` from number `first` to `last`.
-    pub(crate) fn drop_range(&mut self, space: Space, class: u8, first: u64, last: u64) {
-        let range = Key::new(space, class, first)..=Key::new(space, class, last);
+    /// Drops the entries of `tag` and `class` from number `first` to `last`.
+    pub(crate) fn drop_range(&mut self, tag: CacheTag, class: u8, first: u64, last: u64) {
+        let range = Key::new(tag, class, first)..=Key::new(tag, class, last);
         let doomed: Vec<Key> = self.entries.range(range).map(|(&key, _)| key).collect();
         for key in doomed {
             self.entries.remove(&key);

@@ -4,9 +4,9 @@ use svadev_mutation::mutant;
 /// What an entry is tagged with besides its page (§6.2.4, table 6-2): the domain, and for first-stage and nested mappings the
 /// PASID. One word, the domain above 21 bits that hold a PASID or its absence: this is copied on the hot path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Space(u64);
+pub(crate) struct CacheTag(u64);
 
-impl Space {
+impl CacheTag {
     const NO_PASID: u64 = 1 << 20;
 
     pub(crate) fn new(domain_id: u16, pasid: u32) -> Self {
@@ -45,29 +45,29 @@ impl Space {
     }
 }
 
-/// A space, a class of entry (a page size, or a level) and the number of the page or region of that size.
+/// A tag, a class of entry (a page size, or a level) and the number of the page or region of that size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
-    space: u64,
+    tag: u64,
     page: u64,
 }
 
 impl Key {
     /// The smallest key.
-    pub(crate) const FIRST: Self = Self { space: 0, page: 0 };
+    pub(crate) const FIRST: Self = Self { tag: 0, page: 0 };
 
     /// `number` is an address shifted right by at least 12, so that 52 bits hold it.
     #[inline]
-    pub(crate) fn new(space: Space, class: u8, number: u64) -> Self {
-        Self { space: space.word(), page: u64::from(class) << 56 | number }
+    pub(crate) fn new(tag: CacheTag, class: u8, number: u64) -> Self {
+        Self { tag: tag.word(), page: u64::from(class) << 56 | number }
     }
 
-    pub(crate) fn space_word(self) -> u64 {
-        self.space
+    pub(crate) fn tag_word(self) -> u64 {
+        self.tag
     }
 
-    pub(crate) fn space(self) -> Space {
-        Space(self.space)
+    pub(crate) fn tag(self) -> CacheTag {
+        CacheTag(self.tag)
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "eight bits are left above the number")]
@@ -80,12 +80,12 @@ impl Key {
     }
 
     pub(crate) fn domain_id(self) -> u16 {
-        Space(self.space).domain_id()
+        CacheTag(self.tag).domain_id()
     }
 
     #[inline]
     pub(crate) fn hash(self) -> u64 {
         // Odd factors keep neighbouring pages of neighbouring PASIDs apart; rotating lets the class reach low bits, too.
-        (self.space.wrapping_mul(0xff51_afd7_ed55_8ccd) ^ self.page.rotate_left(8)).wrapping_mul(0xc4ce_b9fe_1a85_ec53)
+        (self.tag.wrapping_mul(0xff51_afd7_ed55_8ccd) ^ self.page.rotate_left(8)).wrapping_mul(0xc4ce_b9fe_1a85_ec53)
     }
 }

@@ -8,17 +8,17 @@
 mod by_level;
 mod exact;
 mod floors;
-mod iotlb;
 mod key;
 mod leaf;
-mod paths;
 mod store;
+mod structures;
 mod table;
+mod translations;
 
 pub(crate) use floors::{Clock, Floors};
-pub(crate) use iotlb::{Iotlb, Mapping};
-pub(crate) use key::Space;
+pub(crate) use key::CacheTag;
 pub(crate) use leaf::{Leaf, PageSize, Rights};
-pub(crate) use paths::{PathTag, Shortcut};
-pub(crate) use store::AuditCursor;
+pub(crate) use store::ScanCursor;
+pub(crate) use structures::{PartialWalk, StructureTag};
 pub(crate) use table::Table;
+pub(crate) use translations::{Mapping, TranslationCaches};

@@ -1,6 +1,6 @@
 //! Entries under tags, with every invalidation that tags allow, in one of two ways.
 use super::exact::Exact;
-use super::key::{Key, Space};
+use super::key::{CacheTag, Key};
 use super::{Clock, Floors, Table};
 
 /// When what was last invalidated. Shared by the stores whose entries go by the same invalidations.
@@ -18,21 +18,21 @@ impl TagFloors {
         Self { all: 0, domains: Floors::new(), pasids: Floors::new(), latest: 0 }
     }
 
-    /// Entries of `space` are alive if they were born after this.
+    /// Entries of `tag` are alive if they were born after this.
     #[inline]
-    pub(crate) fn of(&self, space_word: u64) -> u64 {
-        self.all.max(self.domains.of(space_word >> 21)).max(self.pasids.of(space_word))
+    pub(crate) fn of(&self, tag_word: u64) -> u64 {
+        self.all.max(self.domains.of(tag_word >> 21)).max(self.pasids.of(tag_word))
     }
 
-    /// Whether an entry of `space` lives. Most were born after the last invalidation of all: then no floor need be looked for.
+    /// Whether an entry of `tag` lives. Most were born after the last invalidation of all: then no floor need be looked for.
     #[inline]
-    pub(crate) fn lets_live(&self, space_word: u64, born: u64) -> bool {
-        born > self.latest || self.lets_live_by_tag(space_word, born)
+    pub(crate) fn lets_live(&self, tag_word: u64, born: u64) -> bool {
+        born > self.latest || self.lets_live_by_tag(tag_word, born)
     }
 
     #[cold]
-    fn lets_live_by_tag(&self, space_word: u64, born: u64) -> bool {
-        born > self.of(space_word)
+    fn lets_live_by_tag(&self, tag_word: u64, born: u64) -> bool {
+        born > self.of(tag_word)
     }
 
     pub(crate) fn raise_all(&mut self, clock: &mut Clock) {
@@ -45,15 +45,15 @@ impl TagFloors {
         self.domains.raise(domain_id.into(), self.latest);
     }
 
-    pub(crate) fn raise_space(&mut self, space: Space, clock: &mut Clock) {
+    pub(crate) fn raise_space(&mut self, tag: CacheTag, clock: &mut Clock) {
         self.latest = clock.tick();
-        self.pasids.raise(space.word(), self.latest);
+        self.pasids.raise(tag.word(), self.latest);
     }
 }
 
 /// How far someone has come through a store.
 #[derive(Debug, Default)]
-pub(crate) struct AuditCursor {
+pub(crate) struct ScanCursor {
     pub(super) set: usize,
     pub(super) key: Option<Key>,
 }
@@ -77,7 +77,7 @@ impl<V: Copy> Store<V> {
         match self {
             Self::Sets(table) => {
                 let (&value, born) = table.get_with_birth(key, key.hash())?;
-                floors.lets_live(key.space_word(), born).then_some(value)
+                floors.lets_live(key.tag_word(), born).then_some(value)
             }
             Self::Exact(exact) => exact.get(key),
         }
@@ -87,7 +87,7 @@ impl<V: Copy> Store<V> {
     pub(crate) fn insert(&mut self, floors: &TagFloors, key: Key, value: V, clock: &mut Clock) {
         match self {
             Self::Sets(table) => {
-                let alive = |key: Key, born| floors.lets_live(key.space_word(), born);
+                let alive = |key: Key, born| floors.lets_live(key.tag_word(), born);
                 table.insert(key, key.hash(), value, clock.tick(), alive);
             }
             Self::Exact(exact) => exact.insert(key, value),
@@ -98,13 +98,13 @@ impl<V: Copy> Store<V> {
     pub(crate) fn each_after(
         &self,
         floors: &TagFloors,
-        cursor: &mut AuditCursor,
+        cursor: &mut ScanCursor,
         count: usize,
         mut f: impl FnMut(Key, V),
     ) {
         match self {
             Self::Sets(table) => table.each_after(&mut cursor.set, count, |key, &value, born| {
-                if floors.lets_live(key.space_word(), born) {
+                if floors.lets_live(key.tag_word(), born) {
                     f(key, value);
                 }
             }),
@@ -112,16 +112,16 @@ impl<V: Copy> Store<V> {
         }
     }
 
-    /// Drops the entries of `space` and `class` from number `first` to `last`. The caller bounds their number unless the store is exact.
-    pub(crate) fn drop_range(&mut self, space: Space, class: u8, first: u64, last: u64) {
+    /// Drops the entries of `tag` and `class` from number `first` to `last`. The caller bounds their number unless the store is exact.
+    pub(crate) fn drop_range(&mut self, tag: CacheTag, class: u8, first: u64, last: u64) {
         match self {
             Self::Sets(table) => {
                 for number in first..=last {
-                    let key = Key::new(space, class, number);
+                    let key = Key::new(tag, class, number);
                     table.remove(key, key.hash());
                 }
             }
-            Self::Exact(exact) => exact.drop_range(space, class, first, last),
+            Self::Exact(exact) => exact.drop_range(tag, class, first, last),
         }
     }
 

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use svadev_spec::vtd::FaultReason;
 
 use crate::UnitConfig;
+use crate::address_space::FirstStage;
 use crate::cache::Leaf;
-use crate::walk::{FirstStage, Limits, Lost, Tables, Want};
+use crate::config::Limits;
+use crate::walk::{Lost, Tables, Want};
 
 /// Tables in which the next `losses` exchanges find that somebody was quicker: the right to write is gone.
 struct Contended {

@@ -3,28 +3,11 @@ use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::tables::FirstStageEntry;
 
-use crate::cache::{Leaf, PageSize, Rights, Shortcut};
+use crate::address_space::FirstStage;
+use crate::cache::{Leaf, PageSize, PartialWalk, Rights};
+use crate::config::Limits;
 
-use super::{Limits, Lost, Start, Tables, Want, entry_offset, from_the_lowest};
-
-/// Where first-stage tables are and how they are used: the fields of a PASID table entry (§9.6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FirstStage {
-    /// FSPTPTR.
-    pub(crate) root: u64,
-    /// 4 or 5 (FSPM).
-    pub(crate) levels: u8,
-    /// SRE.
-    pub(crate) supervisor_requests: bool,
-    /// ERE.
-    pub(crate) execute_requests: bool,
-    /// WPE.
-    pub(crate) write_protect: bool,
-    /// EAFE.
-    pub(crate) extended_accessed: bool,
-    /// PWSNP.
-    pub(crate) page_walk_snoop: bool,
-}
+use super::{Lost, Start, Tables, Want, entry_offset, from_the_lowest};
 
 impl FirstStage {
     /// Whether bits 63 to 47 (or 56) are all the same (SGN.1).
@@ -50,7 +33,7 @@ impl FirstStage {
         if !self.is_canonical(address) && !mutant!(CanonicalUnchecked) {
             return Err(FaultReason::NotCanonical);
         }
-        let top = (self.levels, Shortcut::top(self.root));
+        let top = (self.levels, PartialWalk::top(self.root));
         let walk = |tables: &mut _, start| self.walk_once(tables, limits, address, want, start);
         from_the_lowest(tables, address, top, walk).unwrap_or(Err(FaultReason::FirstStageUpdateFailed))
     }
@@ -80,7 +63,7 @@ impl FirstStage {
                     return Ok(Err(Lost));
                 }
                 let forgetful = mutant!(PagingCachesForgetRights);
-                tables.keep_shortcut(address, level, if forgetful { Shortcut::top(path.table()) } else { path });
+                tables.keep_structure(address, level, if forgetful { PartialWalk::top(path.table()) } else { path });
                 level -= 1;
                 continue;
             }

@@ -6,47 +6,20 @@
 mod first_stage;
 mod second_stage;
 
-pub(crate) use first_stage::FirstStage;
-pub(crate) use second_stage::{SecondStage, in_legacy_mode};
+pub(crate) use second_stage::in_legacy_mode;
 
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 
-use crate::UnitConfig;
-use crate::cache::{Iotlb, Leaf, PathTag, Shortcut};
+use crate::address_space::SecondStage;
+use crate::cache::{Leaf, PartialWalk, StructureTag, TranslationCaches};
+use crate::config::Limits;
 use crate::observe::{CacheSlot, CachedEntry, Observing};
 
 /// Walks that lose every race for an accessed or dirty bit are given up after this many (SFS.10, SSS.6): a guest that
 /// changes an entry for ever must not hold the unit for ever.
 const MAX_WALKS: u32 = 16;
-
-/// Widths and sizes the unit was built with.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    /// Address bits that are reserved: from the host address width up.
-    reserved: u64,
-    /// CAP.MGAW + 1.
-    guest_address_width: u8,
-    /// Level-3 entries may map pages.
-    pages_1gib: bool,
-}
-
-impl Limits {
-    pub(crate) fn new(config: &UnitConfig) -> Self {
-        Self {
-            reserved: !0 << config.host_address_width,
-            guest_address_width: config.guest_address_width(),
-            pages_1gib: config.pages_1gib,
-        }
-    }
-
-    /// Whether an address in units of 4 KiB has bits at or above the host address width.
-    #[inline]
-    pub(crate) fn frame_too_wide(&self, frame: u64) -> bool {
-        (frame << 12) & self.reserved != 0
-    }
-}
 
 /// What a walk is for.
 #[derive(Clone, Copy, Debug)]
@@ -77,46 +50,46 @@ pub(crate) trait Tables {
     fn exchange(&mut self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason>;
 
     /// The lowest table on the way to `address` that is known without a load, and its level (§6.2.5).
-    fn shortcut(&self, _address: u64, _levels: u8) -> Option<(u8, Shortcut)> {
+    fn lowest_structure(&self, _address: u64, _levels: u8) -> Option<(u8, PartialWalk)> {
         None
     }
 
     /// The entry at `level` on the way to `address` was found whole, and led here.
-    fn keep_shortcut(&mut self, _address: u64, _level: u8, _shortcut: Shortcut) {}
+    fn keep_structure(&mut self, _address: u64, _level: u8, _shortcut: PartialWalk) {}
 
-    /// A fault that a shortcut led to is looked for again from the top: what it skipped may have been changed to allow more.
-    fn doubts_shortcuts(&self) -> bool {
+    /// A fault that a structure led to is looked for again from the top: what it skipped may have been changed to allow more.
+    fn doubts_structures(&self) -> bool {
         true
     }
 }
 
 /// The caches as the walks of one request share them.
-pub(crate) struct PagingCaches<'a> {
-    pub(crate) iotlb: &'a mut Iotlb,
+pub(crate) struct WalkCaches<'a> {
+    pub(crate) caches: &'a mut TranslationCaches,
     pub(crate) observer: Observing<'a>,
-    /// A fault that a shortcut led to is not believed.
+    /// A fault that a structure led to is not believed.
     pub(crate) doubted: bool,
 }
 
 /// The paging-structure cache entries of one address space, or none.
-pub(crate) struct Shortcuts<'a, 'b> {
-    pub(crate) caches: Option<&'a mut PagingCaches<'b>>,
-    pub(crate) tag: PathTag,
+pub(crate) struct StructureAccess<'a, 'b> {
+    pub(crate) caches: Option<&'a mut WalkCaches<'b>>,
+    pub(crate) tag: StructureTag,
 }
 
-impl Shortcuts<'_, '_> {
+impl StructureAccess<'_, '_> {
     #[inline]
-    fn get(&self, address: u64, levels: u8) -> Option<(u8, Shortcut)> {
-        self.caches.as_ref()?.iotlb.shortcut(&self.tag, address, levels)
+    fn get(&self, address: u64, levels: u8) -> Option<(u8, PartialWalk)> {
+        self.caches.as_ref()?.caches.lowest_structure(&self.tag, address, levels)
     }
 
     #[inline]
-    fn keep(&mut self, address: u64, level: u8, shortcut: Shortcut) {
-        if let Some(PagingCaches { iotlb, observer, .. }) = &mut self.caches {
-            iotlb.keep_shortcut(&self.tag, address, level, shortcut);
+    fn keep(&mut self, address: u64, level: u8, partial: PartialWalk) {
+        if let Some(WalkCaches { caches, observer, .. }) = &mut self.caches {
+            caches.keep_structure(&self.tag, address, level, partial);
             if let Some(observer) = observer {
-                let slot = CacheSlot::Structure { space: self.tag.space(), iova: address, level };
-                observer.filled(slot, CachedEntry::Table(shortcut), self.tag.nested());
+                let slot = CacheSlot::Structure { tag: self.tag.cache_tag(), iova: address, level };
+                observer.filled(slot, CachedEntry::Table(partial), self.tag.nested());
             }
         }
     }
@@ -126,21 +99,21 @@ impl Shortcuts<'_, '_> {
     }
 }
 
-/// Passes what a walker asks of its shortcuts on to a field.
-macro_rules! by_shortcuts {
+/// Passes what a walker asks of its structures on to a field.
+macro_rules! by_structures {
     () => {
         #[inline]
-        fn shortcut(&self, address: u64, levels: u8) -> Option<(u8, Shortcut)> {
-            self.shortcuts.get(address, levels)
+        fn lowest_structure(&self, address: u64, levels: u8) -> Option<(u8, PartialWalk)> {
+            self.structures.get(address, levels)
         }
 
         #[inline]
-        fn keep_shortcut(&mut self, address: u64, level: u8, shortcut: Shortcut) {
-            self.shortcuts.keep(address, level, shortcut);
+        fn keep_structure(&mut self, address: u64, level: u8, partial: PartialWalk) {
+            self.structures.keep(address, level, partial);
         }
 
-        fn doubts_shortcuts(&self) -> bool {
-            self.shortcuts.doubted()
+        fn doubts_structures(&self) -> bool {
+            self.structures.doubted()
         }
     };
 }
@@ -148,7 +121,7 @@ macro_rules! by_shortcuts {
 /// First-stage tables at guest-physical addresses.
 pub(crate) struct InMemory<'a, 'b, M> {
     pub(crate) memory: &'a M,
-    pub(crate) shortcuts: Shortcuts<'a, 'b>,
+    pub(crate) structures: StructureAccess<'a, 'b>,
 }
 
 #[inline]
@@ -179,13 +152,13 @@ impl<M: GuestMemory> Tables for InMemory<'_, '_, M> {
         exchange(self.memory, address, old, new, FaultReason::FirstStageUpdateFailed)
     }
 
-    by_shortcuts!();
+    by_structures!();
 }
 
 /// Second-stage tables. They always lie at guest-physical addresses (what the guest's own stage calls host-physical).
 pub(crate) struct SecondStageTables<'a, 'b, M> {
     pub(crate) memory: &'a M,
-    pub(crate) shortcuts: Shortcuts<'a, 'b>,
+    pub(crate) structures: StructureAccess<'a, 'b>,
 }
 
 impl<M: GuestMemory> Tables for SecondStageTables<'_, '_, M> {
@@ -198,7 +171,7 @@ impl<M: GuestMemory> Tables for SecondStageTables<'_, '_, M> {
         exchange(self.memory, address, old, new, FaultReason::SecondStageUpdateFailed)
     }
 
-    by_shortcuts!();
+    by_structures!();
 }
 
 /// First-stage tables whose addresses go through the second stage (nested translation, §3.8).
@@ -206,9 +179,9 @@ pub(crate) struct Nested<'a, 'b, M> {
     pub(crate) memory: &'a M,
     pub(crate) second: SecondStage,
     /// Of `second`.
-    pub(crate) second_tag: PathTag,
+    pub(crate) second_tag: StructureTag,
     pub(crate) limits: Limits,
-    pub(crate) shortcuts: Shortcuts<'a, 'b>,
+    pub(crate) structures: StructureAccess<'a, 'b>,
 }
 
 impl<M: GuestMemory> Nested<'_, '_, M> {
@@ -217,8 +190,8 @@ impl<M: GuestMemory> Nested<'_, '_, M> {
             return Ok(address);
         }
         let want = Want { read: true, write, execute: false, execute_demanded: false, privileged: false, dirty: write };
-        let shortcuts = Shortcuts { caches: self.shortcuts.caches.as_deref_mut(), tag: self.second_tag };
-        let mut tables = SecondStageTables { memory: self.memory, shortcuts };
+        let structures = StructureAccess { caches: self.structures.caches.as_deref_mut(), tag: self.second_tag };
+        let mut tables = SecondStageTables { memory: self.memory, structures };
         let leaf = self.second.walk(&mut tables, self.limits, address, want).map_err(|e| match e {
             FaultReason::AddressTooWide => FaultReason::NestedEntryAddressTooWide,
             FaultReason::NoRead if top => FaultReason::NestedTopEntryNoRead,
@@ -240,11 +213,11 @@ impl<M: GuestMemory> Tables for Nested<'_, '_, M> {
         exchange(self.memory, self.translate(address, true, false)?, old, new, FaultReason::FirstStageUpdateFailed)
     }
 
-    by_shortcuts!();
+    by_structures!();
 }
 
 /// Where a walk is to begin: a level, and what led to the table there.
-type Start = (u8, Shortcut);
+type Start = (u8, PartialWalk);
 
 /// One walk from the lowest table that is known, and if that does not end it, walks from the `top` until one is not lost:
 /// an entry that changed may have been the way to a table that is no longer there. `None`: all were lost.
@@ -255,10 +228,10 @@ fn from_the_lowest<T: Tables>(
     top: Start,
     mut walk: impl FnMut(&mut T, Start) -> Result<Result<Leaf, Lost>, FaultReason>,
 ) -> Option<Result<Leaf, FaultReason>> {
-    let shortcut = tables.shortcut(address, top.0);
-    let mut doubted = shortcut.is_some() && tables.doubts_shortcuts();
-    let mut start = shortcut.unwrap_or(top);
-    for _ in 0..MAX_WALKS + u32::from(shortcut.is_some()) {
+    let partial = tables.lowest_structure(address, top.0);
+    let mut doubted = partial.is_some() && tables.doubts_structures();
+    let mut start = partial.unwrap_or(top);
+    for _ in 0..MAX_WALKS + u32::from(partial.is_some()) {
         match walk(tables, start) {
             Ok(Ok(leaf)) => return Some(Ok(leaf)),
             Err(fault) if !doubted => return Some(Err(fault)),

@@ -3,22 +3,11 @@ use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::tables::SecondStageEntry;
 
-use crate::cache::{Leaf, PageSize, Rights, Shortcut};
+use crate::address_space::SecondStage;
+use crate::cache::{Leaf, PageSize, PartialWalk, Rights};
+use crate::config::Limits;
 
-use super::{Limits, Lost, Start, Tables, Want, entry_offset, from_the_lowest};
-
-/// Where second-stage tables are and how they are used: the fields of a PASID table entry or a legacy context entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SecondStage {
-    /// SSPTPTR.
-    pub(crate) root: u64,
-    /// 3 to 5 (AW + 2).
-    pub(crate) levels: u8,
-    /// SSADE.
-    pub(crate) accessed_dirty: bool,
-    /// PWSNP.
-    pub(crate) page_walk_snoop: bool,
-}
+use super::{Lost, Start, Tables, Want, entry_offset, from_the_lowest};
 
 impl SecondStage {
     /// Walks the tables for `address`. `want.execute` and `want.privileged` have no meaning here.
@@ -33,7 +22,7 @@ impl SecondStage {
         if address >> width != 0 {
             return Err(FaultReason::AddressTooWide);
         }
-        let top = (self.levels, Shortcut::top(self.root));
+        let top = (self.levels, PartialWalk::top(self.root));
         let walk = |tables: &mut _, start| self.walk_once(tables, limits, address, want, start);
         from_the_lowest(tables, address, top, walk).unwrap_or(Err(FaultReason::SecondStageUpdateFailed))
     }
@@ -65,7 +54,7 @@ impl SecondStage {
                     return Ok(Err(Lost));
                 }
                 table = entry.frame() << 12;
-                tables.keep_shortcut(address, level, Shortcut::second_stage(table, write, read));
+                tables.keep_structure(address, level, PartialWalk::second_stage(table, write, read));
                 level -= 1;
                 continue;
             }

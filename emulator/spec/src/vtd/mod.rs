@@ -14,3 +14,8 @@ pub use fault::FaultReason;
 pub const INTERRUPT_RANGE_FIRST: u64 = 0xfee0_0000;
 /// Last address of that range.
 pub const INTERRUPT_RANGE_LAST: u64 = 0xfeef_ffff;
+
+/// Whether an address is in the interrupt range (§3.14).
+pub const fn in_interrupt_range(address: u64) -> bool {
+    INTERRUPT_RANGE_FIRST <= address && address <= INTERRUPT_RANGE_LAST
+}

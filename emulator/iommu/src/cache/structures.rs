@@ -5,9 +5,9 @@ use svadev_spec::vtd::tables::FirstStageEntry;
 use super::Clock;
 use super::by_level::{ByLevel, Spread, TABLE_LEVELS};
 use super::exact::Exact;
-use super::key::{Key, Space};
+use super::key::{CacheTag, Key};
 use super::leaf::flag;
-use super::store::{AuditCursor, TagFloors};
+use super::store::{ScanCursor, TagFloors};
 
 /// The least that a store which forgets nothing has room for.
 const EXACT_ENTRIES: usize = 4096;
@@ -15,7 +15,7 @@ const EXACT_ENTRIES: usize = 4096;
 /// What a walk had found when it left an entry for the table below, for the same reasons one word as [`Leaf`](super::Leaf). Rights lie where
 /// first-stage entries have them (§9.7), so that one more level costs two operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shortcut(u64);
+pub(crate) struct PartialWalk(u64);
 
 /// Above bit 11.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -29,7 +29,7 @@ const RIGHTS: u64 = READ | WRITE | EXECUTE;
 /// The entry depends on second-stage mappings that its tag does not tell.
 const NESTED: u64 = 1 << 3;
 
-impl Shortcut {
+impl PartialWalk {
     /// The topmost table: nothing is forbidden yet.
     #[inline]
     pub(crate) fn top(table: u64) -> Self {
@@ -74,10 +74,10 @@ impl Shortcut {
     }
 }
 
-/// An address space as the paging-structure caches know it: worked out once for all levels of a walk.
+/// An address tag as the paging-structure caches know it: worked out once for all levels of a walk.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct PathTag {
-    space: Space,
+pub(crate) struct StructureTag {
+    tag: CacheTag,
     spread: Spread,
     /// Entries born until then are dead.
     floor: u64,
@@ -87,16 +87,16 @@ pub(crate) struct PathTag {
     flags: u64,
 }
 
-impl PathTag {
+impl StructureTag {
     #[inline]
-    pub(super) fn new(space: Space, floors: &TagFloors, nested: bool, clock: &mut Clock) -> Self {
-        let space = if mutant!(PagingCachesIgnorePasid) { Space::of_domain(space.domain_id()) } else { space };
-        let (spread, floor) = (Spread::of(space), floors.of(space.word()));
-        Self { space, spread, floor, born: clock.tick(), flags: flag(nested, NESTED) }
+    pub(super) fn new(tag: CacheTag, floors: &TagFloors, nested: bool, clock: &mut Clock) -> Self {
+        let tag = if mutant!(PagingCachesIgnorePasid) { CacheTag::of_domain(tag.domain_id()) } else { tag };
+        let (spread, floor) = (Spread::of(tag), floors.of(tag.word()));
+        Self { tag, spread, floor, born: clock.tick(), flags: flag(nested, NESTED) }
     }
 
-    pub(crate) fn space(&self) -> Space {
-        self.space
+    pub(crate) fn cache_tag(&self) -> CacheTag {
+        self.tag
     }
 
     /// Entries depend on second-stage mappings, too.
@@ -106,20 +106,20 @@ impl PathTag {
 
     #[inline]
     fn key(&self, level: u8, iova: u64) -> Key {
-        Key::new(self.space, level, iova >> region_log2(level))
+        Key::new(self.tag, level, iova >> region_log2(level))
     }
 }
 
-/// Entries by space, level and region. A key's class is the level.
+/// Entries by tag, level and region. A key's class is the level.
 #[derive(Debug)]
-pub(crate) enum Paths {
+pub(crate) enum Structures {
     /// Fast. Entries may go early: when another one needs the place, or when two tags share a floor.
     Direct(ByLevel),
     /// Entries stay as long as they may.
     Exact(Exact<u64>),
 }
 
-impl Paths {
+impl Structures {
     /// `exact`: entries go only when they must, and there is room for so many at least.
     pub(crate) fn new(exact: Option<usize>) -> Self {
         match exact {
@@ -130,12 +130,12 @@ impl Paths {
 
     /// The lowest table on the way to `iova` that is known, and its level; `levels` is the top one's.
     #[inline]
-    pub(crate) fn lowest(&self, tag: &PathTag, iova: u64, levels: u8) -> Option<(u8, Shortcut)> {
+    pub(crate) fn lowest(&self, tag: &StructureTag, iova: u64, levels: u8) -> Option<(u8, PartialWalk)> {
         let Self::Direct(direct) = self else { return self.lowest_exactly(tag, iova, levels) };
         let mut table = TABLE_LEVELS.start() - 1;
         while table < levels {
             if let Some(packed) = direct.get(tag.spread, tag.key(table + 1, iova), tag.floor) {
-                return Some((table, Shortcut(packed)));
+                return Some((table, PartialWalk(packed)));
             }
             table += 1;
         }
@@ -143,17 +143,17 @@ impl Paths {
     }
 
     #[cold]
-    fn lowest_exactly(&self, tag: &PathTag, iova: u64, levels: u8) -> Option<(u8, Shortcut)> {
+    fn lowest_exactly(&self, tag: &StructureTag, iova: u64, levels: u8) -> Option<(u8, PartialWalk)> {
         let Self::Exact(exact) = self else { return None };
         let mut known = (*TABLE_LEVELS.start()..=levels).map(|level| (level, exact.get(tag.key(level, iova))));
-        known.find_map(|(level, packed)| Some((level - 1, Shortcut(packed?))))
+        known.find_map(|(level, packed)| Some((level - 1, PartialWalk(packed?))))
     }
 
     /// Remembers what the entry at `level` on the way to `iova` leads to.
     #[inline]
-    pub(crate) fn insert(&mut self, tag: &PathTag, iova: u64, level: u8, shortcut: Shortcut) {
+    pub(crate) fn insert(&mut self, tag: &StructureTag, iova: u64, level: u8, partial: PartialWalk) {
         let key = tag.key(level, iova);
-        let packed = shortcut.0 | tag.flags;
+        let packed = partial.0 | tag.flags;
         match self {
             Self::Direct(direct) => direct.insert(tag.spread, key, packed, tag.born),
             Self::Exact(exact) => exact.insert(key, packed),
@@ -164,14 +164,14 @@ impl Paths {
     pub(crate) fn each_after(
         &self,
         floors: &TagFloors,
-        cursor: &mut AuditCursor,
+        cursor: &mut ScanCursor,
         count: usize,
-        mut f: impl FnMut(Key, Shortcut),
+        mut f: impl FnMut(Key, PartialWalk),
     ) {
-        let mut f = |key, packed| f(key, Shortcut(packed & !NESTED));
+        let mut f = |key, packed| f(key, PartialWalk(packed & !NESTED));
         match self {
             Self::Direct(direct) => direct.each_after(&mut cursor.set, count, |key, packed, born| {
-                if floors.lets_live(key.space_word(), born) {
+                if floors.lets_live(key.tag_word(), born) {
                     f(key, packed);
                 }
             }),
@@ -179,18 +179,18 @@ impl Paths {
         }
     }
 
-    /// Drops the ways of `space` to addresses from `first` to `last`. The caller bounds the number of pages between them unless the store is
+    /// Drops the ways of `tag` to addresses from `first` to `last`. The caller bounds the number of pages between them unless the store is
     /// exact.
-    pub(crate) fn drop_range(&mut self, space: Space, first: u64, last: u64) {
+    pub(crate) fn drop_range(&mut self, tag: CacheTag, first: u64, last: u64) {
         for level in TABLE_LEVELS {
             let (first, last) = (first >> region_log2(level), last >> region_log2(level));
             match self {
                 Self::Direct(direct) => {
                     for number in first..=last {
-                        direct.remove(Key::new(space, level, number));
+                        direct.remove(Key::new(tag, level, number));
                     }
                 }
-                Self::Exact(exact) => exact.drop_range(space, level, first, last),
+                Self::Exact(exact) => exact.drop_range(tag, level, first, last),
             }
         }
     }

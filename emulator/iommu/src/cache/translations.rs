@@ -2,10 +2,10 @@
 use svadev_mutation::mutant;
 
 use super::Clock;
-use super::key::{Key, Space};
+use super::key::{CacheTag, Key};
 use super::leaf::{FIRST_FREE, Leaf, PageSize, flag};
-use super::paths::{PathTag, Paths, Shortcut};
-use super::store::{AuditCursor, Store, TagFloors};
+use super::store::{ScanCursor, Store, TagFloors};
+use super::structures::{PartialWalk, StructureTag, Structures};
 
 /// Pages that a page-selective invalidation probes one by one; a wider one takes the whole PASID or domain, which is cheaper
 /// and allowed (§6.5.2.3: hardware may invalidate more).
@@ -41,10 +41,10 @@ impl Mapping {
 /// The IOTLB, and the paging-structure caches, which every invalidation of it governs as well. Entries are
 /// packed words.
 #[derive(Debug)]
-pub(crate) struct Iotlb {
+pub(crate) struct TranslationCaches {
     floors: TagFloors,
     pages: Store<u64>,
-    paths: Paths,
+    structures: Structures,
     /// Which of [`PageSize::ALL`] were ever put in: the others need no probe.
     sizes: [bool; 3],
     /// A nested mapping was put in: its second stage has no page tag of its own (§6.5.2.3).
@@ -53,13 +53,13 @@ pub(crate) struct Iotlb {
     exact: bool,
 }
 
-impl Iotlb {
+impl TranslationCaches {
     /// `exact`: entries go only when they must.
     pub(crate) fn new(entries: usize, exact: bool) -> Self {
         Self {
             floors: TagFloors::new(),
             pages: Store::new(entries, exact, 0),
-            paths: Paths::new(exact.then_some(entries)),
+            structures: Structures::new(exact.then_some(entries)),
             sizes: [false; 3],
             nested: false,
             exact,
@@ -68,10 +68,10 @@ impl Iotlb {
 
     /// The mapping of the page around `iova`.
     #[inline]
-    pub(crate) fn get(&self, space: Space, iova: u64) -> Option<Mapping> {
+    pub(crate) fn get(&self, tag: CacheTag, iova: u64) -> Option<Mapping> {
         for size in PageSize::ALL {
             if self.sizes[usize::from(size.index())] {
-                let key = Key::new(space, size.index(), iova >> size.log2());
+                let key = Key::new(tag, size.index(), iova >> size.log2());
                 if let Some(packed) = self.pages.get(&self.floors, key) {
                     return Some(Mapping(packed));
                 }
@@ -81,48 +81,48 @@ impl Iotlb {
     }
 
     /// Remembers the mapping of the page around `iova`.
-    pub(crate) fn insert(&mut self, space: Space, iova: u64, mapping: Mapping, nested: bool, clock: &mut Clock) {
+    pub(crate) fn insert(&mut self, tag: CacheTag, iova: u64, mapping: Mapping, nested: bool, clock: &mut Clock) {
         let size = mapping.leaf().size();
         self.sizes[usize::from(size.index())] = true;
         self.nested |= nested;
-        let key = Key::new(space, size.index(), iova >> size.log2());
+        let key = Key::new(tag, size.index(), iova >> size.log2());
         self.pages.insert(&self.floors, key, mapping.0 | flag(nested, NESTED), clock);
     }
 
-    /// `space` as walks need it that look for ways to pages, and keep those they found.
+    /// `tag` as walks need it that look for ways to pages, and keep those they found.
     #[inline]
-    pub(crate) fn path_tag(&mut self, space: Space, nested: bool, clock: &mut Clock) -> PathTag {
+    pub(crate) fn structure_tag(&mut self, tag: CacheTag, nested: bool, clock: &mut Clock) -> StructureTag {
         self.nested |= nested;
-        PathTag::new(space, &self.floors, nested, clock)
+        StructureTag::new(tag, &self.floors, nested, clock)
     }
 
     /// The lowest table on the way to `iova` that is known, and its level; `levels` is the top one's.
     #[inline]
-    pub(crate) fn shortcut(&self, tag: &PathTag, iova: u64, levels: u8) -> Option<(u8, Shortcut)> {
-        self.paths.lowest(tag, iova, levels)
+    pub(crate) fn lowest_structure(&self, tag: &StructureTag, iova: u64, levels: u8) -> Option<(u8, PartialWalk)> {
+        self.structures.lowest(tag, iova, levels)
     }
 
     /// Remembers what the entry at `level` on the way to `iova` leads to. It must be present, and accessed must be set in it (§6.2.5).
     /// No invalidation came since the tag was made.
     #[inline]
-    pub(crate) fn keep_shortcut(&mut self, tag: &PathTag, iova: u64, level: u8, shortcut: Shortcut) {
-        self.paths.insert(tag, iova, level, shortcut);
+    pub(crate) fn keep_structure(&mut self, tag: &StructureTag, iova: u64, level: u8, partial: PartialWalk) {
+        self.structures.insert(tag, iova, level, partial);
     }
 
     /// Calls `f` for mappings among the next `count` places.
-    pub(crate) fn each_page(&self, cursor: &mut AuditCursor, count: usize, mut f: impl FnMut(Key, Mapping)) {
+    pub(crate) fn each_page(&self, cursor: &mut ScanCursor, count: usize, mut f: impl FnMut(Key, Mapping)) {
         self.pages.each_after(&self.floors, cursor, count, |key, packed| f(key, Mapping(packed)));
     }
 
     /// Calls `f` for paging-structure cache entries among the next `count` places; a key's class is the level.
-    pub(crate) fn each_shortcut(&self, cursor: &mut AuditCursor, count: usize, f: impl FnMut(Key, Shortcut)) {
-        self.paths.each_after(&self.floors, cursor, count, f);
+    pub(crate) fn each_structure(&self, cursor: &mut ScanCursor, count: usize, f: impl FnMut(Key, PartialWalk)) {
+        self.structures.each_after(&self.floors, cursor, count, f);
     }
 
     pub(crate) fn invalidate_all(&mut self, clock: &mut Clock) {
         self.floors.raise_all(clock);
         self.pages.clear_exactly();
-        self.paths.clear_exactly();
+        self.structures.clear_exactly();
         self.sizes = [false; 3];
         self.nested = false;
     }
@@ -137,17 +137,17 @@ impl Iotlb {
     }
 
     /// Every first-stage and nested mapping of one PASID of the domain.
-    pub(crate) fn invalidate_pasid(&mut self, space: Space, clock: &mut Clock) {
+    pub(crate) fn invalidate_pasid(&mut self, tag: CacheTag, clock: &mut Clock) {
         if mutant!(PasidInvalidationDoesNothing) {
             return;
         }
-        self.floors.raise_space(space, clock);
-        self.drop_exactly(|key| key.space_word() == space.word());
+        self.floors.raise_space(tag, clock);
+        self.drop_exactly(|key| key.tag_word() == tag.word());
     }
 
     fn drop_exactly(&mut self, doomed: impl Fn(Key) -> bool) {
         self.pages.drop_exactly(|key, _| doomed(key));
-        self.paths.drop_exactly(|key, _| doomed(key));
+        self.structures.drop_exactly(|key, _| doomed(key));
     }
 
     /// The mappings that share a byte with `1 << pages_log2` pages around `iova`, and the way to them unless `leaf_only` (IH): then
@@ -157,28 +157,28 @@ impl Iotlb {
     /// mapping of the domain, since a nested mapping depends on second-stage pages that its tag does not tell.
     pub(crate) fn invalidate_pages(
         &mut self,
-        space: Space,
+        tag: CacheTag,
         iova: u64,
         pages_log2: u8,
         leaf_only: bool,
         clock: &mut Clock,
     ) {
         if !self.exact {
-            if !space.has_pasid() && self.nested {
-                return self.invalidate_domain(space.domain_id(), clock);
+            if !tag.has_pasid() && self.nested {
+                return self.invalidate_domain(tag.domain_id(), clock);
             }
             if pages_log2 > MAX_PROBED_PAGES_LOG2 {
-                return if space.has_pasid() {
-                    self.invalidate_pasid(space, clock);
+                return if tag.has_pasid() {
+                    self.invalidate_pasid(tag, clock);
                 } else {
-                    self.invalidate_domain(space.domain_id(), clock);
+                    self.invalidate_domain(tag.domain_id(), clock);
                 };
             }
-        } else if !space.has_pasid() && self.nested {
-            let in_domain = |key: Key| key.domain_id() == space.domain_id();
+        } else if !tag.has_pasid() && self.nested {
+            let in_domain = |key: Key| key.domain_id() == tag.domain_id();
             self.pages.drop_exactly(|key, packed| in_domain(key) && packed & NESTED != 0);
             if !leaf_only {
-                self.paths.drop_exactly(|key, nested| in_domain(key) && nested);
+                self.structures.drop_exactly(|key, nested| in_domain(key) && nested);
             }
         }
         let range_log2 = 12 + pages_log2;
@@ -191,11 +191,11 @@ impl Iotlb {
             if self.sizes[usize::from(size.index())]
                 && (size == PageSize::SIZE_4KIB || !mutant!(PageInvalidationForgetsLargePages))
             {
-                self.pages.drop_range(space, size.index(), first >> size.log2(), last >> size.log2());
+                self.pages.drop_range(tag, size.index(), first >> size.log2(), last >> size.log2());
             }
         }
         if !leaf_only && !mutant!(PageInvalidationKeepsPaths) {
-            self.paths.drop_range(space, first, last);
+            self.structures.drop_range(tag, first, last);
         }
     }
 }

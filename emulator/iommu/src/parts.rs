@@ -1,17 +1,18 @@
-//! What it takes to resolve a request, borrowed from the unit.
+//! The parts of a unit that serve a request, borrowed from it.
 use svadev_memory::GuestMemory;
 use svadev_spec::vtd::registers::RootTableAddress;
 
-use crate::cache::{Clock, Iotlb};
+use crate::cache::{Clock, TranslationCaches};
 use crate::config::Caching;
-use crate::context::EntryCaches;
+use crate::config::Limits;
+use crate::config::UnitConfig;
 use crate::counters::Counters;
+use crate::entry_cache::EntryCaches;
 use crate::observe::Observing;
-use crate::walk::Limits;
-use crate::{Unit, UnitConfig};
+use crate::unit::Unit;
 
 /// The parts of a unit that find the address space of a request (§3.4), and those that look up addresses in it.
-pub(crate) struct Resolver<'a, M: GuestMemory + 'a> {
+pub(crate) struct Admission<'a, M: GuestMemory + 'a> {
     pub(crate) root: RootTableAddress,
     pub(crate) entries: &'a mut EntryCaches,
     pub(crate) walker: Walker<'a, M>,
@@ -25,27 +26,27 @@ pub(crate) struct Walker<'a, M: GuestMemory + 'a> {
     pub(crate) config: &'a UnitConfig,
     pub(crate) counters: &'a mut Counters,
     pub(crate) clock: &'a mut Clock,
-    pub(crate) iotlb: &'a mut Iotlb,
+    pub(crate) caches: &'a mut TranslationCaches,
     pub(crate) observer: Observing<'a>,
 }
 
 impl<M: GuestMemory> Walker<'_, M> {
     /// Whether anything is remembered at all.
-    pub(crate) fn caches(&self) -> bool {
+    pub(crate) fn caching(&self) -> bool {
         self.config.caching != Caching::None
     }
 }
 
-/// The walker of a unit, as an expression: a method could not leave the unit's other fields to its caller.
+/// The walker of a unit. A macro, not a method: it borrows only the fields listed, so that the caller can still use the others.
 macro_rules! walker {
     ($unit:expr) => {
-        $crate::resolver::Walker::<M> {
+        $crate::parts::Walker::<M> {
             memory: $unit.memory.view(&mut $unit.kept),
             limits: $unit.limits,
             config: &$unit.config,
             counters: &mut $unit.counters,
             clock: &mut $unit.clock,
-            iotlb: &mut $unit.iotlb,
+            caches: &mut $unit.caches,
             observer: $crate::unit::observing(&mut $unit.audit),
         }
     };
@@ -53,7 +54,7 @@ macro_rules! walker {
 pub(crate) use walker;
 
 impl<M: GuestMemory> Unit<M> {
-    pub(crate) fn resolver(&mut self) -> Resolver<'_, M> {
-        Resolver { root: self.root, entries: &mut self.entries, walker: walker!(self) }
+    pub(crate) fn admission(&mut self) -> Admission<'_, M> {
+        Admission { root: self.root, entries: &mut self.entries, walker: walker!(self) }
     }
 }

@@ -1,0 +1,7 @@
+//! Decoding of root, context and PASID tables (§3.4): from memory to a [`Context`] or an [`AddressSpace`]. Remembers nothing.
+mod context;
+mod entry;
+mod pasid;
+
+pub(crate) use context::{Context, ScalableContext};
+pub(crate) use entry::{TableReader, fault};

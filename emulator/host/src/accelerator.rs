@@ -15,14 +15,14 @@ use svadev_vfio_user::{
     UnmapReply,
 };
 
-use super::bus::Bus;
-use super::dma_space::{self, Releases};
-use super::engine_thread::Waker;
-use super::link::Link;
-use super::{BackendEvent, Events};
+use crate::bus::Bus;
+use crate::dma_space::{self, Releases};
+use crate::engine_thread::Waker;
+use crate::events::{Events, HostEvent};
+use crate::link::Link;
 
 /// What the function's threads call: none of it blocks.
-pub(super) struct Ports {
+pub(crate) struct Ports {
     link: Arc<Link>,
     wakers: Vec<Arc<Waker>>,
     releases: Releases,
@@ -32,7 +32,7 @@ pub(super) struct Ports {
 
 impl Ports {
     /// Ports of a function with these engines.
-    pub(super) fn new(link: Arc<Link>, wakers: Vec<Arc<Waker>>) -> Self {
+    pub(crate) fn new(link: Arc<Link>, wakers: Vec<Arc<Waker>>) -> Self {
         Self { releases: Releases::new(link.sender.clone()), link, wakers, resets: Mutex::default() }
     }
 }
@@ -65,7 +65,7 @@ impl FunctionPorts for Ports {
 }
 
 /// The function, on its socket's thread.
-pub(super) struct Accelerator {
+pub(crate) struct Accelerator {
     function: Function,
     ports: Arc<Ports>,
     memory: Arc<MemoryMap>,
@@ -78,7 +78,7 @@ pub(super) struct Accelerator {
 
 impl Accelerator {
     /// `doorbells` is the file behind the function's doorbell pages, `memory` its view of guest memory.
-    pub(super) fn new(
+    pub(crate) fn new(
         function: Function,
         ports: Arc<Ports>,
         memory: Arc<MemoryMap>,
@@ -100,7 +100,7 @@ impl Accelerator {
     }
 
     /// What other threads may call of the function.
-    pub(super) fn shared(&self) -> &Arc<FunctionShared> {
+    pub(crate) fn shared(&self) -> &Arc<FunctionShared> {
         self.function.shared()
     }
 
@@ -200,7 +200,7 @@ impl Device for Accelerator {
 
     fn dma_map(&mut self, map: DmaMap) -> Result<(), Errno> {
         if !std::mem::replace(&mut self.connected, true) {
-            self.events.send(BackendEvent::Connected(self.function.shared().bdf()));
+            self.events.send(HostEvent::Connected(self.function.shared().bdf()));
         }
         dma_space::map(&self.memory, map)
     }
@@ -227,6 +227,6 @@ impl Device for Accelerator {
         self.ports.link.interrupts.clear();
         let _ = self.release(self.memory.unmap_all(), None);
         self.connected = false;
-        self.events.send(BackendEvent::Disconnected(self.function.shared().bdf()));
+        self.events.send(HostEvent::Disconnected(self.function.shared().bdf()));
     }
 }

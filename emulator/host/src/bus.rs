@@ -9,8 +9,8 @@ use svadev_fabric::{
 use svadev_iommu::{AuditConfig, AuditCounters, Finding, Unit, UnitConfig};
 use svadev_memory::MemoryMap;
 
-use super::audit::AuditClock;
-use super::link::Link;
+use crate::audit_clock::AuditClock;
+use crate::link::Link;
 
 /// One accelerator function, as the unit reaches it.
 struct Port {
@@ -20,7 +20,7 @@ struct Port {
 }
 
 /// The unit, and what it can reach.
-pub(super) struct Bus {
+pub(crate) struct Bus {
     /// Taken first of all locks, by socket threads (registers) and engine threads (`Upstream`); held for a walk or a
     /// batch of descriptors, never across a wait (`docs/locking.md`).
     unit: Mutex<Unit<Arc<MemoryMap>>>,
@@ -44,50 +44,50 @@ struct Ports(Vec<Port>);
 impl Bus {
     /// A bus with a unit and nobody on it. `iommu` is the function that carries the unit, `memory` that function's view of
     /// guest memory.
-    pub(super) fn new(config: UnitConfig, iommu: Bdf, memory: Arc<MemoryMap>) -> Self {
+    pub(crate) fn new(config: UnitConfig, iommu: Bdf, memory: Arc<MemoryMap>) -> Self {
         Self { unit: Mutex::new(Unit::new(config, memory)), iommu, ports: OnceLock::new(), audit_clock: None }
     }
 
     /// The function that carries the unit.
-    pub(super) fn iommu_bdf(&self) -> Bdf {
+    pub(crate) fn iommu_bdf(&self) -> Bdf {
         self.iommu
     }
 
     /// Puts the accelerator functions on the bus. Once, before any of them does anything.
-    pub(super) fn connect(&self, functions: impl IntoIterator<Item = (Arc<FunctionShared>, Arc<Link>)>) {
+    pub(crate) fn connect(&self, functions: impl IntoIterator<Item = (Arc<FunctionShared>, Arc<Link>)>) {
         let ports = functions.into_iter().map(|(shared, link)| Port { bdf: shared.bdf(), shared, link }).collect();
         assert!(self.ports.set(Ports(ports)).is_ok(), "the bus is connected once");
     }
 
     /// A guest's read of the unit's registers.
-    pub(super) fn read_register(&self, offset: u64, data: &mut [u8]) {
+    pub(crate) fn read_register(&self, offset: u64, data: &mut [u8]) {
         self.unit().read_register(offset, data);
     }
 
     /// A guest's write to the unit's registers.
-    pub(super) fn write_register(&self, offset: u64, data: &[u8]) {
+    pub(crate) fn write_register(&self, offset: u64, data: &[u8]) {
         self.unit().write_register(offset, data, self.ports());
     }
 
     /// A function's bus mastering was turned off. The VMM drops what interrupts were still on their way through it, and
     /// whoever waits for one would wait for ever: those whose cause is still pending are sent again, another way.
-    pub(super) fn repeat_interrupts(&self) {
+    pub(crate) fn repeat_interrupts(&self) {
         self.unit().repeat_interrupts(self.ports());
     }
 
     /// The unit as after power-on: its own function was reset, or the VMM is gone.
-    pub(super) fn reset_unit(&self) {
+    pub(crate) fn reset_unit(&self) {
         self.unit().reset();
     }
 
     /// Waits until nobody is inside the unit, and lets it forget the map that it walked last. What left the map before the call is not
     /// used by the unit afterwards: it keeps no window beyond its mutex (L10).
-    pub(super) fn unit_memory_changed(&self) {
+    pub(crate) fn unit_memory_changed(&self) {
         self.unit().memory_changed();
     }
 
     /// Gives up on the invalidations of a function that `overdue` finds among those that are outstanding (VT-d 4.1 §6.5.2.10).
-    pub(super) fn give_up_on(
+    pub(crate) fn give_up_on(
         &self,
         overdue: impl FnOnce(&mut dyn Iterator<Item = (InvalidateTag, Bdf)>) -> Option<Bdf>,
     ) {
@@ -100,32 +100,32 @@ impl Bus {
     }
 
     /// The unit's counters as they are now.
-    pub(super) fn unit_counters(&self) -> svadev_iommu::Counters {
+    pub(crate) fn unit_counters(&self) -> svadev_iommu::Counters {
         self.unit().counters().clone()
     }
 
     /// Checks what is cached from now on; before anything is.
-    pub(super) fn start_audit(&mut self, config: AuditConfig, clock: Arc<AuditClock>) {
+    pub(crate) fn start_audit(&mut self, config: AuditConfig, clock: Arc<AuditClock>) {
         self.unit().start_audit(config);
         self.audit_clock = Some(clock);
     }
 
     /// A slice of the auditor's work, and what it and others found meanwhile.
-    pub(super) fn audit_slice(&self, budget: usize) -> Vec<Finding> {
+    pub(crate) fn audit_slice(&self, budget: usize) -> Vec<Finding> {
         let mut unit = self.unit();
         unit.audit_slice(budget);
         unit.take_audit_findings()
     }
 
     /// The function's device TLB is empty or out of use, not because the guest said so to the unit.
-    pub(super) fn audit_forget(&self, function: Bdf) {
+    pub(crate) fn audit_forget(&self, function: Bdf) {
         if self.audit_clock.is_some() {
             self.unit().audit_forget(function);
         }
     }
 
     /// What the auditor did, if there is one.
-    pub(super) fn audit_counters(&self) -> Option<AuditCounters> {
+    pub(crate) fn audit_counters(&self) -> Option<AuditCounters> {
         self.unit().audit_counters()
     }
 

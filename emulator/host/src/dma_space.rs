@@ -7,7 +7,7 @@ use svadev_memory::{GuestAddress, MapError, MappingError, MemoryMap, Region, Ret
 use svadev_vfio_user::{DmaMap, DmaUnmap, ReplyToken, Sender};
 
 /// Carries out a `DMA_MAP`.
-pub(super) fn map(memory: &MemoryMap, map: DmaMap) -> Result<(), Errno> {
+pub(crate) fn map(memory: &MemoryMap, map: DmaMap) -> Result<(), Errno> {
     let DmaMap { gpa, size, offset, read, write, fd } = map;
     tracing::debug!(gpa = format_args!("{gpa:#x}"), size = format_args!("{size:#x}"), file = fd.is_some(), "map");
     memory.map(Region { gpa: GuestAddress(gpa), size, offset, read, write, fd }).map_err(|error| {
@@ -22,7 +22,7 @@ pub(super) fn map(memory: &MemoryMap, map: DmaMap) -> Result<(), Errno> {
 }
 
 /// Takes a range out of the map. The memory stays until the returned value is dropped.
-pub(super) fn unmap(memory: &MemoryMap, range: DmaUnmap) -> Result<Retired, Errno> {
+pub(crate) fn unmap(memory: &MemoryMap, range: DmaUnmap) -> Result<Retired, Errno> {
     tracing::debug!(%range, "unmap");
     match range {
         DmaUnmap::All => Ok(memory.unmap_all()),
@@ -35,7 +35,7 @@ pub(super) fn unmap(memory: &MemoryMap, range: DmaUnmap) -> Result<Retired, Errn
 
 /// Memory that left the map but may still be in use by an engine, and the replies that wait for it.
 #[derive(Debug)]
-pub(super) struct Releases {
+pub(crate) struct Releases {
     sender: Sender,
     waiting: Mutex<Waiting>,
 }
@@ -48,12 +48,12 @@ struct Waiting {
 
 impl Releases {
     /// Nothing waits. Replies go out through `sender`.
-    pub(super) fn new(sender: Sender) -> Self {
+    pub(crate) fn new(sender: Sender) -> Self {
         Self { sender, waiting: Mutex::default() }
     }
 
     /// Keeps `retired` until [`Self::release`] with the returned token, which then also answers `reply`.
-    pub(super) fn hold(&self, retired: Retired, reply: Option<ReplyToken>) -> u64 {
+    pub(crate) fn hold(&self, retired: Retired, reply: Option<ReplyToken>) -> u64 {
         let mut waiting = self.lock();
         let token = waiting.next;
         waiting.next += 1;
@@ -64,7 +64,7 @@ impl Releases {
     /// Nobody uses the memory any more: unmaps it, and answers.
     ///
     /// Called with [`Self::hold`]'s token, once: by the engine that was last to let go (L5: a second call finds nothing).
-    pub(super) fn release(&self, token: u64) {
+    pub(crate) fn release(&self, token: u64) {
         let released = self.lock().memory.remove(&token);
         if let Some((retired, reply)) = released {
             let bytes = retired.bytes();

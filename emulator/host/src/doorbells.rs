@@ -34,7 +34,7 @@ impl Drop for Mapping {
 
 /// Zeroed doorbell pages for `queues` queues, and the file behind them. It is sealed: nobody who gets the file can
 /// shrink it under us.
-pub(super) fn shared_pages(queues: u16) -> anyhow::Result<(DoorbellPages, OwnedFd)> {
+pub(crate) fn shared_pages(queues: u16) -> anyhow::Result<(DoorbellPages, OwnedFd)> {
     let len = usize::from(queues) * usize::try_from(DOORBELL_STRIDE).expect("a small constant");
     let len = NonZeroUsize::new(len).context("a function has at least one queue")?;
     let file = memfd_create("svadev-doorbells", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)

@@ -14,50 +14,50 @@ use nix::unistd::Pid;
 use svadev_accelerator::{Engine, Progress};
 use svadev_memory::MemoryMap;
 
-use super::PanicWatch;
-use super::bus::Bus;
-use super::spin::Spin;
-use crate::topology::AcceleratorFunction;
+use crate::bus::Bus;
+use crate::config::AcceleratorConfig;
+use crate::events::PanicWatch;
+use crate::spin::Spin;
 
 /// Monotonic time, in nanoseconds since the process started to care.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Clock(Instant);
+pub(crate) struct Clock(Instant);
 
 impl Clock {
     /// A clock that starts at zero.
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self(Instant::now())
     }
 
     /// Nanoseconds since the start: 584 years fit.
-    pub(super) fn now_ns(self) -> u64 {
+    pub(crate) fn now_ns(self) -> u64 {
         u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
 /// What wakes an engine's thread.
 #[derive(Debug)]
-pub(super) struct Waker {
+pub(crate) struct Waker {
     eventfd: EventFd,
     stop: AtomicBool,
 }
 
 impl Waker {
     /// A waker that nobody has used.
-    pub(super) fn new() -> anyhow::Result<Arc<Self>> {
+    pub(crate) fn new() -> anyhow::Result<Arc<Self>> {
         let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .context("no eventfd for an engine: the process is out of file descriptors")?;
         Ok(Arc::new(Self { eventfd, stop: AtomicBool::new(false) }))
     }
 
     /// Wakes the thread, now or when it next means to sleep.
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // EAGAIN: the counter is full of wakes that were not taken yet, which is as good.
         let _ = self.eventfd.write(1);
     }
 
     /// Asks the thread to end.
-    pub(super) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.wake();
     }
@@ -83,33 +83,33 @@ const EAGER_NS: u64 = 3_000;
 
 /// Where a function's engines run.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Places<'t> {
+pub(crate) struct Places<'t> {
     cpus: &'t [usize],
     spin_us: u32,
 }
 
 /// Where one engine runs, and how long it looks for work.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     cpu: Option<usize>,
     spin: Spin,
 }
 
 impl<'t> Places<'t> {
     /// As the topology says.
-    pub(super) fn new(function: &'t AcceleratorFunction) -> Self {
+    pub(crate) fn new(function: &'t AcceleratorConfig) -> Self {
         Self { cpus: &function.cpus, spin_us: function.spin_us }
     }
 
     /// Of one engine.
-    pub(super) fn of(self, engine: usize) -> Place {
+    pub(crate) fn of(self, engine: usize) -> Place {
         let cpu = (!self.cpus.is_empty()).then(|| self.cpus[engine % self.cpus.len()]);
         Place { cpu, spin: Spin::new(u64::from(self.spin_us) * 1000) }
     }
 }
 
 /// Whether engines can be pinned to these host CPUs. The error names the first that cannot, and those that can.
-pub(super) fn check_cpus(function: &str, cpus: &[usize]) -> anyhow::Result<()> {
+pub(crate) fn check_cpus(function: &str, cpus: &[usize]) -> anyhow::Result<()> {
     if cpus.is_empty() {
         return Ok(());
     }
@@ -134,7 +134,7 @@ fn pin(cpu: usize) -> nix::Result<()> {
 }
 
 /// Starts the thread of one engine.
-pub(super) fn spawn(
+pub(crate) fn spawn(
     name: String,
     mut engine: Engine<MemoryMap, Bus>,
     waker: Arc<Waker>,

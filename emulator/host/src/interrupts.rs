@@ -16,19 +16,19 @@ struct Vector {
 
 /// The vectors of a function. Written by the socket thread, raised by engine threads.
 #[derive(Debug)]
-pub(super) struct Interrupts {
+pub(crate) struct Interrupts {
     /// Taken after the unit mutex and mailboxes; nothing is taken under it, and eventfd writes do not block.
     vectors: Mutex<Vec<Vector>>,
 }
 
 impl Interrupts {
     /// `count` vectors without an eventfd.
-    pub(super) fn new(count: u16) -> Self {
+    pub(crate) fn new(count: u16) -> Self {
         Self { vectors: Mutex::new((0..count).map(|_| Vector::default()).collect()) }
     }
 
     /// Raises a vector. One without an eventfd is not enabled by the guest: nothing to do.
-    pub(super) fn raise(&self, vector: u16) {
+    pub(crate) fn raise(&self, vector: u16) {
         let mut vectors = self.lock();
         if let Some(vector) = vectors.get_mut(usize::from(vector)) {
             vector.raise();
@@ -36,12 +36,12 @@ impl Interrupts {
     }
 
     /// The pending bit of a vector: it was raised while it was masked.
-    pub(super) fn is_pending(&self, vector: u16) -> bool {
+    pub(crate) fn is_pending(&self, vector: u16) -> bool {
         self.lock().get(usize::from(vector)).is_some_and(|vector| vector.pending)
     }
 
     /// Carries out one `SET_IRQS` for MSI-X.
-    pub(super) fn set(&self, set: SetIrqs<'_>) -> Result<(), Errno> {
+    pub(crate) fn set(&self, set: SetIrqs<'_>) -> Result<(), Errno> {
         let mut vectors = self.lock();
         let all = vectors.len();
         let start = usize::try_from(set.start).map_err(|_| Errno::EINVAL)?;
@@ -76,7 +76,7 @@ impl Interrupts {
     }
 
     /// Forgets every eventfd: the client is gone, or the function was reset.
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.lock().iter_mut().for_each(|v| *v = Vector::default());
     }
 

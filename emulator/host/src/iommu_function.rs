@@ -2,6 +2,7 @@
 use std::sync::Arc;
 
 use nix::errno::Errno;
+
 use svadev_memory::MemoryMap;
 use svadev_pci::{ConfigEffect, IommuFunction};
 use svadev_spec::device::BAR_UNIT;
@@ -10,12 +11,12 @@ use svadev_vfio_user::{
     Device, DeviceInfo, DmaMap, DmaUnmap, IrqInfo, RegionInfo, ReplyToken, ResetReply, SetIrqs, UnmapReply,
 };
 
-use super::bus::Bus;
-use super::dma_space;
-use super::{BackendEvent, Events};
+use crate::bus::Bus;
+use crate::dma_space;
+use crate::events::{Events, HostEvent};
 
 /// The function, on its socket's thread.
-pub(super) struct IommuDevice {
+pub(crate) struct IommuDevice {
     function: IommuFunction,
     bus: Arc<Bus>,
     memory: Arc<MemoryMap>,
@@ -27,7 +28,7 @@ pub(super) struct IommuDevice {
 
 impl IommuDevice {
     /// The function in front of `bus`, whose unit uses `memory`.
-    pub(super) fn new(bus: Arc<Bus>, memory: Arc<MemoryMap>, events: Events) -> Self {
+    pub(crate) fn new(bus: Arc<Bus>, memory: Arc<MemoryMap>, events: Events) -> Self {
         let function = IommuFunction::new();
         Self { function, bus, memory, events, connected: false, placed: None }
     }
@@ -40,7 +41,7 @@ impl IommuDevice {
             && self.placed != place
         {
             self.placed = place;
-            self.events.send(BackendEvent::UnitPlaced { address });
+            self.events.send(HostEvent::UnitPlaced { address });
         }
     }
 }
@@ -91,7 +92,7 @@ impl Device for IommuDevice {
 
     fn dma_map(&mut self, map: DmaMap) -> Result<(), Errno> {
         if !std::mem::replace(&mut self.connected, true) {
-            self.events.send(BackendEvent::Connected(self.bus.iommu_bdf()));
+            self.events.send(HostEvent::Connected(self.bus.iommu_bdf()));
         }
         dma_space::map(&self.memory, map)
     }
@@ -117,6 +118,6 @@ impl Device for IommuDevice {
         drop(retired);
         self.placed = None;
         self.connected = false;
-        self.events.send(BackendEvent::Disconnected(self.bus.iommu_bdf()));
+        self.events.send(HostEvent::Disconnected(self.bus.iommu_bdf()));
     }
 }

@@ -4,15 +4,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use svadev_fabric::Msi;
 use svadev_vfio_user::Sender;
 
-use super::interrupts::Interrupts;
+use crate::interrupts::Interrupts;
 
 /// What any thread may use of a function's connection.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(crate) struct Link {
     /// Replies and DMA messages.
-    pub(super) sender: Sender,
+    pub(crate) sender: Sender,
     /// MSI-X.
-    pub(super) interrupts: Interrupts,
+    pub(crate) interrupts: Interrupts,
     /// Command register, Bus Master Enable (PCI 3.0 §6.2.2): without it the function sends no memory write.
     bus_master: AtomicBool,
     lost_interrupts: AtomicU64,
@@ -20,7 +20,7 @@ pub(super) struct Link {
 
 impl Link {
     /// A function with `vectors` MSI-X vectors, nothing enabled.
-    pub(super) fn new(sender: Sender, vectors: u16) -> Self {
+    pub(crate) fn new(sender: Sender, vectors: u16) -> Self {
         Self {
             sender,
             interrupts: Interrupts::new(vectors),
@@ -30,18 +30,18 @@ impl Link {
     }
 
     /// Follows the command register. Returns whether bus mastering was on and is off now.
-    pub(super) fn set_bus_master(&self, on: bool) -> bool {
+    pub(crate) fn set_bus_master(&self, on: bool) -> bool {
         self.bus_master.swap(on, Ordering::AcqRel) && !on
     }
 
     /// Whether the guest lets the function send memory writes.
-    pub(super) fn can_master(&self) -> bool {
+    pub(crate) fn can_master(&self) -> bool {
         self.bus_master.load(Ordering::Acquire)
     }
 
     /// Sends one of the unit's interrupts as the memory write that it is. The VMM hears it when its thread comes to it;
     /// nobody waits.
-    pub(super) fn message_interrupt(&self, msi: Msi) {
+    pub(crate) fn message_interrupt(&self, msi: Msi) {
         if let Err(error) = self.sender.dma_write(msi.address, &msi.data.to_le_bytes()) {
             // A guest whose VMM does not read, or is gone, gets no interrupts: the first one is worth a line.
             if self.lost_interrupts.fetch_add(1, Ordering::Relaxed) == 0 {

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use svadev_fabric::{Bdf, InvalidateTag};
 
-use super::Events;
-use super::bus::Bus;
-use super::periodic::Periodic;
+use crate::bus::Bus;
+use crate::events::Events;
+use crate::periodic::Periodic;
 
 /// Pause between two looks.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -17,7 +17,7 @@ const PERIOD: Duration = Duration::from_secs(5);
 const PATIENCE: u32 = 18;
 
 /// Starts the thread that looks for them. `scale` stretches the time.
-pub(super) fn start(bus: Arc<Bus>, scale: u32, events: &Events) -> anyhow::Result<Periodic> {
+pub(crate) fn start(bus: Arc<Bus>, scale: u32, events: &Events) -> anyhow::Result<Periodic> {
     let mut overdue = Overdue { patience: PATIENCE.saturating_mul(scale), seen: BTreeMap::new() };
     Periodic::start("overdue", PERIOD, events, move || bus.give_up_on(|outstanding| overdue.look(outstanding)))
 }

@@ -5,25 +5,25 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::{Events, PanicWatch};
+use crate::events::{Events, PanicWatch};
 
 /// The running thread. Dropping it ends it, after the work was done once more.
 #[derive(Debug)]
-pub(super) struct Periodic {
+pub(crate) struct Periodic {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Periodic {
     /// Starts it: `work`, each `period`.
-    pub(super) fn start(
+    pub(crate) fn start(
         name: &str,
         period: Duration,
         events: &Events,
         mut work: impl FnMut() + Send + 'static,
     ) -> anyhow::Result<Self> {
         let (stop, stopped) = channel();
-        let watch = PanicWatch { events: events.clone(), thread: name.into() };
+        let watch = PanicWatch::new(events, name);
         let thread = std::thread::Builder::new()
             .name(name.into())
             .spawn(move || {
@@ -54,8 +54,6 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use tokio::sync::mpsc::unbounded_channel;
-
     use super::*;
 
     #[test]
@@ -63,7 +61,7 @@ mod tests {
         let (done, seen) = channel();
         let count = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&count);
-        let events = Events(unbounded_channel().0);
+        let events = Events::new(drop);
         let thread = Periodic::start("test", Duration::from_micros(100), &events, move || {
             counted.fetch_add(1, Ordering::Relaxed);
             let _ = done.send(());

@@ -5,25 +5,25 @@ const LEAST: u64 = 16;
 
 /// An engine's patience.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Spin {
+pub(crate) struct Spin {
     most_ns: u64,
     now_ns: u64,
 }
 
 impl Spin {
     /// Never longer than `most_ns`; begins with that.
-    pub(super) fn new(most_ns: u64) -> Self {
+    pub(crate) fn new(most_ns: u64) -> Self {
         Self { most_ns, now_ns: most_ns }
     }
 
     /// How long to look for work now, ns.
-    pub(super) fn limit_ns(self) -> u64 {
+    pub(crate) fn limit_ns(self) -> u64 {
         self.now_ns
     }
 
     /// Work came while it looked, or after `slept_ns` of sleep. Where looking longer would have found it, it is longer next
     /// time; where even the longest would not, shorter: a processor is worth something to others.
-    pub(super) fn work_came(&mut self, slept_ns: u64) {
+    pub(crate) fn work_came(&mut self, slept_ns: u64) {
         let least = self.most_ns / LEAST;
         let next = if slept_ns <= self.most_ns { self.now_ns.saturating_mul(2) } else { self.now_ns / 2 };
         self.now_ns = next.clamp(least, self.most_ns);

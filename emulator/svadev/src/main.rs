@@ -1,6 +1,6 @@
 //! `svadev`: a shared-virtual-addressing accelerator and its IOMMU as one process beside stock QEMU.
 //!
-//! This crate is the only one that sees every side. `backend` runs the device models behind vfio-user sockets; everything
+//! This crate is the only one that sees every side. `backend` makes a host of a topology; everything
 //! else is the launcher: command line, topology, kit, guest image, QEMU, and what the guest says.
 #![allow(unreachable_pub, reason = "a program: `pub` says what a module offers the others")]
 

@@ -15,34 +15,31 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("svadev-pci", &["svadev-spec"]),
     ("svadev-accelerator", &["svadev-pci", "svadev-spec", "svadev-fabric", "svadev-memory", "svadev-mutation"]),
     ("svadev-vfio-user", &["svadev-spec"]),
-    ("svadev", &MODELS),
-    ("svadev-sim", &MODELS),
-    ("svadev-fuzz", &MODELS_AND_SIM),
+    ("svadev-host", MODELS),
+    ("svadev", MODELS_AND_HOST),
+    ("svadev-sim", MODELS_AND_HOST),
+    ("svadev-fuzz", FROM_BELOW),
     ("svadev-guest", &["svadev-spec"]),
     ("svadev-suites", &["svadev-spec", "svadev-guest"]),
     ("svadev-init", &["svadev-spec"]),
 ];
 
-const MODELS: [&str; 7] = [
+/// Every crate of ours that a program may be made of, from the bottom up.
+const FROM_BELOW: &[&str] = &[
     "svadev-spec",
     "svadev-fabric",
     "svadev-memory",
     "svadev-iommu",
+    "svadev-pci",
     "svadev-accelerator",
     "svadev-vfio-user",
-    "svadev-pci",
-];
-
-const MODELS_AND_SIM: [&str; 8] = [
-    "svadev-spec",
-    "svadev-fabric",
-    "svadev-memory",
-    "svadev-iommu",
-    "svadev-accelerator",
-    "svadev-vfio-user",
-    "svadev-pci",
+    "svadev-host",
     "svadev-sim",
 ];
+
+/// All that is below `host`.
+const MODELS: &[&str] = FROM_BELOW.split_at(FROM_BELOW.len() - 2).0;
+const MODELS_AND_HOST: &[&str] = FROM_BELOW.split_at(FROM_BELOW.len() - 1).0;
 
 /// Crates that would bring I/O, threads or clocks into a sans-I/O crate.
 const IMPURE: [&str; 4] = ["tokio", "mio", "rand", "crossbeam-channel"];

@@ -1,0 +1,71 @@
+//! A host of a topology's functions, and its events as a stream.
+use std::ops::Deref;
+use std::path::PathBuf;
+
+use svadev_host::{AcceleratorConfig, Host, HostConfig};
+pub(crate) use svadev_host::{CounterSource, HostEvent as BackendEvent, socket_path};
+use svadev_iommu::UnitConfig;
+use tokio::sync::mpsc;
+
+use crate::topology::{AcceleratorFunction, Topology};
+
+/// What a topology does not say about a host.
+#[derive(Clone, Debug)]
+pub(crate) struct BackendOptions {
+    /// Folder for the sockets. It must exist, and only its owner should be able to enter it.
+    pub socket_dir: PathBuf,
+    /// Multiplies every time limit.
+    pub timeout_scale: u32,
+}
+
+/// A running host. Dropping it stops it.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    host: Host,
+    events: mpsc::UnboundedReceiver<BackendEvent>,
+}
+
+impl Backend {
+    /// Makes the sockets and starts every thread. Errors: those of [`Host::start`].
+    pub(crate) fn start(topology: &Topology, options: &BackendOptions) -> anyhow::Result<Self> {
+        let (sender, events) = mpsc::unbounded_channel();
+        // Nobody may listen any more: the launcher is on its way out.
+        let host = Host::start(&host_config(topology, options), move |event| drop(sender.send(event)))?;
+        Ok(Self { host, events })
+    }
+
+    /// What happened.
+    pub(crate) fn events(&mut self) -> &mut mpsc::UnboundedReceiver<BackendEvent> {
+        &mut self.events
+    }
+
+    /// Ends every thread and removes the sockets.
+    pub(crate) fn stop(self) {
+        self.host.stop();
+    }
+}
+
+impl Deref for Backend {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.host
+    }
+}
+
+/// The host of a topology.
+fn host_config(topology: &Topology, options: &BackendOptions) -> HostConfig {
+    HostConfig {
+        iommu: topology.iommu.bdf,
+        unit: UnitConfig { caching: topology.iommu.caching.into(), ..UnitConfig::default() },
+        audit_limit_ms: topology.iommu.audit_limit_ms,
+        accelerators: topology.accelerators.iter().map(accelerator_config).collect(),
+        socket_dir: options.socket_dir.clone(),
+        timeout_scale: options.timeout_scale,
+    }
+}
+
+fn accelerator_config(function: &AcceleratorFunction) -> AcceleratorConfig {
+    let AcceleratorFunction { name, bdf, queues, engines, vectors, cpus, spin_us } = function.clone();
+    AcceleratorConfig { name, bdf, queues, engines, vectors, cpus, spin_us }
+}

@@ -8,20 +8,16 @@
 //!       }
 //!   }
 //! ```
+#![allow(unsafe_code, reason = "vouches for the place in its loop where a slice may begin")]
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use svadev_fabric::Upstream;
-use svadev_memory::GuestMemory;
+use svadev_endpoint::{Invalidation, Mailbox, Obligation, Platform, Presence, Requester, Slice};
 use svadev_mutation::mutant;
 
 use crate::context::Context;
-use crate::copy::Slice;
-use crate::engine_side::Presence;
-use crate::mailbox::{Command, Invalidation, Mailbox};
-use crate::obligation::Obligation;
+use crate::orders::{Command, Done, Orders};
 use crate::queue::{Horizon, Queue, SLICE_COST};
-use crate::requester::Requester;
 use crate::schedule::Schedule;
 use crate::shared::FunctionShared;
 
@@ -53,29 +49,34 @@ pub enum Progress {
 /// A command that this engine has not finished.
 struct Pending {
     command: Command,
-    obligation: Obligation,
+    obligation: Obligation<Done>,
     /// When an abort no longer waits for answers to page requests, ns (L7).
     until_ns: u64,
 }
 
 /// One DMA engine of a function: owned by one thread, which calls [`run`](Self::run) again and again.
-pub struct Engine<M: GuestMemory + ?Sized, U: Upstream + ?Sized> {
-    cx: Context<M, U>,
+pub struct Engine<P: Platform> {
+    cx: Context<P>,
     /// The queues with number `engine` modulo the engines, in order.
     queues: Box<[Queue]>,
     schedule: Schedule,
     /// Where the mailbox is emptied into; empty between calls.
-    taken: Box<Mailbox>,
+    taken: Box<Mailbox<Orders>>,
     /// CONTROL.enable 1 → 0, to be acknowledged when every queue is off.
-    disables: Vec<Obligation>,
+    disables: Vec<Obligation<Done>>,
     command: Option<Pending>,
     /// Submission ring indexes when the command was taken, by queue.
     horizons: Box<[Horizon]>,
     presence: Presence,
 }
 
-impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
-    pub(crate) fn new(index: usize, shared: Arc<FunctionShared>, memory: Arc<M>, upstream: Arc<U>) -> Self {
+impl<P: Platform> Engine<P> {
+    pub(crate) fn new(
+        index: usize,
+        shared: Arc<FunctionShared>,
+        memory: Arc<P::Memory>,
+        upstream: Arc<P::Upstream>,
+    ) -> Self {
         let settings = *shared.settings();
         let numbers = (index..usize::from(settings.queues)).step_by(usize::from(settings.engines));
         let queues: Box<[_]> = numbers
@@ -84,14 +85,14 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
                 Queue::new(number, position, settings.jobs_per_queue, 2 * settings.list_jobs_per_queue)
             })
             .collect();
-        let requester = Requester::new(index, Arc::clone(&shared), memory, upstream);
+        let requester = Requester::new(index, shared.endpoint(), memory, upstream);
         let parts = queues.len() * (settings.jobs_per_queue + 2);
         Self {
             cx: Context::new(index, requester, shared, parts),
             horizons: vec![Horizon::default(); queues.len()].into(),
             schedule: Schedule::new(queues.len()),
             queues,
-            taken: Box::new(Mailbox::new(usize::from(settings.queues))),
+            taken: Box::new(Mailbox::new(Orders::new(usize::from(settings.queues)))),
             disables: Vec::with_capacity(4),
             command: None,
             presence: Presence::default(),
@@ -108,14 +109,15 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
     pub fn run(&mut self, now_ns: u64) -> Progress {
         self.cx.now_ns = now_ns;
         let mut worked = if self.presence.is_online() { self.take_messages() } else { self.unpark() };
-        if now_ns >= self.cx.next_deadline_ns {
+        if now_ns >= self.cx.waits.next_deadline_ns() {
             worked |= self.expire();
         }
         self.raise_delayed();
         worked |= self.move_line();
         self.look();
         if !self.schedule.is_idle() {
-            let slice = Slice::begin(self.cx.shared.gate());
+            // SAFETY: the engine is online, and has emptied its mailbox above; the slice ends before it looks there again.
+            let slice = unsafe { Slice::begin(self.cx.endpoint().gate()) };
             worked |= self.serve(&slice);
         }
         worked |= self.settle();
@@ -137,11 +139,11 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
             let rung = schedule.watched().iter().any(|&position| queues[position].is_rung(cx));
             !schedule.is_idle() || (rung && !mutant!(SleepWithoutDoorbells))
         };
-        if !presence.rest(cx.shared.engine_side(cx.engine), arm, rung) {
+        if !presence.rest(cx.endpoint().side(cx.engine), arm, rung) {
             self.unpark();
             return false;
         }
-        self.cx.counters().parks.add(1);
+        self.cx.endpoint_counters().parks.add(1);
         true
     }
 
@@ -150,7 +152,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         if self.presence.is_online() {
             return false;
         }
-        let posted = self.presence.arrive(self.cx.shared.engine_side(self.cx.engine));
+        let posted = self.presence.arrive(self.cx.endpoint().side(self.cx.engine));
         for &position in self.schedule.watched() {
             self.queues[position].arm(&self.cx, false);
         }
@@ -226,7 +228,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
     }
 
     fn take_messages(&mut self) -> bool {
-        let posted = self.presence.look(self.cx.shared.engine_side(self.cx.engine));
+        let posted = self.presence.look(self.cx.endpoint().side(self.cx.engine));
         if posted {
             self.empty_mailbox();
         }
@@ -235,40 +237,40 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
 
     /// Takes what is in the mailbox and does it. No span exists here: this is between two slices.
     fn empty_mailbox(&mut self) {
-        self.cx.shared.engine_side(self.cx.engine).take_into(&mut self.taken);
-        if !self.taken.resets.is_empty() {
+        self.cx.endpoint().side(self.cx.engine).take_into(&mut self.taken);
+        if !self.taken.device.resets.is_empty() {
             self.reset();
         }
         let Self { taken, cx, .. } = self;
-        let owed = taken.carry_out(|invalidation| {
+        let due = taken.carry_out(|invalidation| {
             if !mutant!(EngineDropsNothing) {
                 cx.requester.invalidate(invalidation);
             }
-            cx.counters().invalidations.add(1);
+            cx.endpoint_counters().invalidations.add(1);
         });
-        for obligation in owed {
+        for obligation in due {
             cx.acknowledge(obligation);
         }
         self.take_answers();
         if std::mem::take(&mut self.taken.credit) {
-            self.cx.credit();
+            self.cx.waits.credit(self.cx.now_ns);
         }
         self.take_queue_changes();
         self.take_rung();
-        while let Some(obligation) = self.taken.disables.pop() {
+        while let Some(obligation) = self.taken.device.disables.pop() {
             for position in 0..self.queues.len() {
                 self.queues[position].disable(&mut self.cx);
                 self.schedule.activate(position);
             }
             self.disables.push(obligation);
         }
-        if let Some((command, obligation)) = self.taken.command.take() {
+        if let Some((command, obligation)) = self.taken.device.command.take() {
             debug_assert!(self.command.is_none(), "COMMAND is ignored while it is busy");
             for (horizon, queue) in self.horizons.iter_mut().zip(&self.queues) {
                 *horizon = queue.horizon(&self.cx);
             }
             let until_ns = self.cx.now_ns.saturating_add(self.cx.shared.settings().page_request_timeout_ns);
-            self.cx.deadline(until_ns);
+            self.cx.waits.deadline(until_ns);
             self.command = Some(Pending { command, obligation, until_ns });
         }
     }
@@ -288,7 +290,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         while let Some(obligation) = self.disables.pop() {
             self.cx.acknowledge(obligation);
         }
-        while let Some(obligation) = self.taken.resets.pop() {
+        while let Some(obligation) = self.taken.device.resets.pop() {
             self.cx.acknowledge(obligation);
         }
     }
@@ -300,7 +302,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
                 let bit = bits.trailing_zeros() as usize;
                 bits &= bits - 1;
                 // Nobody waits where the group was abandoned after it was answered.
-                if let Some(waiter) = self.cx.waiter(word * 64 + bit) {
+                if let Some(waiter) = self.cx.waits.waiter(word * 64 + bit) {
                     self.queues[waiter.queue].answered(&mut self.cx, waiter.part);
                     self.schedule.activate(waiter.queue);
                 }
@@ -309,12 +311,12 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
     }
 
     fn take_queue_changes(&mut self) {
-        if !std::mem::take(&mut self.taken.queues_changed) {
+        if !std::mem::take(&mut self.taken.device.queues_changed) {
             return;
         }
         for position in 0..self.queues.len() {
             let queue = &mut self.queues[position];
-            let change = std::mem::take(&mut self.taken.queues[queue.number()]);
+            let change = std::mem::take(&mut self.taken.device.queues[queue.number()]);
             if change.disable {
                 queue.disable(&mut self.cx);
             }
@@ -329,11 +331,11 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
 
     /// Looks again at queues whose wake page was written.
     fn take_rung(&mut self) {
-        let all = std::mem::take(&mut self.taken.rung_all);
-        if !all && self.taken.rung.iter().all(|&word| word == 0) {
+        let all = std::mem::take(&mut self.taken.device.rung_all);
+        if !all && self.taken.device.rung.iter().all(|&word| word == 0) {
             return;
         }
-        let rung = std::mem::take(&mut self.taken.rung);
+        let rung = std::mem::take(&mut self.taken.device.rung);
         for position in 0..self.queues.len() {
             let queue = &self.queues[position];
             let number = queue.number();
@@ -346,7 +348,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
     /// Ends waits whose time is up.
     fn expire(&mut self) -> bool {
         // Those that go on waiting put theirs in again.
-        self.cx.next_deadline_ns = u64::MAX;
+        self.cx.waits.clear_deadlines();
         let mut changed = false;
         for position in 0..self.queues.len() {
             if self.queues[position].expire(&mut self.cx) {
@@ -357,7 +359,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
         if let Some(pending) = &self.command
             && self.cx.now_ns < pending.until_ns
         {
-            self.cx.deadline(pending.until_ns);
+            self.cx.waits.deadline(pending.until_ns);
         }
         changed
     }
@@ -376,7 +378,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
 
     /// Lets the next in line ask again, one at a time: the first that finds no room stops the line.
     fn move_line(&mut self) -> bool {
-        let Some(waiter) = self.cx.next_in_line() else { return false };
+        let Some(waiter) = self.cx.waits.next_in_line() else { return false };
         self.queues[waiter.queue].move_up(&mut self.cx, waiter.part);
         self.schedule.activate(waiter.queue);
         true
@@ -422,7 +424,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
                 }
                 self.cx.requester.invalidate(Invalidation::pasid(pasid));
                 over && (self.cx.now_ns >= pending.until_ns
-                    || !self.cx.shared.prg().is_outstanding(self.cx.engine, pasid)
+                    || !self.cx.endpoint().prg().is_outstanding(self.cx.engine, pasid)
                     || mutant!(AbortWithoutResponses))
             }
         }
@@ -430,14 +432,14 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
 }
 
 #[cfg(test)]
-impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Engine<M, U> {
+impl<P: Platform> Engine<P> {
     /// Lets a queue go on from another index, as after billions of descriptors.
     pub(crate) fn set_indexes(&mut self, position: usize, index: u64) {
         self.queues[position].set_indexes(index);
     }
 }
 
-impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Drop for Engine<M, U> {
+impl<P: Platform> Drop for Engine<P> {
     /// An engine that is gone uses nothing any more: whoever waits for it is told so.
     fn drop(&mut self) {
         for queue in &mut self.queues {
@@ -445,7 +447,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Drop for Engine<M, U> {
         }
         let shared = Arc::clone(&self.cx.shared);
         let mut presence = std::mem::take(&mut self.presence);
-        presence.leave(shared.engine_side(self.cx.engine), || {
+        presence.leave(shared.endpoint().side(self.cx.engine), || {
             self.empty_mailbox();
             self.reset();
         });

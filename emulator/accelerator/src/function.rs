@@ -1,6 +1,7 @@
 //! The accelerator as its PCI accesses see it: the socket thread's half. Nothing here waits for an engine.
 use std::sync::Arc;
 
+use svadev_endpoint::{Gate, On};
 use svadev_fabric::{Pasid, Upstream};
 use svadev_memory::GuestMemory;
 use svadev_pci::{
@@ -16,9 +17,9 @@ use svadev_spec::device::{
 
 use crate::doorbell::DoorbellPages;
 use crate::engine::Engine;
-use crate::mailbox::Command;
+use crate::orders::Command;
 use crate::queue_config::QueueRegisters;
-use crate::shared::{FunctionPorts, FunctionSettings, FunctionShared, Gate};
+use crate::shared::{FunctionPorts, FunctionSettings, FunctionShared};
 
 /// Most page requests that a function can have outstanding: as many as there are group indices (PCIe 6.0 §10.4.1).
 const OUTSTANDING_PAGE_REQUESTS: u32 = 512;
@@ -75,7 +76,7 @@ impl Function {
         upstream: Arc<U>,
         ports: Arc<dyn FunctionPorts>,
         doorbells: DoorbellPages,
-    ) -> (Self, Vec<Engine<M, U>>)
+    ) -> (Self, Vec<Engine<On<M, U>>>)
     where
         M: GuestMemory + ?Sized,
         U: Upstream + ?Sized,
@@ -120,7 +121,7 @@ impl Function {
         for effect in effects {
             match effect {
                 ConfigEffect::Flr => self.reset_registers(),
-                ConfigEffect::PriReset => self.shared.reset_page_requests(),
+                ConfigEffect::PriReset => self.shared.endpoint().reset_page_requests(),
                 _ => {}
             }
         }
@@ -152,12 +153,12 @@ impl Function {
             pasid: self.config.pasid().enable(),
         };
         let (enabled, allocation) = (self.config.page_requests_enabled(), self.config.page_request_allocation());
-        self.shared.configure(gate, enabled, allocation);
+        self.shared.endpoint().configure(gate, enabled, allocation);
     }
 
     /// What the engines did becomes visible in the PRI status register when somebody looks (PCIe 6.0 §10.5.2.3).
     fn show_page_request_status(&mut self) {
-        let status = self.shared.take_page_request_status();
+        let status = self.shared.endpoint().take_page_request_status();
         if status.idle {
             self.config.set_page_requests_stopped();
         }

@@ -1,14 +1,11 @@
 //! A descriptor under way: its phases, and one bounded step of it.
-use svadev_fabric::{Pasid, Upstream};
-use svadev_memory::GuestMemory;
+use svadev_endpoint::{Patience, Platform, Refusal, Requester, Slice, Span, Target, Wait};
+use svadev_fabric::Pasid;
 use svadev_mutation::mutant;
 use svadev_spec::device::{Code, Completion, DescriptorFlags, FaultFlags};
 
-use crate::copy::{Slice, Span};
 use crate::descriptor::{Operation, Work};
-use crate::requester::{Refusal, Requester, Target};
 use crate::scatter::{Cursor, ListBuffer, overlap};
-use crate::wait::{Patience, Wait};
 
 /// Bytes that are computed on at once: what fits a buffer on the stack and the first-level cache.
 const CHUNK: usize = 4096;
@@ -152,17 +149,13 @@ impl Job {
     }
 
     /// Does some of the work, while `budget` lasts, from which what it cost is taken. It may be overdrawn by one piece.
-    pub(crate) fn step<M, U>(
+    pub(crate) fn step<P: Platform>(
         &mut self,
-        requester: &mut Requester<M, U>,
+        requester: &mut Requester<P>,
         slice: &Slice,
         scratch: &mut Vec<(u64, u64)>,
         budget: &mut i64,
-    ) -> Step
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    ) -> Step {
         debug_assert!(self.wait.is_none());
         if matches!(self.phase, Phase::Lists) {
             if let Err(refused) = self.fetch_lists(requester, slice) {
@@ -204,11 +197,7 @@ impl Job {
         Step::Complete
     }
 
-    fn fetch_lists<M, U>(&mut self, requester: &mut Requester<M, U>, slice: &Slice) -> Result<(), Refused>
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    fn fetch_lists<P: Platform>(&mut self, requester: &mut Requester<P>, slice: &Slice) -> Result<(), Refused> {
         for cursor in [&mut self.src, &mut self.dst].into_iter().flatten() {
             while let Some((iova, room)) = cursor.unread() {
                 let target = Target { space: self.space, iova, write: false };
@@ -238,11 +227,7 @@ impl Job {
     }
 
     /// One contiguous piece of the operands, at most `limit` bytes.
-    fn piece<M, U>(&mut self, requester: &mut Requester<M, U>, slice: &Slice, limit: u64) -> Result<(), Refused>
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    fn piece<P: Platform>(&mut self, requester: &mut Requester<P>, slice: &Slice, limit: u64) -> Result<(), Refused> {
         let space = self.space;
         let mut locate = |cursor: &Cursor, write| -> Result<(Span<'_>, u64), Refused> {
             let (iova, left) = cursor.piece();

@@ -1,48 +1,54 @@
 //! What our accelerator does: a PCI function with registers and queues ([`Function`]), and the [`Engine`]s that do the work.
 //!
+//! # What it knows, and what it must not know
+//! It knows its registers, rings, descriptors and operations (`svadev_spec::device`). Translations, page requests and the
+//! invalidation handshake are `svadev_endpoint`'s; configuration space is `svadev_pci`'s. It does not know which IOMMU is in
+//! front of it. It has no thread, clock or socket: time is an argument, effects are [`FunctionPorts`].
+//!
 //! # Architecture
 //! ```text
 //!  socket thread                       engine thread, one an engine
 //!  Function ── registers, reset ──▶ ┌────────────────┐ ──▶ Engine::run: mailbox, then one slice of one queue
 //!                                   │ FunctionShared │        queue → job → requester (device TLB) → guest memory
 //!  IOMMU    ── invalidate, ───────▶ └────────────────┘                     │
-//!  (any thread)  page responses      mailboxes, PRG table                  └──▶ Upstream: translate, page request
+//!  (any thread)  page responses      the endpoint                          └──▶ Upstream: translate, page request
 //! ```
-//! - [`Function`] answers configuration and BAR accesses at once. It never waits for an engine: what needs an engine's word
-//!   shows as *busy* in a register until that word is in.
+//! - [`Function`] answers configuration and BAR accesses at once. It never waits for an engine: what needs an engine's
+//!   answer shows as *busy* in a register until then.
 //! - [`FunctionShared`] is what other threads may call at any time: invalidations, page group responses, changes of the
-//!   memory map. `engine_side` is the protocol that says whether an engine must be waited for.
-//! - [`Engine`] owns its device TLB and all work under way, and does one bounded slice of it a call. It neither allocates nor
-//!   locks while it copies.
+//!   memory map.
+//! - [`Engine`] owns its device TLB and all work under way, and does one bounded slice of it a call. It neither allocates
+//!   nor locks while it copies.
 //!
-//! No threads, clocks or sockets: time is an argument, effects are [`FunctionPorts`] and `svadev_fabric::Upstream`.
+//! # The path through it
+//! Doorbell → [`Engine::run`] → `Queue::serve` → `queue/rings.rs` fetches the descriptor → `descriptor.rs` checks it →
+//! `queue/express.rs` (plain operations whose pages are known) or `job.rs` (all others) → `queue/rings.rs` writes the
+//! completion → [`FunctionPorts::interrupt`].
+//!
+//! # Where new things go
+//! | new | goes to |
+//! | --- | --- |
+//! | an opcode | `svadev_spec::device::opcode`, its check in `descriptor.rs`, its work in `job.rs` |
+//! | a register | `svadev_spec::device::regs`, `function.rs` |
+//! | something that the function tells its engines | `orders.rs` |
 //!
 //! # What it does not do
 //! Untranslated requests (everything goes through ATS), execute and privileged requests, and PASID-less traffic while
 //! address translation is off: all of that ends as `TranslationBlocked`.
 mod context;
-mod copy;
 mod counters;
 mod descriptor;
 mod doorbell;
 mod engine;
-mod engine_side;
 mod function;
-mod handshake;
 mod job;
-mod mailbox;
 mod moderation;
-mod obligation;
-mod page_request;
+mod orders;
 mod queue;
 mod queue_config;
-mod requester;
 mod scatter;
 mod schedule;
 mod shared;
-mod sync;
-mod tlb;
-mod wait;
 
 #[cfg(test)]
 mod tests;

@@ -6,21 +6,18 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 
-use svadev_fabric::{Pasid, Upstream};
-use svadev_memory::GuestMemory;
+use svadev_endpoint::{Expiry, Failure, Fault, Patience, Platform, Resume, Slice, Target, Wait, WaitFor};
+use svadev_fabric::Pasid;
 use svadev_mutation::mutant;
 use svadev_spec::device::{Code, Descriptor, DescriptorFlags, QueueModeration, QueueStatus, doorbell, queue_error};
 
-use crate::context::{Context, Expiry, Fault, Part, Waiter};
-use crate::copy::Slice;
+use crate::context::{Context, Part, Waiter, code_of};
 use crate::descriptor::{Work, space_of};
 use crate::engine::WATCH_NS;
 use crate::job::{Job, Phase, Step};
 use crate::moderation::Moderation;
 use crate::queue_config::QueueConfig;
-use crate::requester::Target;
 use crate::scatter::ListBuffer;
-use crate::wait::{Patience, Resume, Wait, WaitFor};
 
 mod express;
 mod rings;
@@ -192,32 +189,20 @@ impl Queue {
     }
 
     /// Whether software may have given it something to do since it was last served. One cache line.
-    pub(crate) fn is_rung<M, U>(&self, cx: &Context<M, U>) -> bool
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(crate) fn is_rung<P: Platform>(&self, cx: &Context<P>) -> bool {
         let (tail, head) = self.words(cx);
         matches!(self.state, State::On)
             && (tail != self.seen.0 || (head != self.seen.1 && !self.completing.is_empty()))
             && cx.shared.enabled()
     }
 
-    fn words<M, U>(&self, cx: &Context<M, U>) -> (u32, u32)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    fn words<P: Platform>(&self, cx: &Context<P>) -> (u32, u32) {
         let doorbells = cx.shared.doorbells();
         (doorbells.load(self.number, doorbell::SQ_TAIL), doorbells.load(self.number, doorbell::CQ_HEAD))
     }
 
     /// Works until nothing more can be done or `budget` is used up, from which the cost is taken.
-    pub(crate) fn serve<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice, budget: &mut i64) -> Served
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(crate) fn serve<P: Platform>(&mut self, cx: &mut Context<P>, slice: &Slice, budget: &mut i64) -> Served {
         if !self.is_live() || (matches!(self.state, State::On) && !cx.shared.enabled()) {
             return Served { worked: false, more: false };
         }
@@ -252,11 +237,7 @@ impl Queue {
     }
 
     /// Starts the next descriptor, if there is one and it may start. Whether anything changed.
-    fn start_next<M, U>(&mut self, cx: &mut Context<M, U>, visit: &mut Visit<'_>) -> bool
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    fn start_next<P: Platform>(&mut self, cx: &mut Context<P>, visit: &mut Visit<'_>) -> bool {
         let mut progress = false;
         if self.held.is_none() {
             let mut descriptor = Descriptor::default();
@@ -305,11 +286,7 @@ impl Queue {
         Some(Job::new(index, &work, || self.buffers.pop().expect("counted above")))
     }
 
-    fn run_job<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice, slot: u16, budget: &mut i64)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    fn run_job<P: Platform>(&mut self, cx: &mut Context<P>, slice: &Slice, slot: u16, budget: &mut i64) {
         let waiter = self.waiter(Part::Job(slot));
         let job = self.jobs[usize::from(slot)].as_mut().expect("a runnable slot has a job");
         match job.step(&mut cx.requester, slice, &mut cx.scratch, budget) {
@@ -364,11 +341,7 @@ impl Queue {
     }
 
     /// The group that a part waits for may have been answered.
-    pub(crate) fn answered<M, U>(&mut self, cx: &mut Context<M, U>, part: Part)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(crate) fn answered<P: Platform>(&mut self, cx: &mut Context<P>, part: Part) {
         let wait = self.wait_mut(part).take().expect("the book of waiters names only who waits");
         let WaitFor::Response(group) = wait.reason else { unreachable!("only a response is looked up by index") };
         let pages = group.pages();
@@ -382,40 +355,28 @@ impl Queue {
     }
 
     /// A part that is next in line may ask again.
-    pub(crate) fn move_up<M, U>(&mut self, cx: &mut Context<M, U>, part: Part)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(crate) fn move_up<P: Platform>(&mut self, cx: &mut Context<P>, part: Part) {
         let wait = self.wait_mut(part).take().expect("who is in line waits");
         debug_assert!(matches!(wait.reason, WaitFor::Line));
         self.resume(cx, part, wait.target, Resume::Retry);
     }
 
-    fn resume<M, U>(&mut self, cx: &mut Context<M, U>, part: Part, target: Target, resume: Resume)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    fn resume<P: Platform>(&mut self, cx: &mut Context<P>, part: Part, target: Target, resume: Resume) {
         match (part, resume) {
             (Part::Submission, Resume::Retry) if mutant!(ParkCountsDescriptorTwice) => self.sq_head += 1,
             (Part::Submission | Part::Completion, Resume::Retry) => {}
             (Part::Submission, Resume::Fail(_)) => self.halt(cx, queue_error::SQ_FAULT, target.iova),
             (Part::Completion, Resume::Fail(_)) => self.halt(cx, queue_error::CQ_FAULT, target.iova),
             (Part::Job(slot), Resume::Retry) => self.runnable.push_back(slot),
-            (Part::Job(slot), Resume::Fail(code)) => {
-                self.jobs[usize::from(slot)].as_mut().expect("a waiter has a job").fail(code, target);
+            (Part::Job(slot), Resume::Fail(failure)) => {
+                self.jobs[usize::from(slot)].as_mut().expect("a waiter has a job").fail(code_of(failure), target);
                 self.completing.push_back(slot);
             }
         }
     }
 
     /// Ends or retries the waits whose time is up; notes the times of the others.
-    pub(crate) fn expire<M, U>(&mut self, cx: &mut Context<M, U>) -> bool
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(crate) fn expire<P: Platform>(&mut self, cx: &mut Context<P>) -> bool {
         let mut changed = false;
         let slots = u16::try_from(self.jobs.len()).expect("at most 256 slots");
         let parts = [Part::Submission, Part::Completion].into_iter().chain((0..slots).map(Part::Job));
@@ -431,8 +392,8 @@ impl Queue {
                 }
                 Expiry::Retry => Resume::Retry,
                 Expiry::Failed => {
-                    cx.counters().page_request_timeouts.add(1);
-                    Resume::Fail(Code::PageRequestTimeout)
+                    cx.endpoint_counters().page_request_timeouts.add(1);
+                    Resume::Fail(Failure::Timeout)
                 }
             };
             let target = wait.target;
@@ -444,11 +405,7 @@ impl Queue {
     }
 
     /// Stops by itself. A completion ring that cannot be used takes everything down at once.
-    fn halt<M, U>(&mut self, cx: &mut Context<M, U>, error: u8, address: u64)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    fn halt<P: Platform>(&mut self, cx: &mut Context<P>, error: u8, address: u64) {
         let then = match self.state {
             // Already on its way to being disabled: that is what software asked for.
             State::Stopping { then: Then::Off, .. } => Then::Off,
@@ -460,11 +417,7 @@ impl Queue {
         }
     }
 
-    fn set_face<M, U>(&self, cx: &Context<M, U>, status: QueueStatus, address: u64)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    fn set_face<P: Platform>(&self, cx: &Context<P>, status: QueueStatus, address: u64) {
         cx.shared.queue(self.number).set(status, address);
     }
 }

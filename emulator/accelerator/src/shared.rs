@@ -3,16 +3,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use svadev_fabric::{Bdf, InvalidateAck, InvalidateRequest, PageGroupResponse, Pasid};
-use svadev_mutation::mutant;
+use svadev_endpoint::{Answer, Endpoint, EndpointSettings, Obligation, Ports};
+use svadev_fabric::{Bdf, InvalidateAck, InvalidateRequest, PageGroupResponse};
 use svadev_spec::device::{CommandStatus, QueueStatus, Status};
 
 use crate::counters::{Counters, EngineCounters};
 use crate::doorbell::DoorbellPages;
-use crate::engine_side::{self, EngineSide};
-use crate::mailbox::{Command, Invalidation, Mailbox};
-use crate::obligation::{Answer, Obligation};
-use crate::page_request::{PrgTable, PriStatus};
+use crate::orders::{Command, Done, Orders};
 use crate::queue_config::QueueConfig;
 
 /// What a function needs of the world around it. Called from any thread, engine and IOMMU threads included, sometimes
@@ -73,38 +70,23 @@ impl FunctionSettings {
         }
     }
 
-    pub(crate) fn validate(&self) {
+    /// What of it is the endpoint's.
+    fn endpoint(&self) -> EndpointSettings {
+        EndpointSettings {
+            bdf: self.bdf,
+            engines: self.engines,
+            tlb_entries: self.tlb_entries,
+            group_pages: self.group_pages,
+            page_request_timeout_ns: self.page_request_timeout_ns,
+            audit: self.audit,
+        }
+    }
+
+    fn validate(&self) {
         assert!((1..=svadev_spec::device::MAX_QUEUES).contains(&u32::from(self.queues)), "queues out of range");
         assert!(self.vectors > 0, "a function has at least one vector");
-        assert!(self.engines > 0, "a function has at least one engine");
         assert!((1..=256).contains(&self.jobs_per_queue), "jobs per queue out of range");
         assert!(self.list_jobs_per_queue > 0, "a queue needs room for one list job");
-        assert!((1..=64).contains(&self.group_pages), "group pages out of range");
-        assert!(self.page_request_timeout_ns > 0, "a wait needs a limit");
-    }
-}
-
-/// What configuration space allows the engines to do, in one word.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Gate {
-    /// *Bus Master Enable* (PCIe 6.0 §7.5.1.1.3): the function may access memory at all.
-    pub(crate) bus_master: bool,
-    /// ATS *Enable* (PCIe 6.0 §10.5.1.3).
-    pub(crate) ats: bool,
-    /// PASID *Enable* (PCIe 6.0 §7.8.9.3).
-    pub(crate) pasid: bool,
-}
-
-impl Gate {
-    /// Whether requests for an address space may be sent at all.
-    pub(crate) fn allows(self, space: Option<Pasid>) -> bool {
-        (self.bus_master || mutant!(BusMasterUnchecked)) && self.ats && (self.pasid || space.is_none())
-    }
-    fn to_bits(self) -> u32 {
-        u32::from(self.bus_master) | u32::from(self.ats) << 1 | u32::from(self.pasid) << 2
-    }
-    fn from_bits(bits: u32) -> Self {
-        Self { bus_master: bits & 1 != 0, ats: bits & 2 != 0, pasid: bits & 4 != 0 }
     }
 }
 
@@ -129,14 +111,24 @@ impl QueueFace {
     }
 }
 
+/// The endpoint's ports, by way of the function's.
+struct EndpointPorts(Arc<dyn FunctionPorts>);
+
+impl Ports for EndpointPorts {
+    fn wake(&self, engine: usize) {
+        self.0.wake(engine);
+    }
+    fn memory_released(&self, token: u64) {
+        self.0.memory_released(token);
+    }
+}
+
 /// The part of an accelerator that all of its threads share.
 pub struct FunctionShared {
     settings: FunctionSettings,
+    endpoint: Endpoint<Orders>,
     ports: Arc<dyn FunctionPorts>,
-    engines: Box<[EngineSide]>,
     doorbells: DoorbellPages,
-    prg: PrgTable,
-    gate: AtomicU32,
     /// CONTROL.enable.
     enabled: AtomicBool,
     /// Resets and disables that engines are carrying out.
@@ -158,13 +150,12 @@ impl FunctionShared {
         settings.validate();
         let (queues, engines) = (usize::from(settings.queues), usize::from(settings.engines));
         assert!(doorbells.pages() >= queues, "a queue needs a doorbell page");
+        let endpoint_ports = Box::new(EndpointPorts(Arc::clone(&ports)));
         Self {
             settings,
+            endpoint: Endpoint::new(settings.endpoint(), endpoint_ports, || Orders::new(queues)),
             ports,
-            engines: (0..engines).map(|_| EngineSide::new(queues)).collect(),
             doorbells,
-            prg: PrgTable::new(engines),
-            gate: AtomicU32::new(0),
             enabled: AtomicBool::new(false),
             busy: AtomicU32::new(0),
             command_busy: AtomicBool::new(false),
@@ -186,83 +177,59 @@ impl FunctionShared {
 
     /// What the function did so far.
     pub fn counters(&self) -> Counters {
-        Counters::sum(self.counters.iter())
+        Counters::sum(self.counters.iter(), self.endpoint.counters())
+    }
+
+    /// The function as a requester.
+    pub(crate) fn endpoint(&self) -> &Endpoint<Orders> {
+        &self.endpoint
     }
 
     /// The engine that serves a queue.
     pub fn engine_of(&self, queue: usize) -> usize {
-        queue % self.engines.len()
+        queue % self.endpoint.engines()
     }
 
-    /// What the PRI status register has to show.
-    pub(crate) fn take_page_request_status(&self) -> PriStatus {
-        self.prg.take_status()
-    }
-
-    /// PRI *Reset*.
-    pub(crate) fn reset_page_requests(&self) {
-        self.prg.reset(|engine, index| self.tell_answered(engine, index));
-    }
-
-    fn tell_answered(&self, engine: usize, index: usize) {
-        self.post(engine, |mailbox| mailbox.answered[index / 64] |= 1 << (index % 64));
-    }
-
-    /// Invalidate Request (PCIe 6.0 §10.3.1), from any thread, with the IOMMU's lock held. `Done` where every engine is
-    /// asleep; otherwise the engine that is last to empty its mailbox calls `Upstream::invalidate_complete`, once.
+    /// Invalidate Request: see [`Endpoint::invalidate`].
     pub fn invalidate(&self, request: InvalidateRequest) -> InvalidateAck {
-        engine_side::invalidate(&self.engines, request.into(), Answer::Invalidate(request.tag))
+        self.endpoint.invalidate(request)
     }
 
-    /// The memory map changed: windows that were taken from [`GuestMemory`](svadev_memory::GuestMemory) before are dropped.
-    /// Call it *after* the map was changed and before the memory is unmapped. `Done`: no access through them is under way;
-    /// `Pending`: [`FunctionPorts::memory_released`] will say so.
+    /// The memory map changed: see [`Endpoint::memory_changed`]. [`FunctionPorts::memory_released`] answers `Pending`.
     pub fn memory_changed(&self, token: u64) -> InvalidateAck {
-        if mutant!(MemoryChangeDropsNothing) {
-            return InvalidateAck::Done;
-        }
-        engine_side::invalidate(&self.engines, Invalidation::ALL, Answer::Memory(token))
+        self.endpoint.memory_changed(token)
     }
 
-    /// PRG Response message (PCIe 6.0 §10.4.2), from any thread, with the IOMMU's lock held.
+    /// PRG Response message: see [`Endpoint::page_group_response`].
     pub fn page_group_response(&self, response: PageGroupResponse) {
-        if let Some(engine) = self.prg.answer(response, |engine| self.credit(engine)) {
-            self.tell_answered(engine, response.prg_index.get().into());
-        }
+        self.endpoint.page_group_response(response);
     }
 
-    /// Puts something into an engine's mailbox that it must act on, and wakes it if it sleeps.
-    fn post(&self, engine: usize, put: impl FnOnce(&mut Mailbox)) {
-        if !self.engines[engine].post(put) {
-            self.ports.wake(engine);
-        }
-    }
-
-    /// Tells an engine whose jobs wait in line for page requests that it may ask again. Called under the PRG table's lock.
-    pub(crate) fn credit(&self, engine: usize) {
-        self.post(engine, |mailbox| mailbox.credit = true);
+    /// Gives an engine an order, and wakes it if it sleeps.
+    fn post(&self, engine: usize, put: impl FnOnce(&mut Orders)) {
+        self.endpoint.post(engine, |mailbox| put(&mut mailbox.device));
     }
 
     /// A wake page was written: software rang a doorbell that said that nobody looks at it.
     pub(crate) fn ring(&self, queue: usize) {
-        self.post(self.engine_of(queue), |mailbox| mailbox.ring(queue));
+        self.post(self.engine_of(queue), |orders| orders.ring(queue));
     }
 
     /// Starts a reset: every engine drops all it has. The caller has reset the registers.
     pub(crate) fn reset(&self) {
         self.enabled.store(false, Ordering::Relaxed);
         self.command_bad.store(false, Ordering::Relaxed);
-        self.ask_all(Answer::Reset, |mailbox, obligation| mailbox.reset(obligation));
+        self.ask_all(Done::Reset, Orders::reset);
     }
 
     /// CONTROL.enable.
     pub(crate) fn set_enabled(&self, enable: bool) {
         let was = self.enabled.swap(enable, Ordering::AcqRel);
         if was && !enable {
-            self.ask_all(Answer::Disable, |mailbox, obligation| mailbox.disables.push(obligation));
+            self.ask_all(Done::Disable, |orders, obligation| orders.disables.push(obligation));
         } else if enable && !was {
-            for engine in 0..self.engines.len() {
-                self.post(engine, |mailbox| mailbox.rung_all = true);
+            for engine in 0..self.endpoint.engines() {
+                self.post(engine, |orders| orders.rung_all = true);
             }
         }
     }
@@ -272,7 +239,7 @@ impl FunctionShared {
         if !self.command_busy.load(Ordering::Acquire) {
             self.command_bad.store(false, Ordering::Relaxed);
             self.command_busy.store(true, Ordering::Relaxed);
-            self.ask_all(Answer::Command, |mailbox, obligation| mailbox.command = Some((command, obligation)));
+            self.ask_all(Done::Command, |orders, obligation| orders.command = Some((command, obligation)));
         }
     }
 
@@ -283,63 +250,50 @@ impl FunctionShared {
         }
     }
 
-    fn ask_all(&self, answer: Answer, put: impl Fn(&mut Mailbox, Obligation)) {
-        if matches!(answer, Answer::Reset | Answer::Disable) {
+    fn ask_all(&self, done: Done, put: impl Fn(&mut Orders, Obligation<Done>)) {
+        if matches!(done, Done::Reset | Done::Disable) {
             self.busy.fetch_add(1, Ordering::Relaxed);
         }
-        let own = Obligation::new(answer);
-        for engine in 0..self.engines.len() {
+        let own = Obligation::new(Answer::Device(done));
+        for engine in 0..self.endpoint.engines() {
             let share = own.share();
-            self.post(engine, |mailbox| put(mailbox, share));
+            self.post(engine, |orders| put(orders, share));
         }
-        if let Some(answer) = own.acknowledge() {
-            self.give(answer);
+        if own.acknowledge().is_some() {
+            self.give(done);
         }
     }
 
-    /// Gives an answer that is not the IOMMU's.
-    pub(crate) fn give(&self, answer: Answer) {
-        match answer {
-            Answer::Invalidate(_) => unreachable!("the engine answers the IOMMU itself"),
-            Answer::Memory(token) => self.ports.memory_released(token),
-            Answer::Reset => {
+    /// Every engine has acted.
+    pub(crate) fn give(&self, done: Done) {
+        match done {
+            Done::Reset => {
                 self.busy.fetch_sub(1, Ordering::Release);
                 self.ports.reset_done();
             }
-            Answer::Disable => {
+            Done::Disable => {
                 self.busy.fetch_sub(1, Ordering::Release);
             }
-            Answer::Command => self.command_busy.store(false, Ordering::Release),
+            Done::Command => self.command_busy.store(false, Ordering::Release),
         }
     }
 
     /// QUEUE_CONTROL 0 → 1, with registers that were found good.
     pub(crate) fn enable_queue(&self, queue: usize, config: QueueConfig) {
         self.queues[queue].set(QueueStatus::new().with_enabled(true), 0);
-        self.post(self.engine_of(queue), |mailbox| {
-            mailbox.queues[queue].enable = Some(config);
-            mailbox.queues_changed = true;
+        self.post(self.engine_of(queue), |orders| {
+            orders.queues[queue].enable = Some(config);
+            orders.queues_changed = true;
         });
     }
 
     /// QUEUE_CONTROL 1 → 0.
     pub(crate) fn disable_queue(&self, queue: usize) {
-        self.post(self.engine_of(queue), |mailbox| {
-            mailbox.queues[queue].disable = true;
-            mailbox.queues[queue].enable = None;
-            mailbox.queues_changed = true;
+        self.post(self.engine_of(queue), |orders| {
+            orders.queues[queue].disable = true;
+            orders.queues[queue].enable = None;
+            orders.queues_changed = true;
         });
-    }
-
-    /// What configuration space says now. Turning address translation off drops what was translated (PCIe 6.0 §10.5.1.3).
-    pub(crate) fn configure(&self, gate: Gate, pri_enabled: bool, pri_allocation: u32) {
-        let old = Gate::from_bits(self.gate.swap(gate.to_bits(), Ordering::AcqRel));
-        if old != gate {
-            for engine in 0..self.engines.len() {
-                self.post(engine, |mailbox| mailbox.invalidate(Invalidation::ALL));
-            }
-        }
-        self.prg.configure(pri_enabled, pri_allocation, |engine| self.credit(engine));
     }
 
     pub(crate) fn status(&self) -> Status {
@@ -355,9 +309,6 @@ impl FunctionShared {
     pub(crate) fn enabled(&self) -> bool {
         self.enabled.load(Ordering::Acquire)
     }
-    pub(crate) fn gate(&self) -> Gate {
-        Gate::from_bits(self.gate.load(Ordering::Acquire))
-    }
     pub(crate) fn queue(&self, queue: usize) -> &QueueFace {
         &self.queues[queue]
     }
@@ -367,12 +318,6 @@ impl FunctionShared {
     }
     pub(crate) fn ports(&self) -> &dyn FunctionPorts {
         &*self.ports
-    }
-    pub(crate) fn prg(&self) -> &PrgTable {
-        &self.prg
-    }
-    pub(crate) fn engine_side(&self, engine: usize) -> &EngineSide {
-        &self.engines[engine]
     }
     pub(crate) fn engine_counters(&self, engine: usize) -> &EngineCounters {
         &self.counters[engine]

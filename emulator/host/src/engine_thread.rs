@@ -136,7 +136,7 @@ fn pin(cpu: usize) -> nix::Result<()> {
 /// Starts the thread of one engine.
 pub(crate) fn spawn(
     name: String,
-    mut engine: Engine<MemoryMap, Bus>,
+    mut engine: Engine<svadev_endpoint::On<MemoryMap, Bus>>,
     waker: Arc<Waker>,
     clock: Clock,
     watch: PanicWatch,
@@ -155,7 +155,7 @@ pub(crate) fn spawn(
         .context("no thread for an engine")
 }
 
-fn run(engine: &mut Engine<MemoryMap, Bus>, waker: &Waker, clock: Clock, mut spin: Spin) {
+fn run(engine: &mut Engine<svadev_endpoint::On<MemoryMap, Bus>>, waker: &Waker, clock: Clock, mut spin: Spin) {
     let mut idle_since_ns = None;
     while !waker.stopped() {
         let now_ns = clock.now_ns();

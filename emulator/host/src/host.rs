@@ -185,7 +185,7 @@ struct Parts {
     accelerator: Accelerator,
     server: Server,
     link: Arc<Link>,
-    engines: Vec<Engine<MemoryMap, Bus>>,
+    engines: Vec<Engine<svadev_endpoint::On<MemoryMap, Bus>>>,
     wakers: Vec<Arc<Waker>>,
 }
 

@@ -28,7 +28,7 @@ pub const RING: u32 = 1 << RING_LOG2;
 
 /// One engine, and whether its thread sleeps.
 struct Thread {
-    engine: Engine<Ram, Bus>,
+    engine: Engine<svadev_endpoint::On<Ram, Bus>>,
     asleep: bool,
     until_ns: Option<u64>,
 }

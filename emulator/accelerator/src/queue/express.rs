@@ -2,18 +2,15 @@
 //!
 //! Most descriptors of a busy queue are like that, and for them the job's slot, its lists and its place in two queues would be the larger
 //! part of the cost. Whatever is not, or not now, goes the long way, which does the same.
-use svadev_fabric::Upstream;
-use svadev_memory::GuestMemory;
+use svadev_endpoint::{Platform, Slice, Span, Target};
 use svadev_mutation::mutant;
 use svadev_spec::device::{Code, Completion, Descriptor, DescriptorFlags};
 
 use super::visit::{Known, Visit};
 use super::{DESCRIPTOR_COST, Queue, State};
 use crate::context::Context;
-use crate::copy::{Slice, Span};
 use crate::descriptor::{Operand, Operation, PlainCopy, Work};
 use crate::job::PIECE_COST;
-use crate::requester::Target;
 
 /// Longest operand, where less than that is left of what the turn may cost: it may be overdrawn by so much.
 const MOST: i64 = 8 << 10;
@@ -21,11 +18,12 @@ const MOST: i64 = 8 << 10;
 impl Queue {
     /// Fetches descriptors and does them, one after another, as long as that goes without a job; with jobs under way only one, so that those have
     /// their turns. The cost is taken from `budget`. Whether anything changed.
-    pub(super) fn express<M, U>(&mut self, cx: &mut Context<M, U>, visit: &mut Visit<'_>, budget: &mut i64) -> bool
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(super) fn express<P: Platform>(
+        &mut self,
+        cx: &mut Context<P>,
+        visit: &mut Visit<'_>,
+        budget: &mut i64,
+    ) -> bool {
         let mut worked = false;
         let mut descriptor = Descriptor::default();
         while *budget > 0 && self.may_express() && self.fetch(cx, visit, &mut descriptor) {
@@ -55,17 +53,13 @@ impl Queue {
     /// Does a descriptor that was just fetched, of at most `most` bytes, and writes its completion. Bytes of an operand; `None`: nothing
     /// was done.
     #[inline]
-    fn do_now<M, U>(
+    fn do_now<P: Platform>(
         &mut self,
-        cx: &mut Context<M, U>,
+        cx: &mut Context<P>,
         visit: &mut Visit<'_>,
         descriptor: &Descriptor,
         most: usize,
-    ) -> Option<usize>
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    ) -> Option<usize> {
         let Some(copy) = PlainCopy::of(self.config.user, descriptor, most) else {
             return self.do_rarer(cx, visit, descriptor, most);
         };
@@ -83,17 +77,13 @@ impl Queue {
 
     /// As [`do_now`](Self::do_now), for what is not a copy.
     #[inline(never)]
-    fn do_rarer<M, U>(
+    fn do_rarer<P: Platform>(
         &mut self,
-        cx: &mut Context<M, U>,
+        cx: &mut Context<P>,
         visit: &mut Visit<'_>,
         descriptor: &Descriptor,
         most: usize,
-    ) -> Option<usize>
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    ) -> Option<usize> {
         let work = Work::check(self.config.user, descriptor).ok()?;
         let len = usize::try_from(work.length).ok().filter(|&len| len <= most)?;
         if self.must_wait(work.flags) {
@@ -118,17 +108,14 @@ impl Queue {
     }
 
     #[inline]
-    fn finish_express<M, U>(
+    fn finish_express<P: Platform>(
         &mut self,
-        cx: &Context<M, U>,
+        cx: &Context<P>,
         entry: Span<'_>,
         cookie: u64,
         bytes_done: u64,
         flags: DescriptorFlags,
-    ) where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    ) {
         let completion = Completion { cookie, bytes_done, status: Code::Success as u16, ..Completion::default() };
         self.write_completion(cx, entry, completion, flags);
         cx.counters().completions.add(1);
@@ -138,17 +125,13 @@ impl Queue {
 
 /// The memory of an operand of `len` bytes, where the last operand's page or the device TLB has all of it.
 #[inline]
-fn locate<'s, M, U>(
-    cx: &Context<M, U>,
+fn locate<'s, P: Platform>(
+    cx: &Context<P>,
     slice: &'s Slice,
     last: &mut Known<'s>,
     target: Target,
     len: usize,
-) -> Option<Span<'s>>
-where
-    M: GuestMemory + ?Sized,
-    U: Upstream + ?Sized,
-{
+) -> Option<Span<'s>> {
     let bytes = len as u64;
     if let Some(span) = last.part(target.space, target.iova, bytes) {
         return Some(span);

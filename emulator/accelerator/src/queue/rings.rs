@@ -1,16 +1,13 @@
 //! A queue's rings: descriptors come in, completions go out, and the doorbell page shows how far the device is.
-use svadev_fabric::Upstream;
-use svadev_memory::GuestMemory;
+use svadev_endpoint::{Fault, Platform, Refusal, Slice, Span, Target};
 use svadev_mutation::mutant;
 use svadev_spec::device::{Completion, Descriptor, DescriptorFlags, doorbell, queue_error};
 use zerocopy::IntoBytes;
 
 use super::visit::{Known, Visit};
 use super::{Part, Phase, Queue, State, low_word};
-use crate::context::{Context, Fault};
-use crate::copy::{Slice, Span};
+use crate::context::Context;
 use crate::moderation::Due;
-use crate::requester::{Refusal, Target};
 
 const DESCRIPTOR: u64 = size_of::<Descriptor>() as u64;
 const COMPLETION: u64 = size_of::<Completion>() as u64;
@@ -29,16 +26,12 @@ impl Queue {
 
     /// Takes the next descriptor out of the ring and into `descriptor`, if there is one. Whether there was.
     #[inline]
-    pub(super) fn fetch<M, U>(
+    pub(super) fn fetch<P: Platform>(
         &mut self,
-        cx: &mut Context<M, U>,
+        cx: &mut Context<P>,
         visit: &mut Visit<'_>,
         descriptor: &mut Descriptor,
-    ) -> bool
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    ) -> bool {
         if self.sq_wait.is_some() {
             return false;
         }
@@ -87,11 +80,7 @@ impl Queue {
         true
     }
 
-    fn fetch_refused<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice, target: Target, refusal: Refusal)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    fn fetch_refused<P: Platform>(&mut self, cx: &mut Context<P>, slice: &Slice, target: Target, refusal: Refusal) {
         if let State::Stopping { tail, .. } = &mut self.state {
             *tail = self.sq_head;
             return;
@@ -105,11 +94,7 @@ impl Queue {
     }
 
     /// Writes the completions that can be written. Whether there was one.
-    pub(super) fn flush<M, U>(&mut self, cx: &mut Context<M, U>, visit: &mut Visit<'_>) -> bool
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(super) fn flush<P: Platform>(&mut self, cx: &mut Context<P>, visit: &mut Visit<'_>) -> bool {
         let mut wrote = false;
         while let Some(&slot) = self.completing.front() {
             let Some(entry) = self.completion_entry(cx, visit) else { break };
@@ -126,15 +111,11 @@ impl Queue {
     }
 
     /// Where the next completion goes, if it can be written now.
-    pub(super) fn completion_entry<'s, M, U>(
+    pub(super) fn completion_entry<'s, P: Platform>(
         &mut self,
-        cx: &mut Context<M, U>,
+        cx: &mut Context<P>,
         visit: &mut Visit<'s>,
-    ) -> Option<Span<'s>>
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    ) -> Option<Span<'s>> {
         if self.cq_wait.is_some() || !self.has_cq_room(cx) {
             return None;
         }
@@ -157,11 +138,7 @@ impl Queue {
         }
     }
 
-    fn has_cq_room<M, U>(&mut self, cx: &mut Context<M, U>) -> bool
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    fn has_cq_room<P: Platform>(&mut self, cx: &mut Context<P>) -> bool {
         let entries = 1 << self.config.cq_log2;
         let unread = |tail: u64, head| u64::from(low_word(tail).wrapping_sub(head));
         if unread(self.cq_tail, self.seen.1) >= entries {
@@ -179,16 +156,13 @@ impl Queue {
     /// Writes the next completion. Its last word holds the sequence number, and is stored last, release: software that reads
     /// the number it expects sees the whole entry, and before it that the descriptor's place in its ring is free: whoever keeps as
     /// many descriptors under way as the ring holds submits the next for each completion.
-    pub(super) fn write_completion<M, U>(
+    pub(super) fn write_completion<P: Platform>(
         &mut self,
-        cx: &Context<M, U>,
+        cx: &Context<P>,
         entry: Span<'_>,
         completion: Completion,
         flags: DescriptorFlags,
-    ) where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    ) {
         self.show_head(cx);
         const LAST: usize = std::mem::offset_of!(Completion, status);
         const _: () = assert!(LAST == 24 && std::mem::offset_of!(Completion, seq) == 28);
@@ -203,11 +177,7 @@ impl Queue {
     /// Shows in the doorbell page how far the device is, and sees to the interrupt that was wanted. Once a
     /// visit, but for the head before a completion: the page's line is one that software reads, so that each store to it may be a trip
     /// between two caches.
-    pub(super) fn show<M, U>(&mut self, cx: &mut Context<M, U>)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(super) fn show<P: Platform>(&mut self, cx: &mut Context<P>) {
         self.show_head(cx);
         let tail = low_word(self.cq_tail);
         if tail != self.shown.1 {
@@ -222,11 +192,7 @@ impl Queue {
     }
 
     /// Raises the vector if that is due, or sees to it that it is asked again when it will be.
-    pub(crate) fn interrupt<M, U>(&mut self, cx: &mut Context<M, U>)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(crate) fn interrupt<P: Platform>(&mut self, cx: &mut Context<P>) {
         match self.moderation.due(cx.now_ns) {
             Due::Nothing => {}
             Due::Raise => self.raise(cx),
@@ -234,11 +200,7 @@ impl Queue {
         }
     }
 
-    fn show_head<M, U>(&mut self, cx: &Context<M, U>)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    fn show_head<P: Platform>(&mut self, cx: &Context<P>) {
         let head = low_word(self.sq_head);
         if head != self.shown.0 {
             cx.shared.doorbells().store(self.number, doorbell::SQ_HEAD, head);
@@ -246,11 +208,13 @@ impl Queue {
         }
     }
 
-    fn completion_refused<M, U>(&mut self, cx: &mut Context<M, U>, slice: &Slice, target: Target, refusal: Refusal)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    fn completion_refused<P: Platform>(
+        &mut self,
+        cx: &mut Context<P>,
+        slice: &Slice,
+        target: Target,
+        refusal: Refusal,
+    ) {
         if self.is_stopping() {
             // Nothing waits for a page any more: what cannot be written now is dropped (`stopped`).
             return;
@@ -264,11 +228,7 @@ impl Queue {
     }
 
     /// A job whose completion was written is over.
-    fn release<M, U>(&mut self, cx: &Context<M, U>, slot: u16)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    fn release<P: Platform>(&mut self, cx: &Context<P>, slot: u16) {
         let job = self.jobs[usize::from(slot)].take().expect("a completing slot has a job");
         debug_assert!(job.wait.is_none());
         cx.counters().completions.add(1);
@@ -277,11 +237,7 @@ impl Queue {
         self.free.push(slot);
     }
 
-    pub(super) fn raise<M, U>(&self, cx: &Context<M, U>)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(super) fn raise<P: Platform>(&self, cx: &Context<P>) {
         if let Some(vector) = self.config.vector {
             cx.counters().interrupts.add(1);
             cx.shared.ports().interrupt(vector);

@@ -1,6 +1,6 @@
 //! How a queue begins and ends: enable, disable, abort, drain, reset.
-use svadev_fabric::{Pasid, Upstream};
-use svadev_memory::GuestMemory;
+use svadev_endpoint::Platform;
+use svadev_fabric::Pasid;
 use svadev_spec::device::{Code, QueueStatus, doorbell, queue_error};
 
 use super::{Part, Queue, State, Then};
@@ -30,11 +30,7 @@ pub(crate) struct Aborting {
 
 impl Queue {
     /// QUEUE_CONTROL 0 → 1. A queue that is still stopping starts when it has stopped.
-    pub(crate) fn enable<M, U>(&mut self, cx: &mut Context<M, U>, config: QueueConfig)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(crate) fn enable<P: Platform>(&mut self, cx: &mut Context<P>, config: QueueConfig) {
         if self.is_live() {
             self.enable_next = Some(config);
             return;
@@ -58,11 +54,7 @@ impl Queue {
     }
 
     /// QUEUE_CONTROL 1 → 0, or CONTROL.
-    pub(crate) fn disable<M, U>(&mut self, cx: &mut Context<M, U>)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(crate) fn disable<P: Platform>(&mut self, cx: &mut Context<P>) {
         self.enable_next = None;
         match &mut self.state {
             State::On => self.stop(cx, Then::Off, true),
@@ -75,11 +67,7 @@ impl Queue {
     }
 
     /// Begins to stop: everything under way ends as *aborted*; with `fetch`, so does what is in the ring by now.
-    pub(super) fn stop<M, U>(&mut self, cx: &mut Context<M, U>, then: Then, fetch: bool)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(super) fn stop<P: Platform>(&mut self, cx: &mut Context<P>, then: Then, fetch: bool) {
         debug_assert!(self.is_live());
         let tail = match self.state {
             State::Stopping { .. } => self.sq_head,
@@ -96,11 +84,7 @@ impl Queue {
     }
 
     /// What could be completed has been: the rest goes without a word.
-    pub(super) fn stopped<M, U>(&mut self, cx: &mut Context<M, U>)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(super) fn stopped<P: Platform>(&mut self, cx: &mut Context<P>) {
         let State::Stopping { then, .. } = self.state else { unreachable!("only a stopping queue has stopped") };
         // Before the status says that nothing more comes.
         self.show(cx);
@@ -126,11 +110,7 @@ impl Queue {
     }
 
     /// Ends the jobs that are meant as *aborted*; their completions are still to be written. Whether there was one.
-    fn end_jobs<M, U>(&mut self, cx: &mut Context<M, U>, meant: impl Fn(&Job) -> bool) -> bool
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    fn end_jobs<P: Platform>(&mut self, cx: &mut Context<P>, meant: impl Fn(&Job) -> bool) -> bool {
         let mut ended = false;
         for slot in 0..u16::try_from(self.jobs.len()).expect("at most 256 slots") {
             let waiter = self.waiter(Part::Job(slot));
@@ -153,11 +133,7 @@ impl Queue {
     }
 
     /// Forgets everything under way.
-    fn clear<M, U>(&mut self, cx: &mut Context<M, U>)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    fn clear<P: Platform>(&mut self, cx: &mut Context<P>) {
         for part in [Part::Submission, Part::Completion] {
             if let Some(wait) = self.wait_mut(part).take() {
                 cx.cancel(self.waiter(part), wait);
@@ -177,11 +153,7 @@ impl Queue {
     }
 
     /// Function reset: off, nothing is written to guest memory, and the doorbell page is as new.
-    pub(crate) fn reset<M, U>(&mut self, cx: &mut Context<M, U>)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(crate) fn reset<P: Platform>(&mut self, cx: &mut Context<P>) {
         self.clear(cx);
         self.state = State::Off;
         self.enable_next = None;
@@ -197,11 +169,7 @@ impl Queue {
     }
 
     /// The index below which software has written descriptors by now; what a tail that cannot be true stands for is not work.
-    pub(crate) fn horizon<M, U>(&self, cx: &Context<M, U>) -> Horizon
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(crate) fn horizon<P: Platform>(&self, cx: &Context<P>) -> Horizon {
         let index = match self.state {
             State::On => self.tail(cx.shared.doorbells().load(self.number, doorbell::SQ_TAIL)).unwrap_or(self.sq_head),
             _ => self.sq_head,
@@ -231,11 +199,7 @@ impl Queue {
 
     /// ABORT_PASID: ends the PASID's jobs, and remembers what of it may still be in the ring below `horizon`. A user queue
     /// of the PASID halts: its very rings are accesses for it.
-    pub(crate) fn abort<M, U>(&mut self, cx: &mut Context<M, U>, pasid: Pasid, horizon: Horizon) -> Aborting
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(crate) fn abort<P: Platform>(&mut self, cx: &mut Context<P>, pasid: Pasid, horizon: Horizon) -> Aborting {
         let horizon = self.below(horizon);
         match self.config.user {
             _ if !self.is_live() => Aborting { over: true, changed: false },
@@ -277,11 +241,7 @@ impl Queue {
     }
 
     /// Says in the doorbell page that nobody looks at it until the wake page is written, or that somebody does.
-    pub(crate) fn arm<M, U>(&self, cx: &Context<M, U>, armed: bool)
-    where
-        M: GuestMemory + ?Sized,
-        U: Upstream + ?Sized,
-    {
+    pub(crate) fn arm<P: Platform>(&self, cx: &Context<P>, armed: bool) {
         if armed != self.armed.replace(armed) {
             cx.shared.doorbells().store(self.number, doorbell::ARMED, u32::from(armed));
         }

@@ -1,8 +1,7 @@
 //! One visit to a queue, and what was found out in it: a translation that may be used again is good for the whole slice (`copy::Slice`),
 //! so neighbours cost one lookup.
+use svadev_endpoint::{Slice, Span};
 use svadev_fabric::Pasid;
-
-use crate::copy::{Slice, Span};
 
 /// Memory that an address is known to lead to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,13 +51,16 @@ impl<'s> Visit<'s> {
 mod tests {
     use std::ptr::NonNull;
 
+    use svadev_endpoint::Gate;
+
     use super::*;
-    use crate::shared::Gate;
 
     #[test]
     fn a_part_is_inside_what_is_known() {
         let mut memory = [0u8; 64];
-        let slice = Slice::begin(Gate::default());
+        // SAFETY: no engine and no mailbox: nothing is ever retired.
+        #[allow(unsafe_code, reason = "a slice of no engine's")]
+        let slice = unsafe { Slice::begin(Gate::default()) };
         let host = NonNull::new(memory.as_mut_ptr()).unwrap();
         // SAFETY: `memory` outlives the slice.
         #[allow(unsafe_code, reason = "a span of this test's own memory")]

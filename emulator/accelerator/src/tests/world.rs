@@ -15,8 +15,8 @@ use svadev_spec::device::{
 use svadev_spec::pcie::{self, extended_capability, header};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::tlb::SIZES_LOG2;
 use crate::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, FunctionShared, Progress};
+use svadev_endpoint::SIZES_LOG2;
 
 pub(super) const BDF: Bdf = Bdf(0x0028);
 pub(super) const RAM: u64 = 64 << 20;
@@ -279,7 +279,7 @@ pub(super) struct Ring {
     pub(super) log2: u32,
 }
 
-pub(super) type TestEngine = Engine<Memory, Mmu>;
+pub(super) type TestEngine = Engine<svadev_endpoint::On<Memory, Mmu>>;
 
 pub(super) struct World {
     pub(super) memory: Arc<Memory>,

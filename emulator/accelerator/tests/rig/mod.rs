@@ -70,7 +70,7 @@ struct Ring {
 pub(crate) struct Rig {
     pub(crate) memory: Arc<Ram>,
     pub(crate) function: Function,
-    pub(crate) engines: Vec<Engine<Ram, Identity>>,
+    pub(crate) engines: Vec<Engine<svadev_endpoint::On<Ram, Identity>>>,
     rings: Vec<Ring>,
     now_ns: u64,
 }

@@ -136,7 +136,7 @@ pub(crate) struct World {
     pub(crate) bus: Arc<Bus>,
     ports: Arc<Ports>,
     pub(crate) function: Function,
-    pub(crate) engine: Engine<Ram, Bus>,
+    pub(crate) engine: Engine<svadev_endpoint::On<Ram, Bus>>,
     pub(crate) now_ns: u64,
     pub(crate) rings: [Ring; QUEUES as usize],
     /// Where the invalidation queue goes on, bytes.

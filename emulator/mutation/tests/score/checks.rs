@@ -31,9 +31,10 @@ pub(crate) const MODELS: &str = "models::";
 pub(crate) const ALL_CHECKS: &[Check] = &[
     Check { krate: "svadev-memory", tests: &[] },
     Check { krate: "svadev-iommu", tests: &[] },
+    Check { krate: "svadev-endpoint", tests: &[] },
     Check { krate: "svadev-accelerator", tests: &[] },
     WORLD,
-    device(&[MODELS]),
+    endpoint(&[MODELS]),
     memory(&[MODELS]),
 ];
 
@@ -41,7 +42,7 @@ const fn iommu(tests: &'static [&'static str]) -> Check {
     Check { krate: "svadev-iommu", tests }
 }
 
-const fn device(tests: &'static [&'static str]) -> Check {
+const fn accelerator(tests: &'static [&'static str]) -> Check {
     Check { krate: "svadev-accelerator", tests }
 }
 
@@ -55,8 +56,12 @@ const WORLD: Check = Check { krate: "svadev-sim", tests: &["fixed_seeds_are_clea
 const MODEL: Check = iommu(&["a_unit_without_caches_is_the_model"]);
 /// The oracle of what caches may answer.
 const ORACLE: Check = iommu(&["caches_answer_nothing_that_was_invalidated"]);
+const fn endpoint(tests: &'static [&'static str]) -> Check {
+    Check { krate: "svadev-endpoint", tests }
+}
+
 /// The device's model.
-const DEVICE_MODEL: Check = device(&["the_device_does_what_the_model_does"]);
+const DEVICE_MODEL: Check = accelerator(&["the_device_does_what_the_model_does"]);
 
 /// What is expected to catch a mutant, and is tried first.
 pub(crate) fn first_check(mutant: Mutant) -> Check {
@@ -112,30 +117,30 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         Mutant::OverflowWithoutStatus => iommu(&["a_full_queue_overflows"]),
         Mutant::PageRequestTailBeforeEntry => iommu(&["the_event_comes_after_the_request"]),
 
-        Mutant::TlbHitIgnoresWrite => device(&["a_right_that_grows_without_invalidation"]),
-        Mutant::TlbIgnoresPasid => device(&["pages_of_each_size_are_found_under_their_own_space"]),
-        Mutant::TlbInvalidationForgetsLargePages => device(&["a_small_range_takes_a_large_page"]),
-        Mutant::TlbInvalidationOffByOne => device(&["nothing_survives_its_invalidation"]),
-        Mutant::SliceIsNotWaitedFor => device(&["models::invalidation::no_access_after_an_answered"]),
-        Mutant::SleepWithoutLooking => device(&["models::invalidation::no_message_is_lost"]),
-        Mutant::SleepWithoutDoorbells => device(&["an_engine_sleeps_only_when_nothing_was_rung"]),
-        Mutant::MemoryChangeDropsNothing => device(&["a_change_of_the_memory_map_is_released"]),
-        Mutant::UntranslatedOnlyIsKept => device(&["what_may_not_be_cached"]),
-        Mutant::BusMasterUnchecked => device(&["configuration_space_gates_everything"]),
+        Mutant::TlbHitIgnoresWrite => accelerator(&["a_right_that_grows_without_invalidation"]),
+        Mutant::TlbIgnoresPasid => endpoint(&["pages_of_each_size_are_found_under_their_own_space"]),
+        Mutant::TlbInvalidationForgetsLargePages => endpoint(&["a_small_range_takes_a_large_page"]),
+        Mutant::TlbInvalidationOffByOne => endpoint(&["nothing_survives_its_invalidation"]),
+        Mutant::SliceIsNotWaitedFor => endpoint(&["models::invalidation::no_access_after_an_answered"]),
+        Mutant::SleepWithoutLooking => endpoint(&["models::invalidation::no_message_is_lost"]),
+        Mutant::SleepWithoutDoorbells => accelerator(&["an_engine_sleeps_only_when_nothing_was_rung"]),
+        Mutant::MemoryChangeDropsNothing => accelerator(&["a_change_of_the_memory_map_is_released"]),
+        Mutant::UntranslatedOnlyIsKept => accelerator(&["what_may_not_be_cached"]),
+        Mutant::BusMasterUnchecked => accelerator(&["configuration_space_gates_everything"]),
 
-        Mutant::ResponseOfAnyPasid => device(&["an_answer_for_another_process"]),
-        Mutant::IndexReusedUnanswered => device(&["an_outstanding_index_is_not_taken_again"]),
-        Mutant::AllocationIgnored => device(&["the_allocation_is_a_limit"]),
-        Mutant::SuccessRetriedForever => device(&["success_that_never_comes_true_ends"]),
-        Mutant::InvalidIsNotNarrowed => device(&["a_page_that_is_asked_for_ahead"]),
+        Mutant::ResponseOfAnyPasid => accelerator(&["an_answer_for_another_process"]),
+        Mutant::IndexReusedUnanswered => accelerator(&["an_outstanding_index_is_not_taken_again"]),
+        Mutant::AllocationIgnored => accelerator(&["the_allocation_is_a_limit"]),
+        Mutant::SuccessRetriedForever => accelerator(&["success_that_never_comes_true_ends"]),
+        Mutant::InvalidIsNotNarrowed => accelerator(&["a_page_that_is_asked_for_ahead"]),
 
-        Mutant::FenceIgnored | Mutant::DrainIgnored => device(&["a_fence_starts_after"]),
-        Mutant::DrainCommandIgnored => device(&["drain_ends_when_what_was_there"]),
+        Mutant::FenceIgnored | Mutant::DrainIgnored => accelerator(&["a_fence_starts_after"]),
+        Mutant::DrainCommandIgnored => accelerator(&["drain_ends_when_what_was_there"]),
         Mutant::BytesDoneOffByOne | Mutant::OverlapUnchecked => DEVICE_MODEL,
-        Mutant::CompletionBeforeData => device(&["fill_keeps_its_phase"]),
-        Mutant::ParkCountsDescriptorTwice => device(&["a_user_queue_waits_for_its_rings"]),
-        Mutant::CompletionRingOverrun => device(&["a_full_completion_ring"]),
-        Mutant::ResetKeepsQueues => device(&["reset_leaves_nothing"]),
+        Mutant::CompletionBeforeData => accelerator(&["fill_keeps_its_phase"]),
+        Mutant::ParkCountsDescriptorTwice => accelerator(&["a_user_queue_waits_for_its_rings"]),
+        Mutant::CompletionRingOverrun => accelerator(&["a_full_completion_ring"]),
+        Mutant::ResetKeepsQueues => accelerator(&["reset_leaves_nothing"]),
 
         Mutant::UnmapKeepsRegion | Mutant::RegionOverlapUnchecked => memory(&["agrees_with_the_naive_model"]),
         Mutant::ReadOnlyRegionWritten => memory(&["rights_are_the_regions_own"]),

@@ -41,7 +41,7 @@ enum Way {
 
 /// A ring of two entries, its doorbell page and its engine.
 struct World<P: Primitives, W> {
-    side: EngineSide<P>,
+    side: EngineSide<(), P>,
     tail: W,
     armed: W,
     ring: [UnsafeCell<u32>; 2],
@@ -129,7 +129,7 @@ fn submissions<const LACKS: u8, const FENCE: bool, const ORDERED: bool>(
     check(preemptions, move || {
         let word = || LoomWord::<FENCE, ORDERED>(loom::sync::atomic::AtomicU32::new(0));
         let world = Arc::new(World {
-            side: EngineSide::<Loom<LACKS>>::new(1),
+            side: EngineSide::<(), Loom<LACKS>>::new(()),
             tail: word(),
             armed: word(),
             ring: [UnsafeCell::new(0), UnsafeCell::new(0)],

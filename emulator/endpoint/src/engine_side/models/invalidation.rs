@@ -12,7 +12,7 @@ use crate::obligation::{Answer, Obligation};
 
 /// Engines, and a page that its owner takes back.
 struct World<P: Primitives> {
-    sides: Box<[EngineSide<P>]>,
+    sides: Box<[EngineSide<(), P>]>,
     /// The table entry that leads to `page` is gone. Relaxed, though in truth the unit's mutex orders it: the protocol does
     /// not need that.
     retired: AtomicBool,
@@ -26,7 +26,7 @@ struct World<P: Primitives> {
 impl<P: Primitives> World<P> {
     fn new(engines: usize) -> Arc<Self> {
         Arc::new(Self {
-            sides: (0..engines).map(|_| EngineSide::new(1)).collect(),
+            sides: (0..engines).map(|_| EngineSide::new(())).collect(),
             retired: AtomicBool::new(false),
             page: Memory::new(),
             answered: Event::new(),
@@ -35,7 +35,7 @@ impl<P: Primitives> World<P> {
     }
 
     /// What the guest's kernel and the unit do: change the table, invalidate, wait, and give the page to somebody else.
-    fn retire(&self, ask: impl FnOnce(&[EngineSide<P>]) -> InvalidateAck) {
+    fn retire(&self, ask: impl FnOnce(&[EngineSide<(), P>]) -> InvalidateAck) {
         self.retired.store(true, Ordering::Relaxed);
         if ask(&self.sides) == InvalidateAck::Pending {
             self.answered.wait();
@@ -43,16 +43,16 @@ impl<P: Primitives> World<P> {
         self.page.free();
     }
 
-    /// Puts a message that must be acted on, and wakes as `FunctionShared::post` does.
-    fn post(&self, engine: usize, put: impl FnOnce(&mut Mailbox<P>)) {
+    /// Puts a message that must be acted on, and wakes as `Endpoint::post` does.
+    fn post(&self, engine: usize, put: impl FnOnce(&mut Mailbox<(), P>)) {
         if !self.sides[engine].post(put) {
             self.wakes[engine].signal();
         }
     }
 }
 
-/// The one right way, as `FunctionShared::invalidate` has it.
-fn ask<P: Primitives>(sides: &[EngineSide<P>]) -> InvalidateAck {
+/// The one right way, as `Endpoint::invalidate` has it.
+fn ask<P: Primitives>(sides: &[EngineSide<(), P>]) -> InvalidateAck {
     invalidate(sides, Invalidation::ALL, Answer::Invalidate(InvalidateTag(1)))
 }
 
@@ -75,7 +75,7 @@ struct Engine<P: Primitives> {
     index: usize,
     way: Engines,
     presence: Presence,
-    taken: Mailbox<P>,
+    taken: Mailbox<(), P>,
     /// A cached translation to the page.
     cached: bool,
     /// The mailbox is to be emptied after the slice.
@@ -87,7 +87,7 @@ struct Engine<P: Primitives> {
 
 impl<P: Primitives> Engine<P> {
     fn new(world: &Arc<World<P>>, index: usize, way: Engines) -> Self {
-        let (presence, taken) = (Presence::default(), Mailbox::new(1));
+        let (presence, taken) = (Presence::default(), Mailbox::new(()));
         Self {
             world: Arc::clone(world),
             index,
@@ -166,7 +166,7 @@ impl<P: Primitives> Engine<P> {
 /// An engine works, sleeps, and works again when the page was taken back. Every interleaving.
 fn working_and_sleeping<const LACKS: u8>(
     way: Engines,
-    ask: impl FnOnce(&[EngineSide<Loom<LACKS>>]) -> InvalidateAck + Copy + Send + Sync + 'static,
+    ask: impl FnOnce(&[EngineSide<(), Loom<LACKS>>]) -> InvalidateAck + Copy + Send + Sync + 'static,
 ) -> usize {
     check(None, move || {
         let world = World::<Loom<LACKS>>::new(1);
@@ -242,7 +242,7 @@ fn a_poster_that_posts_before_its_message_is_in_place() {
         sides[0].mailbox.with(|mailbox| {
             mailbox.invalidate(Invalidation::ALL);
             if online {
-                mailbox.owed.push(own.share());
+                mailbox.due.push(own.share());
             }
         });
         if own.acknowledge().is_some() { InvalidateAck::Done } else { InvalidateAck::Pending }
@@ -256,7 +256,7 @@ fn a_poster_that_says_what_is_owed_without_the_mailbox_lock() {
         let own = Obligation::new(Answer::Invalidate(InvalidateTag(1)));
         if sides[0].post(|mailbox| mailbox.invalidate(Invalidation::ALL)) {
             let share = own.share();
-            sides[0].mailbox.with(|mailbox| mailbox.owed.push(share));
+            sides[0].mailbox.with(|mailbox| mailbox.due.push(share));
         }
         if own.acknowledge().is_some() { InvalidateAck::Done } else { InvalidateAck::Pending }
     });

@@ -1,10 +1,10 @@
 //! Waiting for a page: what a parked descriptor or a parked ring access keeps, and what it may still try.
 use svadev_fabric::ResponseCode;
 use svadev_mutation::mutant;
-use svadev_spec::device::Code;
 
+use crate::address::Target;
+use crate::failure::Failure;
 use crate::page_request::Group;
-use crate::requester::Target;
 
 /// How often in a row a page may at least be *served* and yet not be there, with no byte of progress in between.
 ///
@@ -12,25 +12,25 @@ use crate::requester::Target;
 /// dropped by MADV_DONTNEED, or its rights taken back by fork. A program that drops a page in a loop can win that race any
 /// number of times on a busy machine, so the count alone is no reason to fail: the time for page requests must be over
 /// as well (L7). Tables that never show what the kernel says they do would otherwise keep a descriptor going for ever.
-pub(crate) const PATIENCE: u8 = 16;
+pub const PATIENCE: u8 = 16;
 
 /// What a piece of work has gone through since it last made progress.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Patience {
+pub struct Patience {
     /// *Success* responses with no progress after them.
-    pub(crate) successes: u8,
+    pub successes: u8,
     /// When the first fault since then was.
-    pub(crate) faulting_since_ns: Option<u64>,
+    pub faulting_since_ns: Option<u64>,
     /// Ask for the needed page alone. Set for good once a group was *invalid*: a page further on may not exist, and the
     /// work must then fail only when it gets there.
-    pub(crate) narrow: bool,
+    pub narrow: bool,
     /// When the IOMMU first dropped a request of this access, if it has accepted none since.
-    pub(crate) dropped_since_ns: Option<u64>,
+    pub dropped_since_ns: Option<u64>,
 }
 
 impl Patience {
     /// Something was done.
-    pub(crate) fn progress(&mut self) {
+    pub fn progress(&mut self) {
         self.successes = 0;
         self.faulting_since_ns = None;
         self.dropped_since_ns = None;
@@ -39,7 +39,7 @@ impl Patience {
 
 /// What a wait is for.
 #[derive(Debug)]
-pub(crate) enum WaitFor {
+pub enum WaitFor {
     /// A page group response.
     Response(Group),
     /// Room in the page request allocation.
@@ -54,25 +54,27 @@ pub(crate) enum WaitFor {
 
 /// A parked access.
 #[derive(Debug)]
-pub(crate) struct Wait {
-    pub(crate) target: Target,
-    pub(crate) reason: WaitFor,
+pub struct Wait {
+    /// What is waited for.
+    pub target: Target,
+    /// Why.
+    pub reason: WaitFor,
     /// When it fails.
-    pub(crate) deadline_ns: u64,
+    pub deadline_ns: u64,
 }
 
 /// What becomes of work when its wait is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Resume {
+pub enum Resume {
     /// Try the access again.
     Retry,
     /// Give up, with this code and the target's address.
-    Fail(Code),
+    Fail(Failure),
 }
 
 impl Patience {
     /// A response to a group of `pages` came (PCIe 6.0 §10.4.2.1).
-    pub(crate) fn response(&mut self, code: ResponseCode, pages: u16) -> Resume {
+    pub fn response(&mut self, code: ResponseCode, pages: u16) -> Resume {
         match code {
             ResponseCode::Success => {
                 self.successes = self.successes.saturating_add(1);
@@ -82,8 +84,8 @@ impl Patience {
                 self.narrow = true;
                 Resume::Retry
             }
-            ResponseCode::InvalidRequest => Resume::Fail(Code::PageFault),
-            ResponseCode::Failure => Resume::Fail(Code::PageRequestFailed),
+            ResponseCode::InvalidRequest => Resume::Fail(Failure::PageFault),
+            ResponseCode::Failure => Resume::Fail(Failure::PageRequestFailed),
         }
     }
 }
@@ -97,8 +99,8 @@ mod tests {
         let mut patience = Patience::default();
         assert_eq!(patience.response(ResponseCode::InvalidRequest, 8), Resume::Retry);
         assert!(patience.narrow);
-        assert_eq!(patience.response(ResponseCode::InvalidRequest, 1), Resume::Fail(Code::PageFault));
-        assert_eq!(Patience::default().response(ResponseCode::InvalidRequest, 1), Resume::Fail(Code::PageFault));
-        assert_eq!(Patience::default().response(ResponseCode::Failure, 8), Resume::Fail(Code::PageRequestFailed));
+        assert_eq!(patience.response(ResponseCode::InvalidRequest, 1), Resume::Fail(Failure::PageFault));
+        assert_eq!(Patience::default().response(ResponseCode::InvalidRequest, 1), Resume::Fail(Failure::PageFault));
+        assert_eq!(Patience::default().response(ResponseCode::Failure, 8), Resume::Fail(Failure::PageRequestFailed));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
 /// One family of primitives. [`Std`] is the one that products use.
-pub(crate) trait Primitives: Debug + Send + Sync + 'static {
+pub trait Primitives: Debug + Send + Sync + 'static {
     /// A boolean.
     type Flag: Flag;
     /// A number that only ever counts up or down by one.
@@ -18,7 +18,7 @@ pub(crate) trait Primitives: Debug + Send + Sync + 'static {
 
 /// The fences of [`Handshake`](crate::handshake::Handshake).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fence {
+pub enum Fence {
     /// Between *posted* and the look at *online*.
     Post,
     /// Between *online* and the look at *posted*.
@@ -28,7 +28,7 @@ pub(crate) enum Fence {
 }
 
 /// An atomic boolean; see [`AtomicBool`].
-pub(crate) trait Flag: Debug + Send + Sync {
+pub trait Flag: Debug + Send + Sync {
     /// With this value.
     fn new(value: bool) -> Self;
     /// Atomic load.
@@ -40,7 +40,7 @@ pub(crate) trait Flag: Debug + Send + Sync {
 }
 
 /// An atomic counter; see [`AtomicUsize`].
-pub(crate) trait Count: Debug + Send + Sync {
+pub trait Count: Debug + Send + Sync {
     /// With this value.
     fn new(value: usize) -> Self;
     /// One more; what it was.
@@ -50,7 +50,7 @@ pub(crate) trait Count: Debug + Send + Sync {
 }
 
 /// Mutual exclusion; see [`Mutex`].
-pub(crate) trait Lock<T>: Debug + Send + Sync {
+pub trait Lock<T>: Debug + Send + Sync {
     /// Around this value.
     fn new(value: T) -> Self;
     /// Calls `f` with the lock held.
@@ -59,7 +59,7 @@ pub(crate) trait Lock<T>: Debug + Send + Sync {
 
 /// The standard library's.
 #[derive(Debug)]
-pub(crate) struct Std;
+pub struct Std;
 
 impl Primitives for Std {
     type Flag = AtomicBool;

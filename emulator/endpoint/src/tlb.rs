@@ -9,11 +9,11 @@ use std::ptr::NonNull;
 use svadev_fabric::{InvalidateRange, Iova, Pasid};
 use svadev_mutation::mutant;
 
+use crate::address::Target;
 use crate::mailbox::Invalidation;
-use crate::requester::Target;
 
 /// Page sizes the TLB knows, smallest first.
-pub(crate) const SIZES_LOG2: [u8; 3] = [12, 21, 30];
+pub const SIZES_LOG2: [u8; 3] = [12, 21, 30];
 const WAYS: usize = 4;
 
 /// The address space of a request, as a number: a PASID, or this for requests without one.

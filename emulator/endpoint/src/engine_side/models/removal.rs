@@ -15,13 +15,15 @@ use svadev_memory::{
 };
 
 use super::*;
-use crate::DoorbellPages;
-use crate::copy::Slice;
+use crate::address::Target;
+use crate::device::{On, Ports};
+use crate::endpoint::{Endpoint, EndpointSettings};
 use crate::engine_side::{EngineSide, Presence, invalidate};
+use crate::gate::Gate;
 use crate::mailbox::{Invalidation, Mailbox};
 use crate::obligation::Answer;
-use crate::requester::{Requester, Target};
-use crate::shared::{FunctionPorts, FunctionSettings, FunctionShared, Gate};
+use crate::requester::Requester;
+use crate::span::Slice;
 
 /// Where the region is, for the guest.
 const GPA: GuestAddress = GuestAddress(0x10_0000);
@@ -111,14 +113,9 @@ impl Upstream for Identity {
 /// Ports of a function of which only settings and counters are used.
 struct Nowhere;
 
-impl FunctionPorts for Nowhere {
-    fn interrupt_pending(&self, _vector: u16) -> bool {
-        false
-    }
-    fn interrupt(&self, _: u16) {}
+impl Ports for Nowhere {
     fn wake(&self, _: usize) {}
     fn memory_released(&self, _: u64) {}
-    fn reset_done(&self) {}
 }
 
 /// What the remover may get wrong.
@@ -134,7 +131,7 @@ enum Remover {
 }
 
 struct World<P: Primitives> {
-    sides: [EngineSide<P>; 1],
+    sides: [EngineSide<(), P>; 1],
     memory: Arc<StaleMemory>,
     /// The region's host memory.
     host: Memory,
@@ -144,7 +141,7 @@ struct World<P: Primitives> {
 }
 
 impl<P: Primitives> World<P> {
-    /// `FunctionPorts::memory_released`: the host memory goes.
+    /// `Ports::memory_released`: the host memory goes.
     fn release(&self) {
         if let Some(retired) = self.held.lock().unwrap().take() {
             assert_eq!(retired.bytes(), PAGE_SIZE as u64);
@@ -192,14 +189,14 @@ impl<P: Primitives> World<P> {
 struct Engine<P: Primitives> {
     world: Arc<World<P>>,
     presence: Presence,
-    taken: Mailbox<P>,
-    requester: Requester<StaleMemory, Identity>,
+    taken: Mailbox<(), P>,
+    requester: Requester<On<StaleMemory, Identity>>,
 }
 
 impl<P: Primitives> Engine<P> {
-    fn new(world: &Arc<World<P>>, shared: &Arc<FunctionShared>) -> Self {
-        let requester = Requester::new(0, Arc::clone(shared), Arc::clone(&world.memory), Arc::new(Identity));
-        Self { world: Arc::clone(world), presence: Presence::default(), taken: Mailbox::new(1), requester }
+    fn new(world: &Arc<World<P>>, shared: &Endpoint<()>) -> Self {
+        let requester = Requester::new(0, shared, Arc::clone(&world.memory), Arc::new(Identity));
+        Self { world: Arc::clone(world), presence: Presence::default(), taken: Mailbox::new(()), requester }
     }
 
     fn empty(&mut self) {
@@ -218,7 +215,8 @@ impl<P: Primitives> Engine<P> {
         if if self.presence.is_online() { self.presence.look(side) } else { self.presence.arrive(side) } {
             self.empty();
         }
-        let slice = Slice::begin(Gate { bus_master: true, ats: true, pasid: true });
+        // SAFETY: the mailbox was emptied above where something was posted.
+        let slice = unsafe { Slice::begin(Gate { bus_master: true, ats: true, pasid: true }) };
         let target = Target { space: None, iova: GPA.0, write: false };
         if let Ok(span) = self.requester.access(&slice, target) {
             self.world.host.access();
@@ -251,11 +249,18 @@ fn file() -> OwnedFd {
 fn removal<const LACKS: u8>(way: Remover) -> usize {
     let file = file();
     // Settings and counters only. Outside, since it is too large for the stacks that loom makes.
-    let settings = FunctionSettings { queues: 1, vectors: 1, tlb_entries: 1, ..FunctionSettings::new(Bdf(8)) };
-    let shared = Arc::new(FunctionShared::new(settings, Arc::new(Nowhere), DoorbellPages::anonymous(1)));
+    let settings = EndpointSettings {
+        bdf: Bdf(8),
+        engines: 1,
+        tlb_entries: 1,
+        group_pages: 32,
+        page_request_timeout_ns: 10_000_000_000,
+        audit: false,
+    };
+    let shared = Arc::new(Endpoint::new(settings, Box::new(Nowhere), || ()));
     check(None, move || {
         let world = Arc::new(World {
-            sides: [EngineSide::<Loom<LACKS>>::new(1)],
+            sides: [EngineSide::<(), Loom<LACKS>>::new(())],
             memory: Arc::new(StaleMemory::new(&file)),
             host: Memory::new(),
             held: Mutex::new(None),

@@ -7,6 +7,7 @@
 //! - An engine whose thread sleeps has seen every doorbell that was rung without a wake.
 use svadev_fabric::InvalidateAck;
 
+use crate::device::Mail;
 use crate::handshake::Handshake;
 use crate::mailbox::{Invalidation, Mailbox};
 use crate::obligation::{Answer, Obligation};
@@ -17,22 +18,22 @@ mod models;
 
 /// One engine's mailbox, and the handshake that says whether the engine must be waited for.
 #[derive(Debug)]
-pub(crate) struct EngineSide<P: Primitives = Std> {
+pub struct EngineSide<D: Mail, P: Primitives = Std> {
     handshake: Handshake<P>,
     /// Lock order: the IOMMU's lock, then this; nothing is taken or called under it.
-    mailbox: P::Lock<Mailbox<P>>,
+    mailbox: P::Lock<Mailbox<D, P>>,
 }
 
-impl<P: Primitives> EngineSide<P> {
-    /// Of an engine with queues numbered below `queues`, which has not arrived yet.
-    pub(crate) fn new(queues: usize) -> Self {
-        Self { handshake: Handshake::new(), mailbox: P::Lock::new(Mailbox::new(queues)) }
+impl<D: Mail, P: Primitives> EngineSide<D, P> {
+    /// Of an engine that has not arrived yet; `mail` is the device's part of its mailbox, empty.
+    pub fn new(mail: D) -> Self {
+        Self { handshake: Handshake::new(), mailbox: P::Lock::new(Mailbox::new(mail)) }
     }
 
     /// Puts something into the mailbox. Whether the engine is online, and so finds it by itself; an offline one finds it when
     /// it arrives, and is to be woken if it must act.
     #[must_use = "an engine that sleeps has to be woken for what it must act on"]
-    pub(crate) fn post(&self, put: impl FnOnce(&mut Mailbox<P>)) -> bool {
+    pub fn post(&self, put: impl FnOnce(&mut Mailbox<D, P>)) -> bool {
         self.mailbox.with(|mailbox| {
             put(mailbox);
             self.handshake.post()
@@ -40,26 +41,26 @@ impl<P: Primitives> EngineSide<P> {
     }
 
     /// Engine: moves everything into `taken`, which is empty.
-    pub(crate) fn take_into(&self, taken: &mut Mailbox<P>) {
+    pub fn take_into(&self, taken: &mut Mailbox<D, P>) {
         self.mailbox.with(|mailbox| mailbox.take_into(taken));
     }
 }
 
 /// Tells every engine to drop translations. `Done`: none is in use; `Pending`: the engine that is last to acknowledge gets
 /// `answer` to give.
-pub(crate) fn invalidate<P: Primitives>(
-    sides: &[EngineSide<P>],
+pub(crate) fn invalidate<D: Mail, P: Primitives>(
+    sides: &[EngineSide<D, P>],
     invalidation: Invalidation,
-    answer: Answer,
+    answer: Answer<D::Answer>,
 ) -> InvalidateAck {
-    let mut own: Option<Obligation<P>> = None;
+    let mut own: Option<Obligation<D::Answer, P>> = None;
     for side in sides {
         side.mailbox.with(|mailbox| {
             mailbox.invalidate(invalidation);
             // Under the mailbox lock: an engine that goes offline after this looks into the mailbox again, and finds the
             // obligation there. An offline one is not woken: it empties its mailbox before it uses a translation.
             if side.handshake.post() {
-                mailbox.owed.push(own.get_or_insert_with(|| Obligation::new(answer)).share());
+                mailbox.due.push(own.get_or_insert_with(|| Obligation::new(answer)).share());
             }
         });
     }
@@ -72,26 +73,26 @@ pub(crate) fn invalidate<P: Primitives>(
 /// The engine's own word on whether it is online. Where a method says that the mailbox must be emptied, it is emptied with
 /// [`EngineSide::take_into`] and [`Mailbox::carry_out`] before a translation is used.
 #[derive(Debug, Default)]
-pub(crate) struct Presence {
+pub struct Presence {
     online: bool,
 }
 
 impl Presence {
     /// Whether translations may be in use.
-    pub(crate) fn is_online(&self) -> bool {
+    pub fn is_online(&self) -> bool {
         self.online
     }
 
     /// Goes online. Whether the mailbox must be emptied.
     #[must_use = "a posted message must be taken before a translation is used"]
-    pub(crate) fn arrive<P: Primitives>(&mut self, side: &EngineSide<P>) -> bool {
+    pub fn arrive<D: Mail, P: Primitives>(&mut self, side: &EngineSide<D, P>) -> bool {
         self.online = true;
         side.handshake.go_online()
     }
 
     /// Between two slices, online: whether the mailbox must be emptied. One load if not.
     #[must_use = "a poster waits for what it posted"]
-    pub(crate) fn look<P: Primitives>(&self, side: &EngineSide<P>) -> bool {
+    pub fn look<D: Mail, P: Primitives>(&self, side: &EngineSide<D, P>) -> bool {
         debug_assert!(self.online, "an engine that is offline arrives first");
         side.handshake.take()
     }
@@ -102,9 +103,9 @@ impl Presence {
     /// Software stores its word, then a full fence, then loads `ARMED` ([`svadev_spec::doorbell`]); here `ARMED` is stored,
     /// then a full fence, then the words are loaded: at least one of the two sees the other.
     #[must_use = "who must not sleep arrives again"]
-    pub(crate) fn rest<P: Primitives>(
+    pub fn rest<D: Mail, P: Primitives>(
         &mut self,
-        side: &EngineSide<P>,
+        side: &EngineSide<D, P>,
         arm: impl FnOnce(),
         rung: impl FnOnce() -> bool,
     ) -> bool {
@@ -116,7 +117,7 @@ impl Presence {
 
     /// Goes offline for good. `empty` empties the mailbox and uses nothing any more; it is called until no poster can be
     /// waiting.
-    pub(crate) fn leave<P: Primitives>(&mut self, side: &EngineSide<P>, mut empty: impl FnMut()) {
+    pub fn leave<D: Mail, P: Primitives>(&mut self, side: &EngineSide<D, P>, mut empty: impl FnMut()) {
         self.online = false;
         loop {
             empty();

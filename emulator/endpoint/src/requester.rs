@@ -4,40 +4,27 @@ use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use svadev_fabric::{
-    Access, Bdf, CachedUse, Gpa, InvalidateRange, Iova, Pasid, Translation, TranslationRequest, Upstream,
-};
+use svadev_fabric::{Bdf, CachedUse, Gpa, InvalidateRange, Iova, Pasid, Translation, TranslationRequest, Upstream};
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_mutation::mutant;
 
-use crate::copy::{Slice, Span};
+use crate::address::Target;
+use crate::counters::EngineCounters;
+use crate::device::{Mail, Platform};
+use crate::endpoint::Endpoint;
 use crate::mailbox::Invalidation;
-use crate::shared::FunctionShared;
+use crate::span::{Slice, Span};
 use crate::tlb::{DeviceTlb, Rights, SIZES_LOG2};
 
 /// Why an address leads nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub enum Refusal {
     /// Address translation is off, or the IOMMU refused the request itself: nothing is bound there.
     Blocked,
     /// No translation, or one without the right that is needed: the page may be asked for.
     NotPresent,
     /// The translation leads to no memory, or to memory that forbids the access.
     NoMemory,
-}
-
-/// An address that a piece of work needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    pub(crate) space: Option<Pasid>,
-    pub(crate) iova: u64,
-    pub(crate) write: bool,
-}
-
-impl Target {
-    pub(crate) fn access(&self) -> Access {
-        if self.write { Access::WRITE } else { Access::READ }
-    }
 }
 
 /// A window of guest memory that a translation leads to.
@@ -49,45 +36,53 @@ struct Placed {
     rights: Rights,
 }
 
-/// One engine's requester. `M` is guest memory, `U` the IOMMU.
-pub(crate) struct Requester<M: ?Sized, U: ?Sized> {
+/// One engine's requester.
+pub struct Requester<P: Platform> {
     bdf: Bdf,
-    engine: usize,
     tlb: DeviceTlb,
     /// Only when uses are audited.
     given: Option<Box<Given>>,
-    memory: Arc<M>,
-    upstream: Arc<U>,
-    shared: Arc<FunctionShared>,
+    memory: Arc<P::Memory>,
+    upstream: Arc<P::Upstream>,
+    counters: Arc<EngineCounters>,
 }
 
-// SAFETY: the host pointers in the TLB are addresses of shared mappings, valid from any thread; `M`, `U` and `shared` are
-// `Send + Sync` by the bounds and may be moved in their Arcs.
-unsafe impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Send for Requester<M, U> {}
+// SAFETY: the host pointers in the TLB are addresses of shared mappings, valid from any thread; memory, upstream
+// and counters are `Send + Sync` by the bounds and may be moved in their Arcs.
+unsafe impl<P: Platform> Send for Requester<P> {}
 
-impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
-    pub(crate) fn new(engine: usize, shared: Arc<FunctionShared>, memory: Arc<M>, upstream: Arc<U>) -> Self {
-        let settings = shared.settings();
+impl<P: Platform> Requester<P> {
+    /// The requester of an endpoint's engine.
+    pub fn new<D: Mail>(
+        engine: usize,
+        endpoint: &Endpoint<D>,
+        memory: Arc<P::Memory>,
+        upstream: Arc<P::Upstream>,
+    ) -> Self {
+        let settings = endpoint.settings();
         let tlb = DeviceTlb::new(settings.tlb_entries);
         let given = settings.audit.then(|| Box::new(Given::new(settings.tlb_entries)));
-        Self { bdf: settings.bdf, engine, tlb, given, memory, upstream, shared }
+        Self { bdf: settings.bdf, tlb, given, memory, upstream, counters: Arc::clone(endpoint.engine_counters(engine)) }
     }
 
-    pub(crate) fn upstream(&self) -> &U {
+    /// The IOMMU in front of it.
+    pub fn upstream(&self) -> &P::Upstream {
         &self.upstream
     }
 
-    pub(crate) fn bdf(&self) -> Bdf {
+    /// The requester ID.
+    pub fn bdf(&self) -> Bdf {
         self.bdf
     }
 
-    pub(crate) fn invalidate(&mut self, invalidation: Invalidation) {
+    /// Drops translations from the device TLB.
+    pub fn invalidate(&mut self, invalidation: Invalidation) {
         self.tlb.invalidate(invalidation);
     }
 
     /// Forgets the translations of some bytes, at most 64 KiB and not across a multiple of it. What a slice holds stays good
     /// for the slice: the translations are as valid as before.
-    pub(crate) fn drop_range(&mut self, space: Option<Pasid>, iova: u64, len: u64) {
+    pub fn drop_range(&mut self, space: Option<Pasid>, iova: u64, len: u64) {
         debug_assert!((1..=64 << 10).contains(&len));
         let first = iova >> SIZES_LOG2[0];
         for page in first..=(iova + (len - 1)) >> SIZES_LOG2[0] {
@@ -98,7 +93,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
 
     /// The memory at an address, to the end of its page. A cached translation without the needed right is asked for again:
     /// software may raise rights in a table without invalidating, so that only asking tells.
-    pub(crate) fn access<'s>(&mut self, slice: &'s Slice, target: Target) -> Result<Span<'s>, Refusal> {
+    pub fn access<'s>(&mut self, slice: &'s Slice, target: Target) -> Result<Span<'s>, Refusal> {
         if !slice.gate.allows(target.space) {
             return Err(Refusal::Blocked);
         }
@@ -117,14 +112,14 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
 
     /// The page around an address, where the device TLB has its translation: its first address, and all of it.
     #[inline]
-    pub(crate) fn cached_page<'s>(&self, slice: &'s Slice, target: Target) -> Option<(u64, Span<'s>)> {
+    pub fn cached_page<'s>(&self, slice: &'s Slice, target: Target) -> Option<(u64, Span<'s>)> {
         if !slice.gate.allows(target.space) {
             return None;
         }
         let hit = self.tlb.lookup(target.space, target.iova)?;
         let placed = Placed { host: hit.host, size_log2: hit.size_log2, rights: hit.rights };
         placed.rights.allow(target).then(|| {
-            self.shared.engine_counters(self.engine).tlb_hits.add(1);
+            self.counters.tlb_hits.add(1);
             if self.given.is_some() {
                 self.audit_use(target, hit.size_log2);
             }
@@ -133,7 +128,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
     }
 
     /// Whether every use of a translation is to be told to the IOMMU.
-    pub(crate) fn is_audited(&self) -> bool {
+    pub fn is_audited(&self) -> bool {
         self.given.is_some()
     }
 
@@ -150,8 +145,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
 
     /// Asks the IOMMU, and keeps the answer where that is allowed.
     fn translate<'s>(&mut self, slice: &'s Slice, target: Target) -> Result<Span<'s>, Refusal> {
-        let counters = self.shared.engine_counters(self.engine);
-        counters.translations.add(1);
+        self.counters.translations.add(1);
         let request = TranslationRequest {
             requester: self.bdf,
             pasid: target.space,
@@ -161,7 +155,7 @@ impl<M: GuestMemory + ?Sized, U: Upstream + ?Sized> Requester<M, U> {
         // PCIe 6.0 §10.2.3: UR and CA end the request; there is no page to ask for.
         let translation = self.upstream.translate(request).map_err(|_| Refusal::Blocked)?;
         if !translation.access.allows(target.access()) {
-            counters.not_present.add(1);
+            self.counters.not_present.add(1);
             return Err(Refusal::NotPresent);
         }
         let placed = self.place(target, translation)?;

@@ -12,7 +12,7 @@ use svadev_mutation::mutant;
 /// once, through [`PrgTable::collect`], [`PrgTable::abandon`] or [`PrgTable::unsent`].
 #[derive(Debug)]
 #[must_use = "the index stays taken until the group goes back to the table"]
-pub(crate) struct Group {
+pub struct Group {
     index: PrgIndex,
     pages: u16,
     returned: bool,
@@ -20,11 +20,11 @@ pub(crate) struct Group {
 
 impl Group {
     /// Its index.
-    pub(crate) fn index(&self) -> PrgIndex {
+    pub fn index(&self) -> PrgIndex {
         self.index
     }
     /// How many page requests it may hold.
-    pub(crate) fn pages(&self) -> u16 {
+    pub fn pages(&self) -> u16 {
         self.pages
     }
     fn give_back(mut self) -> usize {
@@ -41,7 +41,7 @@ impl Drop for Group {
 
 /// Why no group could be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoGroup {
+pub enum NoGroup {
     /// Software has not enabled page requests (PCIe 6.0 §10.5.2.2).
     Disabled,
     /// A *response failure* stopped the interface until software enables it again (PCIe 6.0 §10.4.2.1).
@@ -52,13 +52,13 @@ pub(crate) enum NoGroup {
 
 /// What happened since the PRI status register was last shown (PCIe 6.0 §10.5.2.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PriStatus {
+pub struct PriStatus {
     /// A *response failure* was received (*RF*).
-    pub(crate) response_failure: bool,
+    pub response_failure: bool,
     /// A response came for a group that is not outstanding (*UPRGI*).
-    pub(crate) unexpected_index: bool,
+    pub unexpected_index: bool,
     /// No page request is outstanding now (*Stopped*, once the interface is disabled).
-    pub(crate) idle: bool,
+    pub idle: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,12 +101,13 @@ struct Inner {
 
 /// The table. Its lock is taken after the IOMMU's and before a mailbox's (the `wake` arguments), and never waited under.
 #[derive(Debug)]
-pub(crate) struct PrgTable {
+pub struct PrgTable {
     inner: Mutex<Inner>,
 }
 
 impl PrgTable {
-    pub(crate) fn new(engines: usize) -> Self {
+    /// An empty table; nothing may be sent yet.
+    pub fn new(engines: usize) -> Self {
         let free = Entry { state: State::Free, engine: 0, pasid: None, pages: 0 };
         Self {
             inner: Mutex::new(Inner {
@@ -130,7 +131,7 @@ impl PrgTable {
 
     /// The PRI control registers changed. Enabling (0 → 1) clears what a failure left (PCIe 6.0 §10.4.2.1).
     /// Calls `wake` for each engine whose line may move.
-    pub(crate) fn configure(&self, enabled: bool, allocation: u32, wake: impl FnMut(usize)) {
+    pub fn configure(&self, enabled: bool, allocation: u32, wake: impl FnMut(usize)) {
         let mut inner = self.lock();
         if enabled && !inner.enabled {
             inner.stopped = false;
@@ -141,7 +142,7 @@ impl PrgTable {
     }
 
     /// A group for at most `wanted` page requests; it may get fewer, at least one.
-    pub(crate) fn allocate(&self, engine: usize, pasid: Option<Pasid>, wanted: u16) -> Result<Group, NoGroup> {
+    pub fn allocate(&self, engine: usize, pasid: Option<Pasid>, wanted: u16) -> Result<Group, NoGroup> {
         debug_assert!(wanted > 0);
         let mut inner = self.lock();
         let inner = &mut *inner;
@@ -171,7 +172,7 @@ impl PrgTable {
 
     /// A response came. The engine to tell, if one waits for it. `stopped` work of a failure is found by the engines
     /// themselves when they next allocate.
-    pub(crate) fn answer(&self, response: PageGroupResponse, wake: impl FnMut(usize)) -> Option<usize> {
+    pub fn answer(&self, response: PageGroupResponse, wake: impl FnMut(usize)) -> Option<usize> {
         let mut inner = self.lock();
         let index = usize::from(response.prg_index.get());
         let entry = &mut inner.entries[index];
@@ -201,7 +202,7 @@ impl PrgTable {
     }
 
     /// Whether the group was answered, and how; then it is free again.
-    pub(crate) fn collect(&self, group: Group, wake: impl FnMut(usize)) -> Result<ResponseCode, Group> {
+    pub fn collect(&self, group: Group, wake: impl FnMut(usize)) -> Result<ResponseCode, Group> {
         let mut inner = self.lock();
         match inner.entries[usize::from(group.index.get())].state {
             State::Answered(code) => {
@@ -215,7 +216,7 @@ impl PrgTable {
     }
 
     /// Nobody waits for the group any more. Its index and its allocation stay taken until the response comes.
-    pub(crate) fn abandon(&self, group: Group, wake: impl FnMut(usize)) {
+    pub fn abandon(&self, group: Group, wake: impl FnMut(usize)) {
         let mut inner = self.lock();
         let index = group.give_back();
         match inner.entries[index].state {
@@ -230,7 +231,7 @@ impl PrgTable {
     }
 
     /// The IOMMU dropped the group's last request, so that no response will come: the group is free at once.
-    pub(crate) fn unsent(&self, group: Group, wake: impl FnMut(usize)) {
+    pub fn unsent(&self, group: Group, wake: impl FnMut(usize)) {
         let mut inner = self.lock();
         let index = group.give_back();
         inner.free(index);
@@ -239,7 +240,7 @@ impl PrgTable {
 
     /// PRI *Reset* (PCIe 6.0 §10.5.2.2), which software may ask for while page requests are disabled: what is outstanding is
     /// forgotten. Whoever waits is answered *failure*: `answered` is called with engine and index.
-    pub(crate) fn reset(&self, mut answered: impl FnMut(usize, usize)) {
+    pub fn reset(&self, mut answered: impl FnMut(usize, usize)) {
         let mut inner = self.lock();
         for index in 0..PrgIndex::COUNT {
             match inner.entries[index].state {
@@ -255,7 +256,7 @@ impl PrgTable {
 
     /// Whether a page request of the PASID is unanswered. If so, `engine` is told as it is told of free room: when
     /// something that nobody waits for was answered.
-    pub(crate) fn is_outstanding(&self, engine: usize, pasid: Pasid) -> bool {
+    pub fn is_outstanding(&self, engine: usize, pasid: Pasid) -> bool {
         let mut inner = self.lock();
         let unanswered = |e: &Entry| matches!(e.state, State::Waiting | State::Abandoned) && e.pasid == Some(pasid);
         let found = inner.entries.iter().any(unanswered);
@@ -264,7 +265,7 @@ impl PrgTable {
     }
 
     /// For the PRI status register: events are taken, since software clears them there.
-    pub(crate) fn take_status(&self) -> PriStatus {
+    pub fn take_status(&self) -> PriStatus {
         let mut inner = self.lock();
         let idle = inner.taken == 0;
         PriStatus { idle, ..std::mem::take(&mut inner.events) }

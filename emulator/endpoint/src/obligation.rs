@@ -1,4 +1,5 @@
 //! Answers that several engines owe together: given once, by the one that was last.
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -6,54 +7,51 @@ use svadev_fabric::InvalidateTag;
 
 use crate::sync::{Count, Primitives, Std};
 
-/// What is answered when every engine has done its part.
+/// What is answered when every engine has done its part. `A` is what the device itself answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub enum Answer<A> {
     /// An invalidation: `Upstream::invalidate_complete`.
     Invalidate(InvalidateTag),
-    /// A change of the memory map: `FunctionPorts::memory_released`.
+    /// A change of the memory map: [`Ports::memory_released`](crate::Ports::memory_released).
     Memory(u64),
-    /// A function reset: no longer busy, `FunctionPorts::reset_done`.
-    Reset,
-    /// CONTROL.enable 1 → 0: no longer busy.
-    Disable,
-    /// COMMAND: no longer busy.
-    Command,
+    /// Something that the device asked of all its engines.
+    Device(A),
 }
 
 #[derive(Debug)]
-struct Shared<P: Primitives> {
-    answer: Answer,
-    owed: P::Count,
+struct Shared<A, P: Primitives> {
+    answer: Answer<A>,
+    /// Parties that have not done their part.
+    open: P::Count,
 }
 
 /// One party's share of an [`Answer`]. A move-only value: it is acknowledged exactly once, and dropping it instead is a bug.
 #[derive(Debug)]
 #[must_use = "somebody waits for this"]
-pub(crate) struct Obligation<P: Primitives = Std>(Option<Arc<Shared<P>>>);
+pub struct Obligation<A: Debug, P: Primitives = Std>(Option<Arc<Shared<A, P>>>);
 
-impl<P: Primitives> Obligation<P> {
+impl<A: Copy + Debug, P: Primitives> Obligation<A, P> {
     /// The poster's own share. It keeps the answer open until it has asked everybody.
-    pub(crate) fn new(answer: Answer) -> Self {
-        Self(Some(Arc::new(Shared { answer, owed: P::Count::new(1) })))
+    pub fn new(answer: Answer<A>) -> Self {
+        Self(Some(Arc::new(Shared { answer, open: P::Count::new(1) })))
     }
 
     /// Another share of the same answer.
-    pub(crate) fn share(&self) -> Self {
+    pub fn share(&self) -> Self {
         let shared = self.0.as_ref().expect("only acknowledge empties it, and that consumes it");
-        shared.owed.increment(Ordering::Relaxed);
+        shared.open.increment(Ordering::Relaxed);
         Self(Some(Arc::clone(shared)))
     }
 
     /// This party has done its part. The answer, if it was the last one: the caller gives it, with no lock held.
-    pub(crate) fn acknowledge(mut self) -> Option<Answer> {
+    pub fn acknowledge(mut self) -> Option<Answer<A>> {
         let shared = self.0.take().expect("only acknowledge empties it, and that consumes it");
         // Release: what this party did before is seen by the last one (acquire), and so by whom it answers.
-        (shared.owed.decrement(Ordering::AcqRel) == 1).then_some(shared.answer)
+        (shared.open.decrement(Ordering::AcqRel) == 1).then_some(shared.answer)
     }
 }
 
-impl<P: Primitives> Drop for Obligation<P> {
+impl<A: Debug, P: Primitives> Drop for Obligation<A, P> {
     fn drop(&mut self) {
         debug_assert!(self.0.is_none() || std::thread::panicking(), "dropped without an answer: {:?}", self.0);
     }
@@ -65,7 +63,7 @@ mod tests {
 
     #[test]
     fn only_the_last_share_yields_the_answer() {
-        let own = Obligation::<Std>::new(Answer::Memory(7));
+        let own = Obligation::<(), Std>::new(Answer::Memory(7));
         let (a, b) = (own.share(), own.share());
         assert_eq!(a.acknowledge(), None);
         assert_eq!(own.acknowledge(), None);
@@ -76,6 +74,6 @@ mod tests {
     #[should_panic(expected = "dropped without an answer")]
     #[cfg(debug_assertions)]
     fn dropping_one_is_a_bug() {
-        drop(Obligation::<Std>::new(Answer::Reset));
+        drop(Obligation::<(), Std>::new(Answer::Device(())));
     }
 }

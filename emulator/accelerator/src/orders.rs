@@ -1,0 +1,104 @@
+//! What the accelerator mails to its engines: the device's part of a mailbox.
+use svadev_endpoint::{Mail, Obligation};
+use svadev_fabric::Pasid;
+use svadev_spec::device::MAX_QUEUES;
+
+use crate::queue_config::QueueConfig;
+
+/// What is over once every engine has acted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Done {
+    /// A function reset: no longer busy, `FunctionPorts::reset_done`.
+    Reset,
+    /// CONTROL.enable 1 → 0: no longer busy.
+    Disable,
+    /// COMMAND: no longer busy.
+    Command,
+}
+
+/// Changes of one queue that its engine has not taken: first the disable, then the enable.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct QueueChange {
+    /// 1 → 0 was written.
+    pub(crate) disable: bool,
+    /// 0 → 1 was written, after that.
+    pub(crate) enable: Option<QueueConfig>,
+}
+
+/// A command of the COMMAND register (`svadev_spec::device::command`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// ABORT_PASID.
+    Abort(Pasid),
+    /// DRAIN_PASID.
+    Drain(Pasid),
+}
+
+/// What one engine is told to do.
+#[derive(Debug)]
+pub(crate) struct Orders {
+    /// Unacknowledged resets. Everything else in the mailbox is newer: [`reset`](Self::reset) clears what came before.
+    pub(crate) resets: Vec<Obligation<Done>>,
+    /// Unacknowledged CONTROL.enable 1 → 0.
+    pub(crate) disables: Vec<Obligation<Done>>,
+    /// By queue number; this engine's queues only are ever set.
+    pub(crate) queues: Box<[QueueChange]>,
+    /// Some element of `queues` is set.
+    pub(crate) queues_changed: bool,
+    /// Bit n: the wake page of queue n was written.
+    pub(crate) rung: [u64; MAX_QUEUES as usize / 64],
+    /// Every doorbell is to be looked at: the function was enabled.
+    pub(crate) rung_all: bool,
+    /// The command in progress.
+    pub(crate) command: Option<(Command, Obligation<Done>)>,
+}
+
+impl Orders {
+    /// None, for queues numbered below `queues`.
+    pub(crate) fn new(queues: usize) -> Self {
+        Self {
+            resets: Vec::with_capacity(4),
+            disables: Vec::with_capacity(4),
+            queues: vec![QueueChange::default(); queues].into(),
+            queues_changed: false,
+            rung: [0; MAX_QUEUES as usize / 64],
+            rung_all: false,
+            command: None,
+        }
+    }
+
+    /// The wake page of a queue was written.
+    pub(crate) fn ring(&mut self, queue: usize) {
+        self.rung[queue / 64] |= 1 << (queue % 64);
+    }
+
+    /// A reset outdates the queue changes that came before it.
+    pub(crate) fn reset(&mut self, obligation: Obligation<Done>) {
+        self.queues.fill(QueueChange::default());
+        self.queues_changed = false;
+        self.resets.push(obligation);
+    }
+}
+
+impl Mail for Orders {
+    type Answer = Done;
+
+    fn is_empty(&self) -> bool {
+        self.resets.is_empty()
+            && self.disables.is_empty()
+            && !self.queues_changed
+            && self.rung == [0; MAX_QUEUES as usize / 64]
+            && !self.rung_all
+            && self.command.is_none()
+    }
+}
+
+impl Drop for Orders {
+    /// The engine and the function are gone: whoever waited is gone with them.
+    fn drop(&mut self) {
+        let command = self.command.take().map(|(_, obligation)| obligation);
+        for obligation in self.resets.drain(..).chain(self.disables.drain(..)).chain(command) {
+            let _nobody_hears = obligation.acknowledge();
+        }
+    }
+}

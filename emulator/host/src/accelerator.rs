@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use nix::errno::Errno;
 use svadev_accelerator::{Function, FunctionPorts, FunctionShared};
 use svadev_fabric::InvalidateAck;
-use svadev_memory::{MemoryMap, Retired};
 use svadev_pci::ConfigEffect;
 use svadev_spec::device::{BAR_DOORBELLS, DOORBELL_STRIDE};
 use svadev_spec::vfio_user::{irq, region};
@@ -16,28 +15,28 @@ use svadev_vfio_user::{
 };
 
 use crate::bus::Bus;
-use crate::dma_space::{self, Releases};
-use crate::engine_thread::Waker;
 use crate::events::{Events, HostEvent};
 use crate::link::Link;
+use crate::platform::{GuestMaps, Platform, Wake};
+use crate::releases::Releases;
 
 /// What the function's threads call: none of it blocks.
-pub(crate) struct Ports {
+pub(crate) struct Ports<P: Platform> {
     link: Arc<Link>,
-    wakers: Vec<Arc<Waker>>,
-    releases: Releases,
+    wakers: Vec<Arc<P::Waker>>,
+    releases: Releases<P::Maps>,
     /// Replies to resets, in the order in which they were asked for; engines finish them in that order.
     resets: Mutex<VecDeque<Option<ReplyToken>>>,
 }
 
-impl Ports {
+impl<P: Platform> Ports<P> {
     /// Ports of a function with these engines.
-    pub(crate) fn new(link: Arc<Link>, wakers: Vec<Arc<Waker>>) -> Self {
+    pub(crate) fn new(link: Arc<Link>, wakers: Vec<Arc<P::Waker>>) -> Self {
         Self { releases: Releases::new(link.sender.clone()), link, wakers, resets: Mutex::default() }
     }
 }
 
-impl FunctionPorts for Ports {
+impl<P: Platform> FunctionPorts for Ports<P> {
     fn interrupt(&self, vector: u16) {
         if self.link.can_master() {
             self.link.interrupts.raise(vector);
@@ -65,32 +64,32 @@ impl FunctionPorts for Ports {
 }
 
 /// The function, on its socket's thread.
-pub(crate) struct Accelerator {
+pub struct Accelerator<P: Platform> {
     function: Function,
-    ports: Arc<Ports>,
-    memory: Arc<MemoryMap>,
-    doorbells: OwnedFd,
+    ports: Arc<Ports<P>>,
+    maps: P::Maps,
+    doorbells: Option<OwnedFd>,
     doorbell_area: [SparseArea; 1],
     events: Events,
-    bus: Arc<Bus>,
+    bus: Arc<Bus<P>>,
     connected: bool,
 }
 
-impl Accelerator {
-    /// `doorbells` is the file behind the function's doorbell pages, `memory` its view of guest memory.
+impl<P: Platform> Accelerator<P> {
+    /// `doorbells` is the file behind the function's doorbell pages, `maps` changes its view of guest memory.
     pub(crate) fn new(
         function: Function,
-        ports: Arc<Ports>,
-        memory: Arc<MemoryMap>,
-        doorbells: OwnedFd,
+        ports: Arc<Ports<P>>,
+        maps: P::Maps,
+        doorbells: Option<OwnedFd>,
         events: Events,
-        bus: Arc<Bus>,
+        bus: Arc<Bus<P>>,
     ) -> Self {
         let size = u64::from(function.shared().settings().queues) * DOORBELL_STRIDE;
         Self {
             function,
             ports,
-            memory,
+            maps,
             doorbells,
             doorbell_area: [SparseArea { offset: 0, size }],
             events,
@@ -99,13 +98,18 @@ impl Accelerator {
         }
     }
 
+    /// The function itself, for those who look at its registers and configuration space.
+    pub fn function(&self) -> &Function {
+        &self.function
+    }
+
     /// What other threads may call of the function.
-    pub(crate) fn shared(&self) -> &Arc<FunctionShared> {
+    pub fn shared(&self) -> &Arc<FunctionShared> {
         self.function.shared()
     }
 
     /// Holds memory that left the map until the engines have let go of it.
-    fn release(&self, retired: Retired, reply: Option<ReplyToken>) -> InvalidateAck {
+    fn release(&self, retired: <P::Maps as GuestMaps>::Retired, reply: Option<ReplyToken>) -> InvalidateAck {
         // Held first: the engine's word may come before `memory_changed` returns.
         let token = self.ports.releases.hold(retired, reply);
         let ack = self.function.shared().memory_changed(token);
@@ -148,7 +152,7 @@ impl Accelerator {
     }
 }
 
-impl Device for Accelerator {
+impl<P: Platform> Device for Accelerator<P> {
     fn device_info(&self) -> DeviceInfo {
         DeviceInfo::pci(true)
     }
@@ -156,10 +160,11 @@ impl Device for Accelerator {
     fn region(&self, index: u32) -> RegionInfo<'_> {
         match index {
             region::CONFIG => RegionInfo::trapped(svadev_spec::pcie::CONFIG_SPACE_SIZE as u64),
-            BAR_DOORBELLS => RegionInfo {
-                mmap: Some(RegionMmap { fd: self.doorbells.as_fd(), offset: 0, areas: &self.doorbell_area }),
-                ..RegionInfo::trapped(self.function.bar_size(index))
-            },
+            BAR_DOORBELLS => {
+                let file = self.doorbells.as_ref();
+                let mmap = file.map(|file| RegionMmap { fd: file.as_fd(), offset: 0, areas: &self.doorbell_area });
+                RegionInfo { mmap, ..RegionInfo::trapped(self.function.bar_size(index)) }
+            }
             _ => match self.function.bar_size(index) {
                 0 => RegionInfo::ABSENT,
                 size => RegionInfo::trapped(size),
@@ -202,11 +207,11 @@ impl Device for Accelerator {
         if !std::mem::replace(&mut self.connected, true) {
             self.events.send(HostEvent::Connected(self.function.shared().bdf()));
         }
-        dma_space::map(&self.memory, map)
+        self.maps.map(map)
     }
 
     fn dma_unmap(&mut self, range: DmaUnmap, token: ReplyToken) -> UnmapReply {
-        match dma_space::unmap(&self.memory, range) {
+        match self.maps.unmap(range) {
             Err(errno) => UnmapReply::Done(Err(errno)),
             Ok(retired) => {
                 // Answered by `Releases` in either case.
@@ -225,7 +230,7 @@ impl Device for Accelerator {
     fn disconnected(&mut self) {
         self.start_reset(None);
         self.ports.link.interrupts.clear();
-        let _ = self.release(self.memory.unmap_all(), None);
+        let _ = self.release(self.maps.unmap_all(), None);
         self.connected = false;
         self.events.send(HostEvent::Disconnected(self.function.shared().bdf()));
     }

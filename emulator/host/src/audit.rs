@@ -6,13 +6,14 @@ use crate::audit_clock::AuditClock;
 use crate::bus::Bus;
 use crate::events::{Events, HostEvent};
 use crate::periodic::Periodic;
+use crate::platform::Platform;
 
 /// Pause between two slices.
 const PERIOD: Duration = Duration::from_millis(1);
 /// Entries a slice looks at in each cache: some 100 µs, for which engines and vCPUs may have to wait.
 const BUDGET: usize = 256;
 /// Starts the thread.
-pub(crate) fn start(bus: Arc<Bus>, clock: Arc<AuditClock>, events: Events) -> anyhow::Result<Periodic> {
+pub(crate) fn start<P: Platform>(bus: Arc<Bus<P>>, clock: Arc<AuditClock>, events: Events) -> anyhow::Result<Periodic> {
     let mut last = Instant::now();
     Periodic::start("audit", PERIOD, &events.clone(), move || {
         clock.advance(std::mem::replace(&mut last, Instant::now()).elapsed());

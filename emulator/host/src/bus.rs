@@ -7,10 +7,10 @@ use svadev_fabric::{
     PageRequest, PageRequestOutcome, Translation, TranslationRequest, Upstream,
 };
 use svadev_iommu::{AuditConfig, AuditCounters, Finding, Unit, UnitConfig};
-use svadev_memory::MemoryMap;
 
 use crate::audit_clock::AuditClock;
 use crate::link::Link;
+use crate::platform::{Platform, Tap};
 
 /// One accelerator function, as the unit reaches it.
 struct Port {
@@ -20,36 +20,38 @@ struct Port {
 }
 
 /// The unit, and what it can reach.
-pub(crate) struct Bus {
+pub struct Bus<P: Platform> {
     /// Taken first of all locks, by socket threads (registers) and engine threads (`Upstream`); held for a walk or a
     /// batch of descriptors, never across a wait (`docs/locking.md`).
-    unit: Mutex<Unit<Arc<MemoryMap>>>,
+    unit: Mutex<Unit<Arc<P::Memory>>>,
     /// The function whose BAR holds the unit's registers.
     iommu: Bdf,
     /// Set once, before any thread that could use it starts.
     ports: OnceLock<Ports>,
     /// Only with an auditor.
     audit_clock: Option<Arc<AuditClock>>,
+    tap: P::Tap,
 }
 
-impl std::fmt::Debug for Bus {
+impl<P: Platform> std::fmt::Debug for Bus<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Bus").field("iommu", &self.iommu).finish_non_exhaustive()
     }
 }
 
-/// What the unit reaches: its `Downstream`.
+/// The functions that the unit reaches.
 struct Ports(Vec<Port>);
 
-impl Bus {
+impl<P: Platform> Bus<P> {
     /// A bus with a unit and nobody on it. `iommu` is the function that carries the unit, `memory` that function's view of
     /// guest memory.
-    pub(crate) fn new(config: UnitConfig, iommu: Bdf, memory: Arc<MemoryMap>) -> Self {
-        Self { unit: Mutex::new(Unit::new(config, memory)), iommu, ports: OnceLock::new(), audit_clock: None }
+    pub(crate) fn new(config: UnitConfig, iommu: Bdf, memory: Arc<P::Memory>, tap: P::Tap) -> Self {
+        let unit = Mutex::new(Unit::new(config, memory));
+        Self { unit, iommu, ports: OnceLock::new(), audit_clock: None, tap }
     }
 
     /// The function that carries the unit.
-    pub(crate) fn iommu_bdf(&self) -> Bdf {
+    pub fn iommu_bdf(&self) -> Bdf {
         self.iommu
     }
 
@@ -60,47 +62,45 @@ impl Bus {
     }
 
     /// A guest's read of the unit's registers.
-    pub(crate) fn read_register(&self, offset: u64, data: &mut [u8]) {
-        self.unit().read_register(offset, data);
+    pub fn read_register(&self, offset: u64, data: &mut [u8]) {
+        self.inside(|unit, _| unit.read_register(offset, data));
     }
 
     /// A guest's write to the unit's registers.
-    pub(crate) fn write_register(&self, offset: u64, data: &[u8]) {
-        self.unit().write_register(offset, data, self.ports());
+    pub fn write_register(&self, offset: u64, data: &[u8]) {
+        self.inside(|unit, down| unit.write_register(offset, data, down));
     }
 
     /// A function's bus mastering was turned off. The VMM drops what interrupts were still on their way through it, and
     /// whoever waits for one would wait for ever: those whose cause is still pending are sent again, another way.
-    pub(crate) fn repeat_interrupts(&self) {
-        self.unit().repeat_interrupts(self.ports());
+    pub fn repeat_interrupts(&self) {
+        self.inside(|unit, down| unit.repeat_interrupts(down));
     }
 
     /// The unit as after power-on: its own function was reset, or the VMM is gone.
-    pub(crate) fn reset_unit(&self) {
+    pub fn reset_unit(&self) {
         self.unit().reset();
     }
 
     /// Waits until nobody is inside the unit, and lets it forget the map that it walked last. What left the map before the call is not
     /// used by the unit afterwards: it keeps no window beyond its mutex (L10).
-    pub(crate) fn unit_memory_changed(&self) {
+    pub fn unit_memory_changed(&self) {
         self.unit().memory_changed();
     }
 
     /// Gives up on the invalidations of a function that `overdue` finds among those that are outstanding (VT-d 4.1 §6.5.2.10).
-    pub(crate) fn give_up_on(
-        &self,
-        overdue: impl FnOnce(&mut dyn Iterator<Item = (InvalidateTag, Bdf)>) -> Option<Bdf>,
-    ) {
-        let mut unit = self.unit();
-        let late = overdue(&mut unit.outstanding_invalidations());
-        if let Some(function) = late {
-            tracing::warn!(%function, "a device-TLB invalidation is not acknowledged: the unit reports a time-out (FSTS.ITE)");
-            unit.invalidate_timed_out(function, self.ports());
-        }
+    pub fn give_up_on(&self, overdue: impl FnOnce(&mut dyn Iterator<Item = (InvalidateTag, Bdf)>) -> Option<Bdf>) {
+        self.inside(|unit, down| {
+            let late = overdue(&mut unit.outstanding_invalidations());
+            if let Some(function) = late {
+                tracing::warn!(%function, "a device-TLB invalidation is not acknowledged: the unit reports a time-out (FSTS.ITE)");
+                unit.invalidate_timed_out(function, down);
+            }
+        });
     }
 
     /// The unit's counters as they are now.
-    pub(crate) fn unit_counters(&self) -> svadev_iommu::Counters {
+    pub fn unit_counters(&self) -> svadev_iommu::Counters {
         self.unit().counters().clone()
     }
 
@@ -129,7 +129,7 @@ impl Bus {
         self.unit().audit_counters()
     }
 
-    fn unit(&self) -> MutexGuard<'_, Unit<Arc<MemoryMap>>> {
+    fn unit(&self) -> MutexGuard<'_, Unit<Arc<P::Memory>>> {
         let mut unit = self.unit.lock().expect("the unit does not panic on guest data: a holder that did is our bug");
         if let Some(clock) = &self.audit_clock {
             unit.audit_at(clock.now_ns());
@@ -137,22 +137,35 @@ impl Bus {
         unit
     }
 
+    /// Every call into the unit that may send something comes through here.
+    #[inline]
+    pub fn inside<T>(&self, call: impl FnOnce(&mut Unit<Arc<P::Memory>>, &Down<'_, P>) -> T) -> T {
+        let mut unit = self.unit();
+        self.tap.inside(&mut unit, |unit| call(unit, &Down(self)))
+    }
+
+    /// Who watches the messages.
+    pub fn tap(&self) -> &P::Tap {
+        &self.tap
+    }
+
     fn ports(&self) -> &Ports {
         self.ports.get().expect("connected before any thread starts")
     }
 }
 
-impl Upstream for Bus {
+impl<P: Platform> Upstream for Bus<P> {
     fn translate(&self, request: TranslationRequest) -> Result<Translation, AtsError> {
-        self.unit().translate(request, self.ports())
+        self.tap.translate(request, |request| self.inside(|unit, down| unit.translate(request, down)))
     }
 
     fn page_request(&self, request: PageRequest) -> PageRequestOutcome {
-        self.unit().page_request(request, self.ports())
+        self.tap.page_request(request, |request| self.inside(|unit, down| unit.page_request(request, down)))
     }
 
     fn invalidate_complete(&self, requester: Bdf, tag: InvalidateTag) {
-        self.unit().invalidate_complete(requester, tag, self.ports());
+        let next = |requester, tag| self.inside(|unit, down| unit.invalidate_complete(requester, tag, down));
+        self.tap.invalidate_complete(requester, tag, next);
     }
 
     fn audit_use(&self, used: CachedUse) {
@@ -167,25 +180,30 @@ impl Ports {
     }
 }
 
-impl Downstream for Ports {
+/// The unit's way to the functions, while its lock is held.
+pub struct Down<'a, P: Platform>(&'a Bus<P>);
+
+impl<P: Platform> Downstream for Down<'_, P> {
     fn invalidate(&self, to: Bdf, request: InvalidateRequest) -> InvalidateAck {
-        match self.find(to) {
-            Some(port) => port.shared.invalidate(request),
+        match self.0.ports().find(to) {
+            Some(port) => self.0.tap.invalidate(to, request, |request| port.shared.invalidate(request)),
             None => InvalidateAck::Done,
         }
     }
 
     fn page_group_response(&self, to: Bdf, response: PageGroupResponse) {
-        if let Some(port) = self.find(to) {
-            port.shared.page_group_response(response);
+        if let Some(port) = self.0.ports().find(to) {
+            self.0.tap.page_group_response(to, response, |response| port.shared.page_group_response(response));
         }
     }
 
     fn message_interrupt(&self, via: Option<Bdf>, msi: Msi) {
-        // A message interrupt is a memory write, so it needs a function whose bus mastering is on. The one whose traffic
-        // caused it has that; where there is none, any will do, since the guest sees only address and data.
-        let preferred = via.and_then(|bdf| self.find(bdf)).filter(|port| port.link.can_master());
-        let port = preferred.or_else(|| self.0.iter().find(|port| port.link.can_master()));
+        // A message interrupt is a memory write, so it needs a function whose bus mastering is on. If the function whose
+        // traffic caused it has that, it is sent there. Otherwise any will do: the guest sees only address and data.
+        let ports = self.0.ports();
+        let preferred = via.and_then(|bdf| ports.find(bdf)).filter(|port| port.link.can_master());
+        let port = preferred.or_else(|| ports.0.iter().find(|port| port.link.can_master()));
+        self.0.tap.message_interrupt(port.map(|port| port.bdf), msi);
         match port {
             Some(port) => port.link.message_interrupt(msi),
             None => tracing::debug!(?msi, "interrupt lost: no function behind the unit has bus mastering on"),

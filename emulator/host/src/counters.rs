@@ -7,6 +7,7 @@ use svadev_iommu::AuditCounters;
 use svadev_vfio_user::Sender;
 
 use crate::bus::Bus;
+use crate::threads::Threads;
 
 /// The counters of all parts of a host.
 #[derive(Clone, Debug, Serialize)]
@@ -35,7 +36,7 @@ pub struct FunctionCounters {
 /// Reads a host's counters, also from another thread and while the host runs.
 #[derive(Clone, Debug)]
 pub struct CounterSource {
-    pub(crate) bus: Arc<Bus>,
+    pub(crate) bus: Arc<Bus<Threads>>,
     pub(crate) functions: Vec<Arc<FunctionShared>>,
     pub(crate) senders: Vec<Sender>,
 }

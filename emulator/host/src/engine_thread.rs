@@ -11,13 +11,13 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
-use svadev_accelerator::{Engine, Progress};
-use svadev_memory::MemoryMap;
+use svadev_accelerator::Progress;
 
-use crate::bus::Bus;
 use crate::config::AcceleratorConfig;
 use crate::events::PanicWatch;
+use crate::machine::HostEngine;
 use crate::spin::Spin;
+use crate::threads::Threads;
 
 /// Monotonic time, in nanoseconds since the process started to care.
 #[derive(Clone, Copy, Debug)]
@@ -136,7 +136,7 @@ fn pin(cpu: usize) -> nix::Result<()> {
 /// Starts the thread of one engine.
 pub(crate) fn spawn(
     name: String,
-    mut engine: Engine<svadev_endpoint::On<MemoryMap, Bus>>,
+    mut engine: HostEngine<Threads>,
     waker: Arc<Waker>,
     clock: Clock,
     watch: PanicWatch,
@@ -155,7 +155,7 @@ pub(crate) fn spawn(
         .context("no thread for an engine")
 }
 
-fn run(engine: &mut Engine<svadev_endpoint::On<MemoryMap, Bus>>, waker: &Waker, clock: Clock, mut spin: Spin) {
+fn run(engine: &mut HostEngine<Threads>, waker: &Waker, clock: Clock, mut spin: Spin) {
     let mut idle_since_ns = None;
     while !waker.stopped() {
         let now_ns = clock.now_ns();

@@ -5,32 +5,28 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::Context;
-use svadev_accelerator::{Engine, Function, FunctionSettings, FunctionShared};
+use svadev_accelerator::{FunctionSettings, FunctionShared};
 use svadev_fabric::Bdf;
 use svadev_iommu::AuditConfig;
-use svadev_memory::{Mappings, MemoryMap};
 use svadev_vfio_user::unix::{Options, Stop, serve};
-use svadev_vfio_user::{Device, Limits, Sender, Server};
+use svadev_vfio_user::{Device, Sender, Server};
 
-use crate::accelerator::{Accelerator, Ports};
 use crate::audit;
-use crate::audit_clock::AuditClock;
 use crate::bus::Bus;
 use crate::config::{AcceleratorConfig, HostConfig};
 use crate::counters::{CounterSource, Counters};
-use crate::doorbells;
 use crate::engine_thread::{self, Clock, Places, Waker};
 use crate::events::{Events, HostEvent, PanicWatch};
-use crate::iommu_function::IommuDevice;
-use crate::link::Link;
+use crate::machine::{Machine, MachineConfig, MachineFunction};
 use crate::overdue;
 use crate::periodic::Periodic;
+use crate::threads::Threads;
 
 /// A running host. Dropping it stops it.
 #[derive(Debug)]
 pub struct Host {
     sockets: Vec<(Bdf, PathBuf)>,
-    bus: Arc<Bus>,
+    bus: Arc<Bus<Threads>>,
     functions: Vec<Arc<FunctionShared>>,
     senders: Vec<Sender>,
     wakers: Vec<Arc<Waker>>,
@@ -51,17 +47,9 @@ impl Host {
             engine_thread::check_cpus(&function.name, &function.cpus)?;
         }
         let events = Events::new(events);
-        let mappings = Mappings::new();
-        let memory = Arc::new(MemoryMap::new(mappings.clone()));
-        let mut bus = Bus::new(config.unit.clone(), config.iommu, Arc::clone(&memory));
-        let audit_clock = config.audit_limit_ms.map(|limit_ms| {
-            let clock = Arc::new(AuditClock::default());
-            // A host on which everything takes longer lets a guest's vCPUs wait between a change and its invalidation, too.
-            let limit_ns = (limit_ms * 1_000_000).saturating_mul(config.timeout_scale.into());
-            bus.start_audit(AuditConfig { limit_ns }, Arc::clone(&clock));
-            clock
-        });
-        let bus = Arc::new(bus);
+        let mut platform = Threads::default();
+        let machine = Machine::with_events(&machine_config(config), &mut platform, (), &events)?;
+        let bus = Arc::clone(&machine.bus);
         let mut host = Self {
             sockets: Vec::new(),
             bus: Arc::clone(&bus),
@@ -74,19 +62,12 @@ impl Host {
             periodic_threads: Vec::new(),
         };
         let clock = Clock::start();
-
-        let mut parts = Vec::new();
-        for function in &config.accelerators {
-            parts.push(Parts::new(function, config, &bus, &mappings, &events, audit_clock.is_some())?);
-        }
-        // Connected before the first thread starts: from then on anybody may call the bus.
-        bus.connect(parts.iter().map(|p| (Arc::clone(p.accelerator.shared()), Arc::clone(&p.link))));
-        let mut placement = config.accelerators.iter().map(Places::new);
-        for Parts { name, accelerator, server, engines, wakers, .. } in parts {
-            let shared = Arc::clone(accelerator.shared());
-            let places = placement.next().expect("one for each function");
+        for (accelerator, function) in config.accelerators.iter().zip(machine.functions) {
+            let MachineFunction { device, server, engines, wakers, .. } = function;
+            let shared = Arc::clone(device.shared());
+            let places = Places::new(accelerator);
             for (engine, waker) in engines.into_iter().zip(wakers) {
-                let name = format!("{name}/e{}", engine.index());
+                let name = format!("{}/e{}", accelerator.name, engine.index());
                 host.wakers.push(Arc::clone(&waker));
                 let place = places.of(engine.index());
                 let watch = PanicWatch::new(&events, name.clone());
@@ -94,14 +75,13 @@ impl Host {
             }
             let bdf = shared.bdf();
             host.functions.push(shared);
-            host.serve(bdf, config, &events, server, accelerator)?;
+            host.serve(bdf, config, &events, server, device)?;
         }
-        if let Some(clock) = audit_clock {
+        if let Some(clock) = machine.audit_clock {
             host.periodic_threads.push(audit::start(Arc::clone(&bus), clock, events.clone())?);
         }
-        host.periodic_threads.push(overdue::start(Arc::clone(&bus), config.timeout_scale, &events)?);
-        let device = IommuDevice::new(bus, memory, events.clone());
-        host.serve(config.iommu, config, &events, Server::new(Limits::default()), device)?;
+        host.periodic_threads.push(overdue::start(bus, config.timeout_scale, &events)?);
+        host.serve(config.iommu, config, &events, machine.iommu_server, machine.iommu)?;
         Ok(host)
     }
 
@@ -179,45 +159,22 @@ pub fn socket_path(folder: &Path, bdf: Bdf) -> PathBuf {
     folder.join(format!("{:02x}-{:02x}.{}.sock", bdf.bus(), bdf.device(), bdf.function()))
 }
 
-/// An accelerator, put together but not yet on its threads.
-struct Parts {
-    name: String,
-    accelerator: Accelerator,
-    server: Server,
-    link: Arc<Link>,
-    engines: Vec<Engine<svadev_endpoint::On<MemoryMap, Bus>>>,
-    wakers: Vec<Arc<Waker>>,
-}
-
-impl Parts {
-    fn new(
-        function: &AcceleratorConfig,
-        config: &HostConfig,
-        bus: &Arc<Bus>,
-        mappings: &Mappings,
-        events: &Events,
-        audit: bool,
-    ) -> anyhow::Result<Self> {
-        let AcceleratorConfig { name, bdf, queues, engines, vectors, .. } = function;
-        let server = Server::new(Limits::default());
-        let link = Arc::new(Link::new(server.sender(), u16::from(*vectors)));
-        let wakers = (0..*engines).map(|_| Waker::new()).collect::<anyhow::Result<Vec<_>>>()?;
-        let ports = Arc::new(Ports::new(Arc::clone(&link), wakers.clone()));
-        let memory = Arc::new(MemoryMap::new(mappings.clone()));
-        let (pages, file) = doorbells::shared_pages(*queues)?;
-        let usual = FunctionSettings::new(*bdf);
-        let settings = FunctionSettings {
-            queues: *queues,
-            engines: *engines,
-            vectors: *vectors,
-            page_request_timeout_ns: usual.page_request_timeout_ns * u64::from(config.timeout_scale),
-            audit,
-            ..usual
-        };
-        let (upstream, function_ports) = (Arc::clone(bus), Arc::clone(&ports));
-        let (function, engines) = Function::new(settings, Arc::clone(&memory), upstream, function_ports, pages);
-        let accelerator = Accelerator::new(function, ports, memory, file, events.clone(), Arc::clone(bus));
-        Ok(Self { name: name.clone(), accelerator, server, link, engines, wakers })
+/// The machine that a host runs.
+fn machine_config(config: &HostConfig) -> MachineConfig {
+    let scale = u64::from(config.timeout_scale);
+    let function = |accelerator: &AcceleratorConfig| {
+        let AcceleratorConfig { bdf, queues, engines, vectors, .. } = *accelerator;
+        let usual = FunctionSettings::new(bdf);
+        let page_request_timeout_ns = usual.page_request_timeout_ns * scale;
+        let audit = config.audit_limit_ms.is_some();
+        FunctionSettings { queues, engines, vectors, page_request_timeout_ns, audit, ..usual }
+    };
+    MachineConfig {
+        iommu: config.iommu,
+        unit: config.unit.clone(),
+        // On a slow host the guest's vCPUs also wait longer between a change and its invalidation.
+        audit: config.audit_limit_ms.map(|ms| AuditConfig { limit_ns: (ms * 1_000_000).saturating_mul(scale) }),
+        functions: config.accelerators.iter().map(function).collect(),
     }
 }
 

@@ -3,7 +3,6 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use svadev_memory::MemoryMap;
 use svadev_pci::{ConfigEffect, IommuFunction};
 use svadev_spec::device::BAR_UNIT;
 use svadev_spec::vfio_user::region;
@@ -12,25 +11,25 @@ use svadev_vfio_user::{
 };
 
 use crate::bus::Bus;
-use crate::dma_space;
 use crate::events::{Events, HostEvent};
+use crate::platform::{GuestMaps, Platform};
 
 /// The function, on its socket's thread.
-pub(crate) struct IommuDevice {
+pub struct IommuDevice<P: Platform> {
     function: IommuFunction,
-    bus: Arc<Bus>,
-    memory: Arc<MemoryMap>,
+    bus: Arc<Bus<P>>,
+    maps: P::Maps,
     events: Events,
     connected: bool,
     /// Where the guest's firmware or kernel put the unit, as last reported.
     placed: Option<u64>,
 }
 
-impl IommuDevice {
-    /// The function in front of `bus`, whose unit uses `memory`.
-    pub(crate) fn new(bus: Arc<Bus>, memory: Arc<MemoryMap>, events: Events) -> Self {
+impl<P: Platform> IommuDevice<P> {
+    /// The function in front of `bus`, whose unit uses the memory that `maps` changes.
+    pub(crate) fn new(bus: Arc<Bus<P>>, maps: P::Maps, events: Events) -> Self {
         let function = IommuFunction::new();
-        Self { function, bus, memory, events, connected: false, placed: None }
+        Self { function, bus, maps, events, connected: false, placed: None }
     }
 
     /// Says where the unit is as soon as it is decoded somewhere new. While memory space is off, and while the BAR is
@@ -46,7 +45,7 @@ impl IommuDevice {
     }
 }
 
-impl Device for IommuDevice {
+impl<P: Platform> Device for IommuDevice<P> {
     fn device_info(&self) -> DeviceInfo {
         DeviceInfo::pci(true)
     }
@@ -94,13 +93,13 @@ impl Device for IommuDevice {
         if !std::mem::replace(&mut self.connected, true) {
             self.events.send(HostEvent::Connected(self.bus.iommu_bdf()));
         }
-        dma_space::map(&self.memory, map)
+        self.maps.map(map)
     }
 
     fn dma_unmap(&mut self, range: DmaUnmap, _token: ReplyToken) -> UnmapReply {
-        UnmapReply::Done(dma_space::unmap(&self.memory, range).map(|retired| {
+        UnmapReply::Done(self.maps.unmap(range).map(|retired| {
             self.bus.unit_memory_changed();
-            retired.bytes()
+            P::Maps::bytes(&retired)
         }))
     }
 
@@ -113,7 +112,7 @@ impl Device for IommuDevice {
     fn disconnected(&mut self) {
         self.function.reset();
         self.bus.reset_unit();
-        let retired = self.memory.unmap_all();
+        let retired = self.maps.unmap_all();
         self.bus.unit_memory_changed();
         drop(retired);
         self.placed = None;

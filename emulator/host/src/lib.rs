@@ -14,9 +14,13 @@
 //! Topology files, command lines, QEMU, the guest. The owner passes a [`HostConfig`] and hears [`HostEvent`]s.
 //!
 //! # The path through it
-//! [`Host::start`] puts the parts together and starts the threads. A VMM's command arrives on a function's socket thread,
-//! in `accelerator` or `iommu_function`. From there it goes to the models; their effects come back through `accelerator`'s
-//! ports and through `bus`, to `link` (interrupts and replies).
+//! [`Machine::new`] makes the parts on a [`Platform`] and connects them, without a thread. [`Host::start`] makes a machine
+//! and gives each part a thread; the simulated world calls the parts in turn. A VMM's command arrives in a function's
+//! vfio-user server, which calls `accelerator` or `iommu_function`. From there it goes to the models; their effects come back
+//! through `accelerator`'s ports and through `bus`, to `link` (interrupts and replies) and `releases` (unmapped memory).
+//!
+//! What differs between a process and a simulated world is a [`Platform`]. What happens in a fixed order between the models
+//! belongs into `accelerator` or `bus`. What needs a thread or a clock belongs beside `host`.
 //!
 //! `docs/locking.md` has the locks and their order, `docs/lifetimes.md` what is used for how long.
 mod accelerator;
@@ -25,7 +29,6 @@ mod audit_clock;
 mod bus;
 mod config;
 mod counters;
-mod dma_space;
 mod doorbells;
 mod engine_thread;
 mod events;
@@ -33,11 +36,20 @@ mod host;
 mod interrupts;
 mod iommu_function;
 mod link;
+mod machine;
 mod overdue;
 mod periodic;
+mod platform;
+mod releases;
 mod spin;
+mod threads;
 
+pub use accelerator::Accelerator;
+pub use bus::{Bus, Down};
 pub use config::{AcceleratorConfig, HostConfig};
 pub use counters::{CounterSource, Counters, FunctionCounters};
 pub use events::HostEvent;
 pub use host::{Host, socket_path};
+pub use iommu_function::IommuDevice;
+pub use machine::{HostEngine, Machine, MachineConfig, MachineFunction};
+pub use platform::{Doorbells, GuestMaps, Platform, Tap, Wake};

@@ -8,16 +8,19 @@ use svadev_fabric::{Bdf, InvalidateTag};
 use crate::bus::Bus;
 use crate::events::Events;
 use crate::periodic::Periodic;
+use crate::platform::Platform;
 
 /// Pause between two looks.
 const PERIOD: Duration = Duration::from_secs(5);
-/// At how many looks an invalidation may be outstanding: a minute and a half (PCIe 6.0 §10.3.1: one minute, plus 50 %). Ours take a slice of work.
-/// An engine takes for ever whose guest memory does: pages that come from elsewhere, and do not. Looks, not time: a process that was
-/// stopped for an hour has not had the hour.
+/// Number of looks at which an invalidation may be outstanding: a minute and a half (PCIe 6.0 §10.3.1: one minute, plus
+/// 50 %). A healthy engine answers after one slice of work.
+///
+/// An engine can stall if guest memory stalls (userfaultfd, NFS). We count looks instead of elapsed time, so that a SIGSTOP
+/// is not held against it.
 const PATIENCE: u32 = 18;
 
 /// Starts the thread that looks for them. `scale` stretches the time.
-pub(crate) fn start(bus: Arc<Bus>, scale: u32, events: &Events) -> anyhow::Result<Periodic> {
+pub(crate) fn start<P: Platform>(bus: Arc<Bus<P>>, scale: u32, events: &Events) -> anyhow::Result<Periodic> {
     let mut overdue = Overdue { patience: PATIENCE.saturating_mul(scale), seen: BTreeMap::new() };
     Periodic::start("overdue", PERIOD, events, move || bus.give_up_on(|outstanding| overdue.look(outstanding)))
 }

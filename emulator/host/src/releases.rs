@@ -1,0 +1,53 @@
+//! Memory that left the map and is released when no engine uses it any more.
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use svadev_vfio_user::{ReplyToken, Sender};
+
+use crate::platform::GuestMaps;
+
+/// Memory that left the map but may still be in use by an engine, and the replies that wait for it.
+pub(crate) struct Releases<G: GuestMaps> {
+    sender: Sender,
+    waiting: Mutex<Waiting<G>>,
+}
+
+struct Waiting<G: GuestMaps> {
+    next: u64,
+    memory: HashMap<u64, (G::Retired, Option<ReplyToken>)>,
+}
+
+impl<G: GuestMaps> Releases<G> {
+    /// Nothing waits. Replies go out through `sender`.
+    pub(crate) fn new(sender: Sender) -> Self {
+        Self { sender, waiting: Mutex::new(Waiting { next: 0, memory: HashMap::new() }) }
+    }
+
+    /// Keeps `retired` until [`Self::release`] with the returned token, which then also answers `reply`.
+    pub(crate) fn hold(&self, retired: G::Retired, reply: Option<ReplyToken>) -> u64 {
+        let mut waiting = self.lock();
+        let token = waiting.next;
+        waiting.next += 1;
+        waiting.memory.insert(token, (retired, reply));
+        token
+    }
+
+    /// Nobody uses the memory any more: unmaps it, and answers.
+    ///
+    /// Called with [`Self::hold`]'s token, once: by the engine that was last to let go (L5: a second call finds nothing).
+    pub(crate) fn release(&self, token: u64) {
+        let released = self.lock().memory.remove(&token);
+        if let Some((retired, reply)) = released {
+            let bytes = G::bytes(&retired);
+            // First unmapped, then answered: the VMM may take the answer as "nobody has it mapped".
+            drop(retired);
+            if let Some(reply) = reply {
+                self.sender.complete(reply, Ok(bytes));
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting<G>> {
+        self.waiting.lock().expect("no holder of the waiting releases panics")
+    }
+}

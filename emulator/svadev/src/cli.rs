@@ -1,11 +1,12 @@
 //! The command line.
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     bench::row::Suite,
     exit::{Exit, OrExit as _, Outcome},
+    guest::HostOptions,
     topology::{self, Accel, Caching, Levels, Topology},
 };
 
@@ -66,10 +67,10 @@ pub struct MachineArgs {
     pub levels: Option<Levels>,
     /// How QEMU executes the guest.
     #[arg(long, value_enum)]
-    pub accel: Option<Accel>,
+    pub accel: Option<AccelChoice>,
     /// How much the IOMMU remembers.
     #[arg(long)]
-    pub caching: Option<Caching>,
+    pub caching: Option<CachingChoice>,
     /// Check everything cached against the guest's tables while it runs, and report forgotten invalidations.
     #[arg(long)]
     pub audit: bool,
@@ -96,10 +97,10 @@ impl MachineArgs {
         machine.cpus = self.cpus.unwrap_or(machine.cpus);
         machine.memory_bytes = self.memory.unwrap_or(machine.memory_bytes);
         machine.levels = self.levels.unwrap_or(machine.levels);
-        machine.accel = self.accel.unwrap_or(machine.accel);
+        machine.accel = self.accel.map_or(machine.accel, Into::into);
         machine.kernel = self.kernel.clone().or(machine.kernel.take());
         let iommu = &mut topology.iommu;
-        iommu.caching = self.caching.unwrap_or(iommu.caching);
+        iommu.caching = self.caching.map_or(iommu.caching, Into::into);
         if self.audit {
             iommu.audit_limit_ms = self.audit_limit.or(iommu.audit_limit_ms).or(Some(topology::AUDIT_LIMIT_MS));
         }
@@ -140,6 +141,93 @@ pub struct HostArgs {
     /// Stretch every built-in time limit, for a slow or busy host.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub timeout_scale: u32,
+}
+
+impl HostArgs {
+    /// The same without clap.
+    pub fn options(&self) -> HostOptions {
+        let Self { qemu, kdir, guest_bin, busybox, qemu_arg, keep, timeout, timeout_scale } = self.clone();
+        let timeout = timeout.map(Duration::from_secs);
+        HostOptions { qemu, kdir, guest_bin, busybox, qemu_args: qemu_arg, keep, timeout, timeout_scale }
+    }
+}
+
+/// [`Accel`] on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum AccelChoice {
+    /// KVM if a probe proves that it boots, else TCG.
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// QEMU's own translator.
+    Tcg,
+}
+
+impl From<AccelChoice> for Accel {
+    fn from(choice: AccelChoice) -> Self {
+        match choice {
+            AccelChoice::Auto => Self::Auto,
+            AccelChoice::Kvm => Self::Kvm,
+            AccelChoice::Tcg => Self::Tcg,
+        }
+    }
+}
+
+/// [`Caching`] on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum CachingChoice {
+    /// Nothing: every request walks every table.
+    None,
+    /// What one would expect: present entries, until they are invalidated or evicted.
+    Strict,
+    /// Everything, for as long as the specification permits.
+    Adversarial,
+}
+
+impl From<CachingChoice> for Caching {
+    fn from(choice: CachingChoice) -> Self {
+        match choice {
+            CachingChoice::None => Self::None,
+            CachingChoice::Strict => Self::Strict,
+            CachingChoice::Adversarial => Self::Adversarial,
+        }
+    }
+}
+
+/// [`Suite`] on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SuiteChoice {
+    /// Bandwidth by size, alignment, page size, depth and engines.
+    Copy,
+    /// From submission to completion.
+    Latency,
+    /// Page faults of the device.
+    Fault,
+    /// What changes of a mapping cost.
+    Invalidate,
+    /// Many processes, many queues.
+    Scale,
+    /// Register accesses.
+    Trap,
+    /// What the IOMMU takes to translate.
+    Translate,
+    /// Many processes with mixed work, every result compared, for a minute; only on request.
+    Soak,
+}
+
+impl From<SuiteChoice> for Suite {
+    fn from(choice: SuiteChoice) -> Self {
+        match choice {
+            SuiteChoice::Copy => Self::Copy,
+            SuiteChoice::Latency => Self::Latency,
+            SuiteChoice::Fault => Self::Fault,
+            SuiteChoice::Invalidate => Self::Invalidate,
+            SuiteChoice::Scale => Self::Scale,
+            SuiteChoice::Trap => Self::Trap,
+            SuiteChoice::Translate => Self::Translate,
+            SuiteChoice::Soak => Self::Soak,
+        }
+    }
 }
 
 /// `svadev vm`
@@ -207,7 +295,7 @@ program failed or its kernel log is not clean; 2 usage, or a file that cannot be
 pub struct BenchArgs {
     /// Measure this suite only; may be given again.
     #[arg(long, value_enum, value_name = "SUITE")]
-    pub suite: Vec<Suite>,
+    pub suite: Vec<SuiteChoice>,
     /// Less time for each case: everything in under two minutes.
     #[arg(long)]
     pub quick: bool,

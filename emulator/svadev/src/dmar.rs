@@ -2,9 +2,15 @@
 //!
 //! Intel Virtualization Technology for Directed I/O, architecture specification 4.1, chapter 8. The 36-byte ACPI table
 //! header is QEMU's to write (`-acpitable sig=DMAR,data=FILE`): this is what follows it.
+use std::path::Path;
+
+use anyhow::Context as _;
 use svadev_fabric::Bdf;
 
-use crate::topology::Topology;
+use crate::{
+    exit::{Exit, OrExit as _, Outcome},
+    topology::Topology,
+};
 
 /// Arguments of `-acpitable` that fill the header, without `data=`.
 pub const ACPITABLE: &str = "sig=DMAR,rev=1,oem_id=SVADEV,oem_table_id=SVADEV,oem_rev=1";
@@ -50,6 +56,24 @@ fn push_scope(scopes: &mut Vec<u8>, bdf: Bdf) {
     scopes.extend([SCOPE_PCI_ENDPOINT, SCOPE_LENGTH, 0, 0, 0, bdf.bus(), bdf.device(), bdf.function()]);
 }
 
+/// Writes the table with the unit at an address, so that a reader sees the old one or the new one.
+pub fn write_table(topology: &Topology, address: u64, file: &Path) -> Outcome<()> {
+    let folder = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let write = || -> anyhow::Result<()> {
+        let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+        std::io::Write::write_all(&mut temporary, &table(topology, address))?;
+        // QEMU may run as another user, as it does under libvirt; the table is no secret.
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        temporary.as_file().set_permissions(readable)?;
+        temporary.persist(file)?;
+        Ok(())
+    };
+    write().with_context(|| file.display().to_string()).or_exit(Exit::Usage)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,5 +99,18 @@ mod tests {
     fn an_address_above_4_gib_is_kept_whole() {
         let topology = Topology::parse("t", crate::topology::DEFAULT).unwrap();
         assert_eq!(table(&topology, 0x38_1234_5000)[20..28], 0x38_1234_5000_u64.to_le_bytes());
+    }
+
+    #[test]
+    fn a_table_is_replaced_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("dmar.bin");
+        let topology = Topology::parse("t", crate::topology::DEFAULT).unwrap();
+        for address in [0xfebf_f000, 0xc000_0000] {
+            write_table(&topology, address, &file).unwrap();
+            assert_eq!(std::fs::read(&file).unwrap(), table(&topology, address));
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
+        assert_eq!(write_table(&topology, 0x1000, Path::new("/no/such/f")).unwrap_err().exit, Exit::Usage);
     }
 }

@@ -1,5 +1,6 @@
 //! The kit: QEMU, guest kernel and module tool chain in the user's cache folder, made by the embedded script `ci/kit`.
 use std::{
+    cell::OnceCell,
     collections::BTreeMap,
     io::Write as _,
     path::{Path, PathBuf},
@@ -70,6 +71,23 @@ impl Kit {
             }
         }
         Ok(kit)
+    }
+}
+
+/// The kit, set up at the first use of something in it.
+#[derive(Debug, Default)]
+pub struct LazyKit(OnceCell<Kit>);
+
+impl LazyKit {
+    /// The kit. The first call sets it up if it is missing.
+    pub fn get(&self) -> Outcome<&Kit> {
+        match self.0.get() {
+            Some(kit) => Ok(kit),
+            None => {
+                let kit = Kit::ensure()?;
+                Ok(self.0.get_or_init(|| kit))
+            }
+        }
     }
 }
 

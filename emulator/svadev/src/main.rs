@@ -15,12 +15,16 @@ mod console;
 mod control;
 mod dmar;
 mod exit;
+mod guest;
 mod guest_image;
+mod kernel;
 mod kernel_log;
 mod kit;
 mod ktap;
+mod kvm;
 mod qemu;
 mod run;
+mod runtime;
 mod topology;
 
 use std::process::ExitCode;

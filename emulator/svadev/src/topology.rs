@@ -73,7 +73,7 @@ pub struct IommuFunction {
 pub const AUDIT_LIMIT_MS: u64 = 500;
 
 /// How much the unit remembers: [`svadev_iommu::Caching`] as people write it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Caching {
     /// Nothing: every request walks every table.
@@ -115,7 +115,7 @@ pub struct AcceleratorFunction {
 }
 
 /// QEMU's accelerator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Accel {
     /// KVM if a probe proves that it boots, else TCG.

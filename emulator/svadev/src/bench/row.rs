@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::stats::{Pair, Samples};
 
 /// A group of cases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Suite {
     /// Bandwidth by size, alignment, page size, depth and engines.

@@ -7,7 +7,6 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::guest::{self, Image, Request};
 use crate::{
     backend::CounterSource,
     bench::{
@@ -21,6 +20,7 @@ use crate::{
     cli::BenchArgs,
     control::Message,
     exit::{Exit, Failure, OrExit as _, Outcome},
+    guest::{self, Image, Request},
     guest_image::Job,
     run::{Ended, Observer, Terminal},
 };
@@ -40,7 +40,7 @@ pub fn run(args: &BenchArgs) -> Outcome<u8> {
     }
     let wanted = |suite: &Suite| match args.suite.as_slice() {
         [] => !suite.is_on_request(),
-        some => some.contains(suite),
+        some => some.iter().any(|&choice| Suite::from(choice) == *suite),
     };
     let suites: Vec<_> = Suite::ALL.into_iter().filter(wanted).collect();
     let (here, there) = (!args.guest_only && suites.iter().any(|s| s.is_native()), !args.native);
@@ -125,8 +125,8 @@ fn in_guest(
     }
     let request = Request {
         command: "bench",
-        machine: &args.machine,
-        host: &args.host,
+        topology: args.machine.topology()?,
+        host: args.host.options(),
         image: Image::Job { job: Job { mode: "bench", argv, ..Job::default() }, needs_module: true },
         share: None,
         terminal: Terminal::Log,

@@ -6,11 +6,12 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::guest::{self, Image, Request, write_json};
+use super::json::write_json;
 use crate::{
     cli::DemoArgs,
     control::Message,
     exit::{Exit, Outcome},
+    guest::{self, Image, Request},
     guest_image::Job,
     run::{Ended, Observer, Terminal},
 };
@@ -34,8 +35,8 @@ struct Figure {
 pub fn run(args: &DemoArgs) -> Outcome<u8> {
     let request = Request {
         command: "demo",
-        machine: &args.machine,
-        host: &args.host,
+        topology: args.machine.topology()?,
+        host: args.host.options(),
         image: Image::Job { job: Job { mode: "demo", ..Job::default() }, needs_module: true },
         share: None,
         terminal: Terminal::Log,

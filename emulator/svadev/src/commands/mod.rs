@@ -1,11 +1,11 @@
 //! The subcommands.
-mod accel;
 mod bench;
 mod demo;
-mod guest;
+mod json;
 mod kit;
 mod manual;
 mod serve;
+mod socket_dir;
 mod test;
 mod vm;
 

@@ -4,15 +4,14 @@ use std::path::Path;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{
-    guest::{block_on, write_json},
-    manual::{socket_dir, write_table},
-};
+use super::{json::write_json, socket_dir::socket_dir};
 use crate::{
     backend::{Backend, BackendEvent, BackendOptions},
     cli::ServeArgs,
+    dmar::write_table,
     exit::{Exit, Failure, OrExit as _, Outcome},
     run::audit::gap,
+    runtime::block_on,
     topology::Topology,
 };
 

@@ -1,11 +1,12 @@
 //! `svadev test`: the smoke suite, and the kernel log beside it.
 use std::{io::IsTerminal as _, time::Instant};
 
-use super::guest::{self, Image, Request, write_json};
+use super::json::write_json;
 use crate::{
     cli::TestArgs,
     control::Message,
     exit::{Exit, Outcome},
+    guest::{self, Image, Request},
     guest_image::Job,
     ktap::{Parser, TestResult, Verdict},
     run::{Ended, Observer, Terminal, audit::AuditJudge},
@@ -16,8 +17,8 @@ pub fn run(args: &TestArgs) -> Outcome<u8> {
     let job = Job { mode: "test", filter: args.filter.clone(), ..Job::default() };
     let request = Request {
         command: "test",
-        machine: &args.machine,
-        host: &args.host,
+        topology: args.machine.topology()?,
+        host: args.host.options(),
         image: Image::Job { job, needs_module: true },
         share: None,
         terminal: Terminal::Log,

@@ -1,12 +1,12 @@
 //! `svadev vm`: a guest to use.
 use std::{collections::BTreeMap, io::IsTerminal as _};
 
-use super::guest::{self, Image, Request};
 use crate::{
     cli::VmArgs,
     console,
     control::Message,
     exit::{Exit, Outcome},
+    guest::{self, Image, Request},
     guest_image::Job,
     run::{Ended, Observer, Terminal},
 };
@@ -29,8 +29,8 @@ pub fn run(args: &VmArgs) -> Outcome<u8> {
     }
     let request = Request {
         command: "vm",
-        machine: &args.machine,
-        host: &args.host,
+        topology: args.machine.topology()?,
+        host: args.host.options(),
         image,
         share: args.share.as_deref(),
         terminal,

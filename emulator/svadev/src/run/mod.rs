@@ -1,6 +1,8 @@
 //! One run of a guest: the backend, QEMU, the guest's channels, and every way in which it can end.
 pub mod audit;
+mod event;
 pub mod folder;
+mod plan;
 mod state;
 mod streams;
 
@@ -15,16 +17,18 @@ use tokio::{
     time::Instant,
 };
 
+pub use self::plan::{Ended, Observer, Plan, Terminal};
 use self::{
     audit::AuditJudge,
+    event::Event,
     folder::RunFolder,
+    plan::Attempt,
     state::State,
     streams::{Listeners, Senders},
 };
 use crate::{
-    backend::{Backend, BackendEvent, CounterSource},
+    backend::{Backend, BackendEvent},
     console::{self, Input},
-    control::Message,
     dmar,
     exit::{Exit, Failure, OrExit as _, Outcome},
     kernel_log::KernelLog,
@@ -32,9 +36,7 @@ use crate::{
         args::{Boot, Channels, CommandLine},
         placement::{MAX_STARTS, Placement},
         process::die_with_parent,
-        qmp,
     },
-    topology::{Accel, Topology},
 };
 
 /// Time for sockets to run empty after QEMU is gone. Nothing fills them any more, so it is never needed.
@@ -42,71 +44,6 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// How often a shell hears that its input has ended.
 const END_OF_INPUT_PERIOD: Duration = Duration::from_secs(1);
-
-/// What to run.
-#[derive(Debug)]
-pub struct Plan<'a> {
-    /// The machine.
-    pub topology: &'a Topology,
-    /// `topology.machine.accel`, decided.
-    pub accel: Accel,
-    /// QEMU.
-    pub qemu: &'a Path,
-    /// bzImage.
-    pub kernel: &'a Path,
-    /// Initial RAM disk.
-    pub initrd: &'a Path,
-    /// Folder to share, and the virtiofsd to do it.
-    pub share: Option<(&'a Path, &'a Path)>,
-    /// The user's own QEMU arguments.
-    pub extra: &'a [String],
-    /// PID 1 is ours: it says hello, then that it is alive, and at last how it ended.
-    pub has_our_init: bool,
-    /// End everything after this time.
-    pub timeout: Option<Duration>,
-    /// Stretches the built-in limits.
-    pub timeout_scale: u32,
-    /// The guest's program is connected to our standard streams.
-    pub terminal: Terminal,
-    /// End as soon as the unit's BAR is placed.
-    pub until_placed: bool,
-}
-
-/// What the guest's program is connected to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Terminal {
-    /// A log file.
-    Log,
-    /// Our standard streams, as they are.
-    Streams,
-    /// Our standard streams; input goes in frames, so that the program hears where it ends.
-    Frames,
-    /// Our standard streams, and our terminal, if it is one, passes every key on.
-    Shell,
-}
-
-/// Hears what the guest says while it runs.
-pub trait Observer {
-    /// A control line.
-    fn control(&mut self, message: &Message);
-    /// A line of the kernel log.
-    fn kernel(&mut self, line: &str);
-    /// The backend has started, and this reads its counters. Called once, before anything else.
-    fn backend(&mut self, _counters: CounterSource) {}
-}
-
-/// How a run ended by itself.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// PID 1 reported the job's status.
-    Exit(u8),
-    /// The guest powered off without one.
-    PoweredOff,
-    /// The unit's BAR was placed here, which was all that was wanted.
-    Placed(u64),
-    /// The user said so at the terminal.
-    Quit,
-}
 
 /// What is left of a run.
 #[derive(Debug)]
@@ -123,34 +60,6 @@ pub struct Report {
 
 /// Standard input, shared by the starts of QEMU one after another.
 type Typed = Rc<tokio::sync::Mutex<mpsc::Receiver<Input>>>;
-
-/// Everything that can happen.
-#[derive(Debug)]
-pub(crate) enum Event {
-    Kernel(String),
-    Control(String),
-    Qmp(qmp::Message),
-    ProgramSpoke,
-    Ended(Channel),
-    Quit,
-    Signal(&'static str),
-}
-
-/// A channel that ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Channel {
-    Console,
-    Control,
-    Program,
-    Qmp,
-}
-
-/// How one start of QEMU ended.
-enum Attempt {
-    Ended(Outcome<Ended>),
-    /// Firmware put the unit's BAR elsewhere than the DMAR table says.
-    Misplaced(u64),
-}
 
 /// Runs a guest on a backend, restarting QEMU until the DMAR table is right. Without a backend there is no unit either: that
 /// is for finding out whether QEMU boots at all.

@@ -6,7 +6,11 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Attempt, Channel, Ended, Event, Observer, Plan, streams::Senders};
+use super::{
+    event::{Channel, Event},
+    plan::{Attempt, Ended, Observer, Plan},
+    streams::Senders,
+};
 use crate::{
     control::Message,
     exit::{Exit, Failure, Outcome},

@@ -8,7 +8,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use super::{Channel, Event};
+use super::event::{Channel, Event};
 use crate::{
     control::Lines,
     qemu::{args::Channels, qmp},

@@ -4,8 +4,9 @@ use std::time::Instant;
 use anyhow::ensure;
 
 use super::Session;
-use super::ring::{self, Ring, Spin};
-use super::world::{DATA, PASID, PATIENCE, Pages, Size, World};
+use super::ring::{self, Ring};
+use super::wait::{PATIENCE, Spin};
+use super::world::{DATA, PASID, Pages, Size, World};
 use crate::bench::row::{Goal, Row, Suite, Target, bytes};
 use crate::bench::stats::{Pair, paired};
 
@@ -138,7 +139,7 @@ fn verify(world: &World, work: &Work, rings: &mut [Ring<'_>]) -> anyhow::Result<
 
 /// Opens a queue for each engine.
 pub(super) fn open(world: &World, pasid: u32) -> anyhow::Result<Vec<Ring<'_>>> {
-    (0..u16::from(world.engines())).map(|queue| world.open(queue, RING_LOG2, Some(pasid))).collect()
+    (0..u16::from(world.engines())).map(|queue| Ring::open(world, queue, RING_LOG2, Some(pasid))).collect()
 }
 
 /// Copies as `work` says and compares with memcpy.

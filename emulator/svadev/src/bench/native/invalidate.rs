@@ -23,7 +23,7 @@ fn page(n: u64) -> u64 {
 
 pub(super) fn run(session: &mut Session<'_>) -> anyhow::Result<()> {
     let world = session.world(Size::default())?;
-    let ring = RefCell::new(world.open(0, 4, Some(PASID))?);
+    let ring = RefCell::new(Ring::open(&world, 0, 4, Some(PASID))?);
     idle(session, &world)?;
     loaded(session, &world, &ring)
 }

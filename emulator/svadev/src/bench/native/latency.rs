@@ -11,7 +11,8 @@ use svadev_spec::vfio_user::irq;
 
 use super::Session;
 use super::copy::Work;
-use super::ring::{self, Ring, Spin};
+use super::ring::{self, Ring};
+use super::wait::Spin;
 use super::world::{DATA, PASID, Pages, Size, World};
 use crate::bench::row::{Goal, Row, Suite, Target};
 use crate::bench::stats::{Pair, Samples, alone, paired};
@@ -136,7 +137,7 @@ fn one_by_one(ring: &mut Ring<'_>, count: u32) -> anyhow::Result<f64> {
 
 pub(super) fn run(session: &mut Session<'_>) -> anyhow::Result<()> {
     let world = session.world(Size::default())?;
-    let mut ring = world.open(0, 9, Some(PASID))?;
+    let mut ring = Ring::open(&world, 0, 9, Some(PASID))?;
     polled(session, &mut ring)?;
     rate(session, &world, &mut ring)?;
     asleep(session, &mut ring)?;

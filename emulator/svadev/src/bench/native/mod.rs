@@ -11,6 +11,7 @@ mod scale;
 mod tables;
 mod translate;
 mod trap;
+mod wait;
 mod world;
 
 use std::time::Duration;

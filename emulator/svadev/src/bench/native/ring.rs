@@ -6,7 +6,8 @@ use anyhow::ensure;
 use svadev_spec::device::{Code, Descriptor, DescriptorFlags, DescriptorPasid, doorbell, opcode};
 use zerocopy::IntoBytes as _;
 
-use super::world::{PATIENCE, World, full_fence};
+use super::wait::{PATIENCE, Spin, full_fence};
+use super::world::World;
 
 /// A COPY by virtual addresses.
 pub fn copy(from: u64, to: u64, length: u64) -> Descriptor {
@@ -21,23 +22,6 @@ pub fn for_pasid(descriptor: Descriptor, pasid: u32) -> Descriptor {
 /// The same, with an interrupt when it is done.
 pub fn with_interrupt(descriptor: Descriptor) -> Descriptor {
     Descriptor { flags: descriptor.flags | DescriptorFlags::INTERRUPT.bits(), ..descriptor }
-}
-
-/// A wait for another processor, which lets others have this one when it takes long.
-#[derive(Debug, Default)]
-pub struct Spin(u32);
-
-impl Spin {
-    /// Waits a moment. Returns true now and then: time to look at a clock, which costs as much as many moments.
-    pub fn once(&mut self) -> bool {
-        std::hint::spin_loop();
-        self.0 = self.0.wrapping_add(1);
-        let long = self.0.is_multiple_of(1 << 10);
-        if long {
-            std::thread::yield_now();
-        }
-        long
-    }
 }
 
 /// An open queue.
@@ -56,9 +40,11 @@ pub struct Ring<'w> {
 }
 
 impl<'w> Ring<'w> {
-    pub(super) fn new(world: &'w World, number: u16, log2: u8, submissions: u64, completions: u64) -> Self {
+    /// Opens a queue, as [`World::open`] does.
+    pub(super) fn open(world: &'w World, number: u16, log2: u8, user: Option<u32>) -> anyhow::Result<Self> {
+        let (submissions, completions) = world.open(number, log2, user)?;
         let mask = (1 << log2) - 1;
-        Self { world, number, mask, submissions, completions, tail: 0, rung: 0, head: 0, freed: 0 }
+        Ok(Self { world, number, mask, submissions, completions, tail: 0, rung: 0, head: 0, freed: 0 })
     }
 
     /// Its number.

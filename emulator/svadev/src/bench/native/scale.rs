@@ -2,7 +2,8 @@
 use std::time::Instant;
 
 use super::Session;
-use super::ring::{self, Ring, Spin};
+use super::ring::{self, Ring};
+use super::wait::Spin;
 use super::world::{DATA, PASID, Pages, Size, World};
 use crate::bench::row::{Row, Suite};
 use crate::bench::stats::paired;
@@ -26,7 +27,7 @@ pub(super) fn run(session: &mut Session<'_>) -> anyhow::Result<()> {
 /// One kernel queue, whose descriptors belong to more and more processes in turn.
 fn pasids(session: &mut Session<'_>) -> anyhow::Result<()> {
     let world = session.world(Size { pasids: 4097, ..Size::default() })?;
-    let ring = std::cell::RefCell::new(world.open(0, 9, None)?);
+    let ring = std::cell::RefCell::new(Ring::open(&world, 0, 9, None)?);
     let count = session.turn(TURN);
     let turn = |pasids: u32| {
         let copies = |n: u32| ring::for_pasid(small(n), PASID + n % pasids);
@@ -50,7 +51,8 @@ fn pasids(session: &mut Session<'_>) -> anyhow::Result<()> {
 fn queues(session: &mut Session<'_>) -> anyhow::Result<()> {
     const MOST: u16 = 256;
     let world = session.world(Size { queues: MOST, ..Size::default() })?;
-    let rings: Vec<_> = (0..MOST).map(|queue| world.open(queue, 8, Some(PASID))).collect::<anyhow::Result<_>>()?;
+    let rings: Vec<_> =
+        (0..MOST).map(|queue| Ring::open(&world, queue, 8, Some(PASID))).collect::<anyhow::Result<_>>()?;
     let (rings, count) = (std::cell::RefCell::new(rings), session.turn(TURN));
     for queues in [1u16, 4, 16, 64, 256] {
         let case = format!("64 B copies, {queues} queues in turn");
@@ -85,7 +87,7 @@ fn turn(world: &World, rings: &mut [Ring<'_>], count: u32) -> anyhow::Result<f64
             }
             ring.ring()?;
         }
-        if done == before && spin.once() && start.elapsed() > super::world::PATIENCE {
+        if done == before && spin.once() && start.elapsed() > super::wait::PATIENCE {
             rings.iter().try_for_each(|ring| world.check_queue(ring.number()))?;
             anyhow::bail!("{done} of {count} copies are done after {:?}", start.elapsed());
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use svadev_spec::device::{BAR_REGISTERS, regs};
 
+use super::ring::Ring;
 use super::world::{DATA, PASID, Pages};
 use super::*;
 use crate::bench::row::Goal;
@@ -43,7 +44,7 @@ fn the_hot_path_traps_nowhere() {
     // Nobody judges how long a test's thread waits for a processor: the engine does not sleep meanwhile.
     let size = Size { spin_us: Some(600_000_000), ..Size::default() };
     let world = World::new(size, &Processors::take()).unwrap();
-    let mut ring = world.open(0, 9, Some(PASID)).unwrap();
+    let mut ring = Ring::open(&world, 0, 9, Some(PASID)).unwrap();
     let mut stream = |count| {
         for length in [64, 4096, 0x1_0000] {
             let at = |n: u32, side: u64| Pages::Large.address(DATA.start + side + u64::from(n % 64) * 0x1_0000);

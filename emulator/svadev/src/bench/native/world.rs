@@ -1,8 +1,8 @@
 //! The whole backend as it runs beside QEMU, and this thread in the place of QEMU, kernel and program: functions brought up over
 //! their sockets, tables and rings in memory that both sides map, doorbell pages mapped from the function's own file.
 use std::cell::{Cell, RefCell};
-use std::sync::atomic::{Ordering, fence};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use svadev_fabric::Bdf;
@@ -21,8 +21,8 @@ use svadev_spec::vtd::registers::offset;
 use super::client::Client;
 use super::memory::Shared;
 use super::processors::Processors;
-use super::ring::{Ring, Spin};
 use super::tables::{DOMAIN, Tables};
+use super::wait::{PATIENCE, Spin};
 use crate::backend::{Backend, BackendOptions};
 use crate::topology::{self, Topology};
 
@@ -38,8 +38,6 @@ const RINGS: u64 = 0x200_0000;
 const RING_ROOM: u64 = 0x2_0000;
 /// Where buffers begin and end, guest-physical.
 pub const DATA: std::ops::Range<u64> = 0x800_0000..0x2000_0000;
-/// How long anything may take before it counts as broken.
-pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The PASID of programs that need only one.
 pub const PASID: u32 = 1;
 
@@ -201,8 +199,9 @@ impl World {
     }
 
     /// Opens a queue, once, with rings of `1 << log2` entries: of a process where `user` names one, else the
-    /// kernel's, whose descriptors name a PASID each. It raises vector 0 where a descriptor asks for it.
-    pub fn open(&self, number: u16, log2: u8, user: Option<u32>) -> anyhow::Result<Ring<'_>> {
+    /// kernel's, whose descriptors name a PASID each. It raises vector 0 where a descriptor asks for it. Returns where the
+    /// submission ring and the completion ring begin.
+    pub fn open(&self, number: u16, log2: u8, user: Option<u32>) -> anyhow::Result<(u64, u64)> {
         let room = (64u64 + 32) << log2;
         ensure!(room <= RING_ROOM, "rings of 2^{log2} entries need {room:#x} bytes");
         ensure!(!std::mem::replace(&mut self.used.borrow_mut()[usize::from(number)], true), "queue {number} is open");
@@ -229,7 +228,7 @@ impl World {
         }
         write(regs::QUEUE_CONTROL, &1u32.to_le_bytes())?;
         self.check_queue(number)?;
-        Ok(Ring::new(self, number, log2, submissions, completions))
+        Ok((submissions, completions))
     }
 
     /// A queue that stopped by itself says why.
@@ -300,9 +299,4 @@ impl Announced<'_> {
         }
         Ok(())
     }
-}
-
-/// Orders a store to a doorbell word before the load of `ARMED` (`svadev_spec::device::doorbell`).
-pub fn full_fence() {
-    fence(Ordering::SeqCst);
 }

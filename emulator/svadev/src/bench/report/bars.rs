@@ -1,7 +1,7 @@
 //! Bars as SVG text, for rows that are no points of a line: a bar for the value, a mark for the baseline.
 use std::fmt::Write as _;
 
-use super::html::escape;
+use super::escape::escape;
 use crate::bench::row::{Place, Row, Suite, number};
 
 const WIDTH: f64 = 640.0;

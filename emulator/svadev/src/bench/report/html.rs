@@ -1,7 +1,7 @@
 //! The report as one page that needs nothing else: style and plots are in it, no script, no font, no link outside.
 use std::fmt::Write as _;
 
-use super::{Report, bars, svg, verdict, verdict_text};
+use super::{Report, bars, escape::escape, svg, verdict, verdict_text};
 use crate::bench::row::{Place, Row, Suite, number};
 
 const STYLE: &str = "\
@@ -19,22 +19,6 @@ th:first-child,td:first-child,td.left,th.left{text-align:left}th{color:var(--sof
 svg{width:100%;height:auto}svg text{fill:var(--soft);font:12px system-ui,sans-serif}.grid{stroke:var(--rule)}\
 .line{fill:none;stroke:currentColor;stroke-width:2}.dot{fill:currentColor}.bar{fill:var(--c0);opacity:.75}\
 .c0{color:var(--c0)}.c1{color:var(--c1)}.c2{color:var(--c2)}.c3{color:var(--c3)}.c4{color:var(--c4)}.c5{color:var(--c5)}";
-
-/// Text as HTML and SVG take it. Names of cases come from the guest, too.
-pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            c if c.is_control() => out.push(' '),
-            c => out.push(c),
-        }
-    }
-    out
-}
 
 /// The whole page.
 pub fn page(report: &Report) -> String {

@@ -1,5 +1,6 @@
 //! What is left of a run: rows, the machine, counters; and how they are shown.
 mod bars;
+mod escape;
 pub mod html;
 mod svg;
 pub mod table;

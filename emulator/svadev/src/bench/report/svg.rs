@@ -1,7 +1,7 @@
 //! Plots as SVG text: lines over a logarithmic axis. Colours are the page's (`html`), so that they follow its light or dark.
 use std::fmt::Write as _;
 
-use super::html::escape;
+use super::escape::escape;
 use crate::bench::row::{Row, number};
 
 const WIDTH: f64 = 640.0;

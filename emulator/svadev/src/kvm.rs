@@ -4,13 +4,13 @@ use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;
 
-use super::guest::block_on;
 use crate::{
     control::Message,
     exit::{Exit, Failure, OrExit as _, Outcome},
     guest_image,
     kit::cache_folder,
     run::{self, Ended, Observer, Plan, Terminal, folder::RunFolder},
+    runtime::block_on,
     topology::{Accel, Levels, Topology},
 };
 

@@ -1,0 +1,17 @@
+//! Files for programs to read.
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use crate::exit::{Exit, OrExit as _, Outcome};
+
+/// Writes results for a program to read.
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Outcome<()> {
+    let write = || -> anyhow::Result<()> {
+        let mut text = serde_json::to_string_pretty(value)?;
+        text.push('\n');
+        std::fs::write(path, text)?;
+        Ok(())
+    };
+    write().with_context(|| format!("--json {}", path.display())).or_exit(Exit::Usage)
+}

@@ -1,0 +1,18 @@
+//! The folder of `serve`'s sockets.
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use crate::exit::{Exit, OrExit as _, Outcome};
+
+/// The folder of `serve`'s sockets unless one is given.
+pub fn socket_dir(choice: Option<&Path>) -> Outcome<PathBuf> {
+    if let Some(path) = choice {
+        return std::path::absolute(path)
+            .with_context(|| format!("--socket-dir {}", path.display()))
+            .or_exit(Exit::Usage);
+    }
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = runtime.context("there is no XDG_RUNTIME_DIR: give a folder with --socket-dir").or_exit(Exit::Usage)?;
+    Ok(base.join("svadev"))
+}

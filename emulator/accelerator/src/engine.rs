@@ -17,22 +17,10 @@ use svadev_mutation::mutant;
 
 use crate::context::Context;
 use crate::orders::{Command, Done, Orders};
-use crate::queue::{Horizon, Queue, SLICE_COST};
+use crate::policy::{ALWAYS_WATCHED, LOOKS, SLICE_COST, VISIT_COST, WATCH_NS, WATCH_NS_MOST};
+use crate::queue::{Horizon, Queue};
 use crate::schedule::Schedule;
 use crate::shared::FunctionShared;
-
-/// Watched queues that a pass looks at.
-const LOOKS: usize = 16;
-/// So many queues are watched however long they are idle.
-const ALWAYS_WATCHED: usize = 16;
-/// How long a queue beyond those is watched without work, ns, and how long at most. Its next submission costs a trap, some 80 µs;
-/// ten times that is no bad price for not looking at hundreds of doorbells at every pass. A queue that is used from time to time
-/// is watched longer each time that it was left alone too early: else the traps of many such queues would stretch the time between
-/// two uses of each until all of them trap.
-pub(crate) const WATCH_NS: u64 = 1_000_000;
-const WATCH_NS_MOST: u64 = 256_000_000;
-/// What a visit costs besides what is done in it: state that was not in the cache.
-const VISIT_COST: i64 = 128;
 
 /// What [`Engine::run`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

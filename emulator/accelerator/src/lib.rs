@@ -44,6 +44,7 @@ mod function;
 mod job;
 mod moderation;
 mod orders;
+mod policy;
 mod queue;
 mod queue_config;
 mod scatter;

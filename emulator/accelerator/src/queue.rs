@@ -13,9 +13,9 @@ use svadev_spec::device::{Code, Descriptor, DescriptorFlags, QueueModeration, Qu
 
 use crate::context::{Context, Part, Waiter, code_of};
 use crate::descriptor::{Work, space_of};
-use crate::engine::WATCH_NS;
 use crate::job::{Job, Phase, Step};
 use crate::moderation::Moderation;
+use crate::policy::{DESCRIPTOR_COST, WATCH_NS};
 use crate::queue_config::QueueConfig;
 use crate::scatter::ListBuffer;
 
@@ -27,11 +27,6 @@ mod visit;
 pub(crate) use stop::Horizon;
 use visit::Visit;
 
-/// What a slice may cost: bytes of operands, and what is counted as some. It is what an invalidation waits for at most.
-pub(crate) const SLICE_COST: i64 = 64 << 10;
-/// What a descriptor costs besides its bytes. About what a copy moves in the time that a descriptor without operands takes,
-/// so that shares counted in it are shares of the engine's time.
-pub(crate) const DESCRIPTOR_COST: i64 = 512;
 /// Jobs of one queue that are worked on in turn; with fewer, the next descriptor is started.
 const INTERLEAVED: usize = 4;
 
@@ -65,7 +60,7 @@ pub(crate) struct Served {
     pub(crate) more: bool,
 }
 
-/// See the module.
+/// One queue: its rings, its jobs, and what they wait for.
 #[derive(Debug)]
 pub(crate) struct Queue {
     /// The queue's number in the function.
@@ -305,7 +300,7 @@ impl Queue {
         }
     }
 
-    /// Completes the DRAIN that everything before is done for. There is at most one: the oldest job.
+    /// Completes the oldest job if it is a DRAIN: all jobs before it are done.
     fn settle_drains(&mut self) {
         if self.drains == 0 {
             return;

@@ -1,7 +1,7 @@
 //! Which of an engine's queues is served next, and for how much: deficit round robin (Shreedhar and Varghese, 1995).
 //!
 //! A queue is *active* while it may have something to do. Active queues stand in a ring; the one whose turn it is may spend
-//! a quantum times its weight, in the units of [`SLICE_COST`](crate::queue::SLICE_COST). What it overdraws, it owes at its next turns;
+//! a quantum times its weight, in the units of [`SLICE_COST`](crate::policy::SLICE_COST). What it overdraws, it owes at its next turns;
 //! what it leaves when it runs dry is lost, so that nobody saves up. Over any longer time queues with work thus get shares in
 //! proportion to their weights, whatever their descriptors are made of. A queue that is alone in the ring takes from nobody: it may spend
 //! what it likes, and owes nothing for it.

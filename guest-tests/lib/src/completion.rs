@@ -3,7 +3,15 @@ use std::fmt;
 
 use svadev_spec::device::{self, Code, FaultFlags};
 
-use crate::{Error, Result};
+/// A completion carries a status that the ABI does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("completion of cookie {cookie:#x} has unknown status {status:#x}")]
+pub struct UnknownStatus {
+    /// The completion's cookie.
+    pub cookie: u64,
+    /// Its status.
+    pub status: u16,
+}
 
 /// What became of a descriptor, with its status decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +30,8 @@ pub struct Completion {
 
 impl Completion {
     /// Decodes what the driver stored. Unknown fault bits are dropped, an unknown status is an error.
-    pub fn from_raw(raw: &device::Completion) -> Result<Self> {
-        let code = Code::from_raw(raw.status).ok_or(Error::UnknownStatus { cookie: raw.cookie, status: raw.status })?;
+    pub fn from_raw(raw: &device::Completion) -> Result<Self, UnknownStatus> {
+        let code = Code::from_raw(raw.status).ok_or(UnknownStatus { cookie: raw.cookie, status: raw.status })?;
         Ok(Self {
             cookie: raw.cookie,
             code,

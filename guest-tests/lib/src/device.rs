@@ -198,7 +198,7 @@ impl Device {
         // SAFETY: `raw` has room for `capacity` completions, any bytes of which are valid, and lives through the call.
         let stored = unsafe { abi::wait(self.fd.as_raw_fd(), &raw mut args) }.map_err(Error::system("wait"))?;
         let stored = usize::try_from(stored).expect("ioctl gives no negative number that is not an error");
-        raw[..stored].iter().map(Completion::from_raw).collect()
+        raw[..stored].iter().map(|raw| Ok(Completion::from_raw(raw)?)).collect()
     }
 
     /// Submits one descriptor and waits for it. For contexts with nothing else in flight or uncollected: the completion of

@@ -1,7 +1,7 @@
 //! What can go wrong between a program and the driver.
 use nix::errno::Errno;
 
-use crate::Completion;
+use crate::completion::{Completion, UnknownStatus};
 
 /// Short for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -27,13 +27,8 @@ pub enum Error {
     #[error("a completion of other work came first: {0}")]
     ForeignCompletion(Completion),
     /// A completion carries a status that the ABI does not know.
-    #[error("completion of cookie {cookie:#x} has unknown status {status:#x}")]
-    UnknownStatus {
-        /// The completion's cookie.
-        cookie: u64,
-        /// Its status.
-        status: u16,
-    },
+    #[error(transparent)]
+    UnknownStatus(#[from] UnknownStatus),
 }
 
 impl Error {

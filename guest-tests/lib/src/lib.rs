@@ -38,7 +38,7 @@ mod user_queue;
 mod header_tests;
 
 pub use buffer::{Backing, Buffer, PAGE_SIZE};
-pub use completion::Completion;
+pub use completion::{Completion, UnknownStatus};
 pub use descriptor::Descriptor;
 pub use device::{Device, Query, SubmitFlags};
 pub use error::{Error, Result};

@@ -305,7 +305,7 @@ impl<'d> UserQueue<'d> {
                 self.wake_if_armed();
             }
         }
-        result.map(|()| stored)
+        Ok(result.map(|()| stored)?)
     }
 
     /// The completion at the head, if it was written.

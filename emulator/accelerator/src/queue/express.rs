@@ -7,12 +7,14 @@ use svadev_mutation::mutant;
 use svadev_spec::device::{Code, Completion, Descriptor, DescriptorFlags};
 
 use super::visit::{Known, Visit};
-use super::{DESCRIPTOR_COST, Queue, State};
+use super::{Queue, State};
 use crate::context::Context;
 use crate::descriptor::{Operand, Operation, PlainCopy, Work};
 use crate::job::PIECE_COST;
+use crate::policy::DESCRIPTOR_COST;
 
-/// Longest operand, where less than that is left of what the turn may cost: it may be overdrawn by so much.
+/// An operand up to this long is done in one go even if it exceeds what is left of the turn's budget, bytes. The overdraft
+/// is at most this.
 const MOST: i64 = 8 << 10;
 
 impl Queue {

@@ -177,7 +177,7 @@ impl Queue {
         Horizon { run: self.run, index }
     }
 
-    /// The index of a horizon; nothing of this run is below one of an earlier run.
+    /// Index up to which work belongs to the command. A horizon that was taken in an earlier run covers nothing of this one.
     fn below(&self, horizon: Horizon) -> u64 {
         if horizon.run == self.run { horizon.index } else { 0 }
     }

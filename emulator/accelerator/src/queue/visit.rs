@@ -28,7 +28,7 @@ impl<'s> Known<'s> {
     }
 }
 
-/// See the module.
+/// What one visit of the engine to a queue has looked up: spans that later descriptors of the visit use again.
 pub(super) struct Visit<'s> {
     pub(super) slice: &'s Slice,
     /// Around the last descriptor that was fetched.

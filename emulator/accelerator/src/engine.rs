@@ -410,7 +410,8 @@ impl<P: Platform> Engine<P> {
                         self.schedule.activate(position);
                     }
                 }
-                self.cx.requester.invalidate(Invalidation::pasid(pasid));
+                let space = self.cx.requester.space(Some(pasid));
+                self.cx.requester.invalidate(Invalidation::space(space));
                 over && (self.cx.now_ns >= pending.until_ns
                     || !self.cx.endpoint().prg().is_outstanding(self.cx.engine, pasid)
                     || mutant!(AbortWithoutResponses))

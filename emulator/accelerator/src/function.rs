@@ -10,9 +10,9 @@ use svadev_pci::{
 };
 use svadev_spec::device::{
     ABI_MAJOR, ABI_MINOR, BAR_DOORBELLS, BAR_MSIX, BAR_MSIX_SIZE, BAR_REGISTERS, Command as CommandRegister, Control,
-    DOORBELL_STRIDE, ID_MAGIC, Limits, MAX_LENGTH, MAX_QUEUES, MAX_SCATTER_ENTRIES, MSIX_PBA_OFFSET,
-    PCI_CLASS_ACCELERATOR, PCI_DEVICE_ID_ACCELERATOR, PCI_VENDOR_ID, QueueStatus, RING_LOG2, bar_doorbells_size,
-    command, opcode, queue_error, regs,
+    DOORBELL_STRIDE, ID_MAGIC, Limits, MAX_LENGTH, MAX_SCATTER_ENTRIES, MSIX_PBA_OFFSET, PCI_CLASS_ACCELERATOR,
+    PCI_DEVICE_ID_ACCELERATOR, PCI_VENDOR_ID, QueueStatus, RING_LOG2, bar_doorbells_size, command, opcode, queue_error,
+    regs,
 };
 
 use crate::doorbell::DoorbellPages;
@@ -24,10 +24,9 @@ use crate::shared::{FunctionPorts, FunctionSettings, FunctionShared};
 /// Most page requests that a function can have outstanding: as many as there are group indices (PCIe 6.0 §10.4.1).
 const OUTSTANDING_PAGE_REQUESTS: u32 = 512;
 
-/// What an accelerator function is made of, for `queues` queues (1 to `MAX_QUEUES`) and `vectors` MSI-X vectors (at
-/// least 1). Panics if `queues` is out of range.
-pub fn description(queues: u16, vectors: u8) -> Description {
-    assert!((1..=MAX_QUEUES).contains(&u32::from(queues)), "a function has 1 to {MAX_QUEUES} queues, not {queues}");
+/// What an accelerator function is made of. One without an IOMMU has no ATS, PRI and PASID.
+pub fn description(settings: &FunctionSettings) -> Description {
+    let FunctionSettings { queues, vectors, untranslated, .. } = *settings;
     let identity = Identity {
         vendor: PCI_VENDOR_ID,
         device: PCI_DEVICE_ID_ACCELERATOR,
@@ -37,9 +36,9 @@ pub fn description(queues: u16, vectors: u8) -> Description {
     let bar = u8::try_from(BAR_MSIX).expect("one of six");
     Description {
         msi_x: Some(MsiX { vectors: vectors.into(), bar, pending_offset: MSIX_PBA_OFFSET }),
-        ats: Some(Ats),
-        pri: Some(Pri { capacity: OUTSTANDING_PAGE_REQUESTS }),
-        pasid: Some(PasidCapability { width: 20 }),
+        ats: (!untranslated).then_some(Ats),
+        pri: (!untranslated).then_some(Pri { capacity: OUTSTANDING_PAGE_REQUESTS }),
+        pasid: (!untranslated).then_some(PasidCapability { width: 20 }),
         ..Description::new(identity)
             .with_bar(BAR_REGISTERS, Bar { size: regs::BAR_SIZE, wide: true })
             .with_bar(BAR_DOORBELLS, Bar { size: bar_doorbells_size(queues.into()), wide: true })
@@ -82,7 +81,7 @@ impl Function {
         U: Upstream + ?Sized,
     {
         let shared = Arc::new(FunctionShared::new(settings, ports, doorbells));
-        let description = description(settings.queues, settings.vectors);
+        let description = description(&settings);
         let engines = (0..usize::from(settings.engines))
             .map(|n| Engine::new(n, Arc::clone(&shared), Arc::clone(&memory), Arc::clone(&upstream)))
             .collect();

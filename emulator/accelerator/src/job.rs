@@ -200,7 +200,7 @@ impl Job {
     fn fetch_lists<P: Platform>(&mut self, requester: &mut Requester<P>, slice: &Slice) -> Result<(), Refused> {
         for cursor in [&mut self.src, &mut self.dst].into_iter().flatten() {
             while let Some((iova, room)) = cursor.unread() {
-                let target = Target { space: self.space, iova, write: false };
+                let target = Target { space: requester.space(self.space), iova, write: false };
                 let ahead = room.len() as u64;
                 let span = requester.access(slice, target).map_err(|refusal| Refused { target, refusal, ahead })?;
                 let n = span.len().min(room.len());
@@ -228,7 +228,7 @@ impl Job {
 
     /// One contiguous piece of the operands, at most `limit` bytes.
     fn piece<P: Platform>(&mut self, requester: &mut Requester<P>, slice: &Slice, limit: u64) -> Result<(), Refused> {
-        let space = self.space;
+        let space = requester.space(self.space);
         let mut locate = |cursor: &Cursor, write| -> Result<(Span<'_>, u64), Refused> {
             let (iova, left) = cursor.piece();
             let target = Target { space, iova, write };

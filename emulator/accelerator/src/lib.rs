@@ -33,8 +33,8 @@
 //! | something that the function tells its engines | `orders.rs` |
 //!
 //! # What it does not do
-//! Untranslated requests (everything goes through ATS), execute and privileged requests, and PASID-less traffic while
-//! address translation is off: all of that ends as `TranslationBlocked`.
+//! Execute and privileged requests. Requests without a PASID while address translation is off end as
+//! `TranslationBlocked`, unless the function was made without an IOMMU ([`FunctionSettings::untranslated`]).
 mod context;
 mod counters;
 mod descriptor;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use svadev_endpoint::{Answer, Endpoint, EndpointSettings, Obligation, Ports};
-use svadev_fabric::{Bdf, InvalidateAck, InvalidateRequest, PageGroupResponse};
+use svadev_fabric::{Bdf, InvalidateAck, InvalidateRequest, PageGroupResponse, SourceId};
 use svadev_spec::device::{CommandStatus, QueueStatus, Status};
 
 use crate::counters::{Counters, EngineCounters};
@@ -49,6 +49,9 @@ pub struct FunctionSettings {
     pub group_pages: u16,
     /// How long to wait for a page group response before the descriptor fails, ns.
     pub page_request_timeout_ns: u64,
+    /// There is no IOMMU in front of the function. It has no ATS, PRI or PASID: requests without a PASID go to
+    /// guest-physical addresses, others nowhere.
+    pub untranslated: bool,
     /// Tell the IOMMU of each use of a device-TLB entry (`Upstream::audit_use`). Slow.
     pub audit: bool,
 }
@@ -66,6 +69,7 @@ impl FunctionSettings {
             tlb_entries: 4096,
             group_pages: 32,
             page_request_timeout_ns: 10_000_000_000,
+            untranslated: false,
             audit: false,
         }
     }
@@ -74,6 +78,7 @@ impl FunctionSettings {
     fn endpoint(&self) -> EndpointSettings {
         EndpointSettings {
             bdf: self.bdf,
+            source: if self.untranslated { SourceId::IDENTITY } else { SourceId::UNIT },
             engines: self.engines,
             tlb_entries: self.tlb_entries,
             group_pages: self.group_pages,

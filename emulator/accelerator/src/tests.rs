@@ -8,4 +8,5 @@ mod random;
 mod registers;
 mod rings;
 mod service;
+mod untranslated;
 mod world;

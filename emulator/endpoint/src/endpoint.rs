@@ -3,7 +3,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use svadev_fabric::{Bdf, InvalidateAck, InvalidateRequest, PageGroupResponse};
+use svadev_fabric::{Bdf, InvalidateAck, InvalidateRequest, PageGroupResponse, SourceId};
 use svadev_mutation::mutant;
 
 use crate::counters::{Counters, EngineCounters};
@@ -19,6 +19,8 @@ use crate::page_request::{PrgTable, PriStatus};
 pub struct EndpointSettings {
     /// Its requester ID.
     pub bdf: Bdf,
+    /// Who translates its addresses.
+    pub source: SourceId,
     /// Engines, at least 1. Each has a device TLB of its own.
     pub engines: u8,
     /// Device-TLB entries of one engine; rounded up to a power of two.

@@ -1,6 +1,8 @@
 //! What configuration space allows an endpoint's requests to do.
-use svadev_fabric::Pasid;
+use svadev_fabric::SourceId;
 use svadev_mutation::mutant;
+
+use crate::address::SpaceId;
 
 /// What configuration space allows the engines to do, in one word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,10 +16,15 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Whether requests for an address space may be sent at all.
+    /// Whether requests for an address space may be sent at all. Every source needs bus mastering. The IOMMU needs ATS, and
+    /// PASID for a space that has one. Identity has no PASIDs.
     #[inline]
-    pub fn allows(self, space: Option<Pasid>) -> bool {
-        (self.bus_master || mutant!(BusMasterUnchecked)) && self.ats && (self.pasid || space.is_none())
+    pub fn allows(self, space: SpaceId) -> bool {
+        let source = match space.source() {
+            SourceId::IDENTITY => space.pasid().is_none(),
+            _ => self.ats && (self.pasid || space.pasid().is_none()),
+        };
+        (self.bus_master || mutant!(BusMasterUnchecked)) && source
     }
 
     pub(crate) fn to_bits(self) -> u32 {

@@ -50,14 +50,14 @@ mod sync;
 mod tlb;
 mod wait;
 
-pub use address::Target;
+pub use address::{SpaceId, Target};
 pub use counters::{Counter, Counters, EngineCounters};
 pub use device::{Mail, On, Platform, Ports};
 pub use endpoint::{Endpoint, EndpointSettings};
 pub use engine_side::{EngineSide, Presence};
 pub use failure::Failure;
 pub use gate::Gate;
-pub use mailbox::{Invalidation, Mailbox};
+pub use mailbox::{Invalidation, Mailbox, Whose};
 pub use obligation::{Answer, Obligation};
 pub use page_request::{Group, NoGroup, PrgTable, PriStatus};
 pub use page_waits::{Expiry, Fault, MAX_GROUP_PAGES, PageWaits};

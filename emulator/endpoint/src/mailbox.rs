@@ -1,8 +1,9 @@
 //! What other threads tell one engine. It is bounded: if more invalidations come than fit, they become one of everything.
 use std::vec::Drain;
 
-use svadev_fabric::{InvalidateRange, InvalidateRequest, Iova, Pasid, PrgIndex};
+use svadev_fabric::{InvalidateRange, InvalidateRequest, Iova, PrgIndex, SourceId};
 
+use crate::address::SpaceId;
 use crate::device::Mail;
 use crate::obligation::Obligation;
 use crate::sync::{Primitives, Std};
@@ -10,24 +11,33 @@ use crate::sync::{Primitives, Std};
 /// Invalidations kept apart before they collapse into *everything*, which is always allowed.
 const INVALIDATIONS: usize = 64;
 
+/// Whose device-TLB entries an invalidation covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Those of every source.
+    Everyone,
+    /// Those of every space of a source (*Global Invalidate*, PCIe 6.0 §10.3.8).
+    Source(SourceId),
+    /// Those of one space.
+    Space(SpaceId),
+}
+
 /// Device-TLB entries to drop: an [`InvalidateRequest`] without its tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalidation {
-    /// Entries of this PASID, or those that were requested without one.
-    pub pasid: Option<Pasid>,
-    /// Entries of every PASID and of none.
-    pub global: bool,
+    /// Whose.
+    pub whose: Whose,
     /// Which addresses.
     pub range: InvalidateRange,
 }
 
 impl Invalidation {
     /// Everything there is.
-    pub const ALL: Self = Self { pasid: None, global: true, range: InvalidateRange::All };
+    pub const ALL: Self = Self { whose: Whose::Everyone, range: InvalidateRange::All };
 
-    /// All that belongs to one PASID.
-    pub const fn pasid(pasid: Pasid) -> Self {
-        Self { pasid: Some(pasid), global: false, range: InvalidateRange::All }
+    /// All that belongs to one space.
+    pub const fn space(space: SpaceId) -> Self {
+        Self { whose: Whose::Space(space), range: InvalidateRange::All }
     }
 }
 
@@ -41,7 +51,10 @@ impl From<InvalidateRequest> for Invalidation {
             }
             InvalidateRange::All => InvalidateRange::All,
         };
-        Self { pasid: request.pasid, global: request.global, range }
+        let source = request.tag.source;
+        let whose =
+            if request.global { Whose::Source(source) } else { Whose::Space(SpaceId::new(source, request.pasid)) };
+        Self { whose, range }
     }
 }
 
@@ -124,11 +137,11 @@ mod tests {
         let mut mailbox = Mailbox::<(), Std>::new(());
         for n in 0..INVALIDATIONS as u64 {
             let range = InvalidateRange::Naturally { start: Iova(n << 12), size_log2: 12 };
-            mailbox.invalidate(Invalidation { pasid: None, global: false, range });
+            mailbox.invalidate(Invalidation { whose: Whose::Space(SpaceId::new(SourceId::UNIT, None)), range });
         }
         assert_eq!(mailbox.invalidations.len(), INVALIDATIONS);
         for _ in 0..3 {
-            mailbox.invalidate(Invalidation::pasid(Pasid::MAX));
+            mailbox.invalidate(Invalidation::space(SpaceId::new(SourceId::UNIT, None)));
             assert_eq!(mailbox.invalidations, [Invalidation::ALL]);
         }
         assert!(mailbox.invalidations.capacity() < 2 * INVALIDATIONS);

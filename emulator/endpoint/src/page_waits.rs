@@ -1,7 +1,7 @@
 //! Who waits for which page: what an engine's accesses do when a page is missing.
 use std::collections::VecDeque;
 
-use svadev_fabric::{Iova, PageRequest, PageRequestOutcome, PrgIndex, ResponseCode, Upstream};
+use svadev_fabric::{Iova, PageRequest, PageRequestOutcome, PrgIndex, ResponseCode, SourceId, Upstream};
 use svadev_mutation::mutant;
 
 use crate::address::Target;
@@ -102,6 +102,8 @@ impl<W: Copy + PartialEq> PageWaits<W> {
         match fault.refusal {
             Refusal::Blocked => return Err(Failure::Blocked),
             Refusal::NoMemory => return Err(Failure::NoMemory),
+            // Page requests are the IOMMU's; whoever else translates knows no missing page.
+            Refusal::NotPresent if fault.target.space.source() != SourceId::UNIT => return Err(Failure::PageFault),
             Refusal::NotPresent => {}
         }
         let timeout_ns = endpoint.settings().page_request_timeout_ns;
@@ -117,7 +119,7 @@ impl<W: Copy + PartialEq> PageWaits<W> {
         let mut pages = [0; MAX_GROUP_PAGES];
         let most = if patience.narrow { 1 } else { usize::from(endpoint.settings().group_pages).min(pages.len()) };
         let wanted = missing_pages(requester, slice, fault, most, &mut pages);
-        let group = match endpoint.prg().allocate(self.engine, target.space, wanted) {
+        let group = match endpoint.prg().allocate(self.engine, target.space.pasid(), wanted) {
             Ok(group) => group,
             Err(NoGroup::Disabled) => return Err(Failure::PageFault),
             Err(NoGroup::Stopped) => return Err(Failure::PageRequestFailed),
@@ -259,7 +261,7 @@ fn send<P: Platform, D: Mail>(
     for (n, &page) in pages[..count].iter().enumerate() {
         outcome = requester.upstream().page_request(PageRequest {
             requester: requester.bdf(),
-            pasid: target.space,
+            pasid: target.space.pasid(),
             iova: Iova(page),
             access: target.access(),
             prg_index: group.index(),

@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use svadev_fabric::{Bdf, CachedUse, Gpa, InvalidateRange, Iova, Pasid, Translation, TranslationRequest, Upstream};
+use svadev_fabric::{
+    Access, Bdf, CachedUse, Gpa, InvalidateRange, Iova, Pasid, SourceId, Translation, TranslationRequest, Upstream,
+};
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_mutation::mutant;
 
-use crate::address::Target;
+use crate::address::{SpaceId, Target};
 use crate::counters::EngineCounters;
 use crate::device::{Mail, Platform};
 use crate::endpoint::Endpoint;
-use crate::mailbox::Invalidation;
+use crate::mailbox::{Invalidation, Whose};
 use crate::span::{Slice, Span};
 use crate::tlb::{DeviceTlb, Rights, SIZES_LOG2};
 
@@ -39,6 +41,7 @@ struct Placed {
 /// One engine's requester.
 pub struct Requester<P: Platform> {
     bdf: Bdf,
+    source: SourceId,
     tlb: DeviceTlb,
     /// Only when uses are audited.
     given: Option<Box<Given>>,
@@ -62,7 +65,15 @@ impl<P: Platform> Requester<P> {
         let settings = endpoint.settings();
         let tlb = DeviceTlb::new(settings.tlb_entries);
         let given = settings.audit.then(|| Box::new(Given::new(settings.tlb_entries)));
-        Self { bdf: settings.bdf, tlb, given, memory, upstream, counters: Arc::clone(endpoint.engine_counters(engine)) }
+        Self {
+            bdf: settings.bdf,
+            source: settings.source,
+            tlb,
+            given,
+            memory,
+            upstream,
+            counters: Arc::clone(endpoint.engine_counters(engine)),
+        }
     }
 
     /// The IOMMU in front of it.
@@ -75,6 +86,12 @@ impl<P: Platform> Requester<P> {
         self.bdf
     }
 
+    /// The endpoint's own address space of a PASID, or of requests without one.
+    #[inline]
+    pub fn space(&self, pasid: Option<Pasid>) -> SpaceId {
+        SpaceId::new(self.source, pasid)
+    }
+
     /// Drops translations from the device TLB.
     pub fn invalidate(&mut self, invalidation: Invalidation) {
         self.tlb.invalidate(invalidation);
@@ -82,12 +99,12 @@ impl<P: Platform> Requester<P> {
 
     /// Forgets the translations of some bytes, at most 64 KiB and not across a multiple of it. What a slice holds stays good
     /// for the slice: the translations are as valid as before.
-    pub fn drop_range(&mut self, space: Option<Pasid>, iova: u64, len: u64) {
+    pub fn drop_range(&mut self, space: SpaceId, iova: u64, len: u64) {
         debug_assert!((1..=64 << 10).contains(&len));
         let first = iova >> SIZES_LOG2[0];
         for page in first..=(iova + (len - 1)) >> SIZES_LOG2[0] {
             let range = InvalidateRange::Naturally { start: Iova(page << SIZES_LOG2[0]), size_log2: SIZES_LOG2[0] };
-            self.tlb.invalidate(Invalidation { pasid: space, global: false, range });
+            self.tlb.invalidate(Invalidation { whose: Whose::Space(space), range });
         }
     }
 
@@ -148,12 +165,15 @@ impl<P: Platform> Requester<P> {
         self.counters.translations.add(1);
         let request = TranslationRequest {
             requester: self.bdf,
-            pasid: target.space,
+            pasid: target.space.pasid(),
             iova: Iova(target.iova),
             access: target.access(),
         };
         // PCIe 6.0 §10.2.3: UR and CA end the request; there is no page to ask for.
-        let translation = self.upstream.translate(request).map_err(|_| Refusal::Blocked)?;
+        let translation = match target.space.source() {
+            SourceId::IDENTITY => identity(request),
+            _ => self.upstream.translate(request).map_err(|_| Refusal::Blocked)?,
+        };
         if !translation.access.allows(target.access()) {
             self.counters.not_present.add(1);
             return Err(Refusal::NotPresent);
@@ -188,10 +208,13 @@ impl<P: Platform> Requester<P> {
     fn audit_use(&self, target: Target, size_log2: u8) {
         let gpa = self.given.as_ref().and_then(|given| given.gpa(target, size_log2));
         let gpa = gpa.expect("every entry of the device TLB came with an address");
-        let Target { space: pasid, iova, .. } = target;
+        if target.space.source() != SourceId::UNIT {
+            return;
+        }
+        let Target { space, iova, .. } = target;
         self.upstream.audit_use(CachedUse {
             requester: self.bdf,
-            pasid,
+            pasid: space.pasid(),
             iova: Iova(iova),
             gpa: Gpa(gpa),
             access: target.access(),
@@ -229,7 +252,7 @@ impl<P: Platform> Requester<P> {
 /// stand here still; one that came again has replaced its predecessor.
 struct Given {
     /// By address space, log2 of the size, and page number.
-    pages: BTreeMap<(Option<Pasid>, u8, u64), u64>,
+    pages: BTreeMap<(SpaceId, u8, u64), u64>,
     capacity: usize,
 }
 
@@ -250,6 +273,19 @@ impl Given {
     fn gpa(&self, target: Target, size_log2: u8) -> Option<u64> {
         let page = self.pages.get(&(target.space, size_log2, target.iova >> size_log2))?;
         Some(page + (target.iova & low_mask(size_log2)))
+    }
+}
+
+/// The translation of a function without an IOMMU: every address is the guest-physical one, in pages of 1 GiB, as far as there
+/// is memory.
+fn identity(request: TranslationRequest) -> Translation {
+    let size_log2 = SIZES_LOG2[SIZES_LOG2.len() - 1];
+    Translation {
+        gpa: Gpa(request.iova.0 & !low_mask(size_log2)),
+        size_log2,
+        access: Access::READ_WRITE,
+        global: false,
+        untranslated_only: false,
     }
 }
 

@@ -6,24 +6,26 @@
 //! *global* ones too, so that every invalidation that may concern it finds it under its own PASID.
 use std::ptr::NonNull;
 
-use svadev_fabric::{InvalidateRange, Iova, Pasid};
+use svadev_fabric::{InvalidateRange, Iova, SourceId};
 use svadev_mutation::mutant;
 
-use crate::address::Target;
-use crate::mailbox::Invalidation;
+use crate::address::{SpaceId, Target};
+use crate::mailbox::{Invalidation, Whose};
 
 /// Page sizes the TLB knows, smallest first.
 pub const SIZES_LOG2: [u8; 3] = [12, 21, 30];
 const WAYS: usize = 4;
 
-/// The address space of a request, as a number: a PASID, or this for requests without one.
-const NO_PASID: u32 = 1 << 20;
-
-fn space_key(space: Option<Pasid>) -> u32 {
+fn space_key(space: SpaceId) -> u32 {
     if mutant!(TlbIgnoresPasid) {
         return 0;
     }
-    space.map_or(NO_PASID, Pasid::get)
+    space.bits()
+}
+
+/// Whether a space's word is one of a source's.
+fn is_of(space: u32, source: SourceId) -> bool {
+    space.to_le_bytes()[3] == source.0 || mutant!(TlbIgnoresPasid)
 }
 
 /// Read and write rights of an entry.
@@ -40,7 +42,7 @@ impl Rights {
     }
 }
 
-/// The space of an entry that is not there. No PASID and not [`NO_PASID`].
+/// The space of an entry that is not there: no space has all bits set.
 const NOBODY: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug)]
@@ -128,7 +130,7 @@ impl DeviceTlb {
 
     /// The entry that covers an address.
     #[inline]
-    pub(crate) fn lookup(&self, space: Option<Pasid>, iova: u64) -> Option<Hit> {
+    pub(crate) fn lookup(&self, space: SpaceId, iova: u64) -> Option<Hit> {
         let space = space_key(space);
         for (class, &size_log2) in SIZES_LOG2.iter().enumerate() {
             if self.live[class] == 0 {
@@ -145,7 +147,7 @@ impl DeviceTlb {
     }
 
     /// Keeps the page of `1 << size_log2` bytes around `iova`, which starts at `host`; replaces whatever covers `iova`.
-    pub(crate) fn insert(&mut self, space: Option<Pasid>, iova: u64, size_log2: u8, host: NonNull<u8>, rights: Rights) {
+    pub(crate) fn insert(&mut self, space: SpaceId, iova: u64, size_log2: u8, host: NonNull<u8>, rights: Rights) {
         let class = SIZES_LOG2.iter().position(|&s| s == size_log2).expect("callers choose from SIZES_LOG2");
         let space = space_key(space);
         for (other, size_log2) in SIZES_LOG2.into_iter().enumerate() {
@@ -179,19 +181,21 @@ impl DeviceTlb {
 
     /// Drops all that an invalidation covers. A range of few pages costs a probe a page, never more than a pass over the TLB.
     pub(crate) fn invalidate(&mut self, invalidation: Invalidation) {
-        match invalidation.range {
-            InvalidateRange::All if invalidation.global => self.clear(),
-            InvalidateRange::Naturally { start, size_log2 } if !invalidation.global => {
-                self.invalidate_range(space_key(invalidation.pasid), start.0, size_log2);
+        match (invalidation.whose, invalidation.range) {
+            (Whose::Everyone, InvalidateRange::All) => self.clear(),
+            (Whose::Space(space), InvalidateRange::Naturally { start, size_log2 }) => {
+                self.invalidate_range(space_key(space), start.0, size_log2);
             }
-            range => self.sweep((!invalidation.global).then(|| space_key(invalidation.pasid)), range),
+            (Whose::Everyone, range) => self.sweep(|_| true, range),
+            (Whose::Source(source), range) => self.sweep(|space| is_of(space, source), range),
+            (Whose::Space(space), range) => self.sweep(|s| s == space_key(space), range),
         }
     }
 
     fn invalidate_range(&mut self, space: u32, start: u64, size_log2: u8) {
         let pages_log2 = size_log2.saturating_sub(SIZES_LOG2[0]);
         if pages_log2 >= 63 || 1u64 << pages_log2 >= self.sets.len() as u64 {
-            return self.sweep(Some(space), InvalidateRange::Naturally { start: Iova(start), size_log2 });
+            return self.sweep(|s| s == space, InvalidateRange::Naturally { start: Iova(start), size_log2 });
         }
         for (class, &class_log2) in SIZES_LOG2.iter().enumerate() {
             let first = start >> class_log2;
@@ -208,11 +212,11 @@ impl DeviceTlb {
         }
     }
 
-    /// A pass over all entries: those of one address space, or of all.
-    fn sweep(&mut self, space: Option<u32>, range: InvalidateRange) {
+    /// A pass over all entries, for those whose space is one of `whose`.
+    fn sweep(&mut self, whose: impl Fn(u32) -> bool, range: InvalidateRange) {
         for e in self.sets.iter_mut().flat_map(|set| &mut set.0).filter(|e| e.is_live()) {
             let class = e.class();
-            if space.is_none_or(|s| s == e.space) && range.overlaps(Iova(e.start()), SIZES_LOG2[class]) {
+            if whose(e.space) && range.overlaps(Iova(e.start()), SIZES_LOG2[class]) {
                 *e = Entry::EMPTY;
                 self.live[class] -= 1;
             }

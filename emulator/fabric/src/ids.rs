@@ -87,6 +87,17 @@ impl fmt::Display for Pasid {
     }
 }
 
+/// Who answers a function's translation requests and invalidates what it answered: an IOMMU, or something in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceId(pub u8);
+
+impl SourceId {
+    /// The IOMMU in front of the function, asked by ATS.
+    pub const UNIT: Self = Self(0);
+    /// Nobody: an address is the guest-physical address. For a function without an IOMMU.
+    pub const IDENTITY: Self = Self(1);
+}
+
 /// Page Request Group Index, 9 bits (PCIe 6.0 §10.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PrgIndex(u16);

@@ -18,7 +18,7 @@
 mod ids;
 mod messages;
 
-pub use ids::{Bdf, Gpa, IdError, Iova, Pasid, PrgIndex};
+pub use ids::{Bdf, Gpa, IdError, Iova, Pasid, PrgIndex, SourceId};
 pub use messages::{
     Access, AtsError, CachedUse, InvalidateAck, InvalidateRange, InvalidateRequest, InvalidateTag, Msi,
     PageGroupResponse, PageRequest, PageRequestOutcome, ResponseCode, Translation, TranslationRequest,

@@ -1,5 +1,5 @@
 //! The messages themselves, by value.
-use crate::{Bdf, Gpa, Iova, Pasid, PrgIndex};
+use crate::{Bdf, Gpa, Iova, Pasid, PrgIndex, SourceId};
 
 /// What an access wants, or what a translation allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -148,7 +148,19 @@ pub struct PageGroupResponse {
 
 /// ITag of an invalidation (PCIe 6.0 §10.3.1). Wider than the 5 bits on the wire, so that none is ever reused in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct InvalidateTag(pub u64);
+pub struct InvalidateTag {
+    /// Who invalidates. Each source counts for itself, and the completion goes back to it.
+    pub source: SourceId,
+    /// Which of its invalidations.
+    pub number: u64,
+}
+
+impl InvalidateTag {
+    /// The IOMMU's invalidation with this number.
+    pub const fn unit(number: u64) -> Self {
+        Self { source: SourceId::UNIT, number }
+    }
+}
 
 /// The addresses an invalidation covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -53,7 +53,8 @@ mod tests {
     fn what_is_outstanding_for_long_is_overdue_and_what_comes_and_goes_is_not() {
         let mut overdue = Overdue { patience: 3, seen: BTreeMap::new() };
         let mut look = |tags: &[u64]| {
-            let mut outstanding = tags.iter().map(|&tag| (InvalidateTag(tag), Bdf(0x30 + u16::try_from(tag).unwrap())));
+            let mut outstanding =
+                tags.iter().map(|&tag| (InvalidateTag::unit(tag), Bdf(0x30 + u16::try_from(tag).unwrap())));
             overdue.look(&mut outstanding)
         };
         assert_eq!(look(&[1, 2]), None);

@@ -368,7 +368,7 @@ impl<M: GuestMemory> Unit<M> {
         if mutant!(SkipDeviceTlbFlush) {
             return Step::Done;
         }
-        let tag = InvalidateTag(self.queue.next_tag);
+        let tag = InvalidateTag::unit(self.queue.next_tag);
         self.queue.next_tag += 1;
         match ports.invalidate(to, InvalidateRequest { tag, pasid, global, range }) {
             InvalidateAck::Done => {}
@@ -448,7 +448,7 @@ impl<M: GuestMemory> Unit<M> {
             }
             return;
         }
-        if tag.0 < self.queue.next_tag && !self.queue.outstanding.contains_key(&tag) {
+        if tag.number < self.queue.next_tag && !self.queue.outstanding.contains_key(&tag) {
             // Given up by a reset, a restart of the queue, or a time-out: late, but not unexpected.
             return;
         }

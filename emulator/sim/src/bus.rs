@@ -124,7 +124,7 @@ impl Bus {
             let early = before.intersection(&self.watch().pending).next().copied();
             self.log.check(Checker::WaitOrder, early.is_none(), || {
                 let (bdf, tag) = early.expect("there is one");
-                format!("a wait completed before invalidation {} of {bdf} did", tag.0)
+                format!("a wait completed before invalidation {} of {bdf} did", tag.number)
             });
         }
         result
@@ -201,7 +201,7 @@ impl Bus {
         let now = self.log.tick();
         let due = self.watch().lost.iter().find(|&(_, &step)| step <= now).map(|(&key, _)| key);
         let Some((bdf, tag)) = due else { return };
-        self.log.event(format_args!("{bdf} invalidation {} timed out", tag.0));
+        self.log.event(format_args!("{bdf} invalidation {} timed out", tag.number));
         let late = self.with_unit(|unit, down| {
             unit.invalidate_timed_out(bdf, down);
             let watch = &mut *down.0.watch();
@@ -359,9 +359,9 @@ impl Upstream for Bus {
         let late = self.watch().given_up.remove(&(requester, tag));
         let known = late || self.watch().pending.remove(&(requester, tag));
         self.log.check(Checker::Acknowledge, known, || {
-            format!("{requester} completes invalidation {} that is not pending", tag.0)
+            format!("{requester} completes invalidation {} that is not pending", tag.number)
         });
-        self.log.event(format_args!("{requester} completes invalidation {}", tag.0));
+        self.log.event(format_args!("{requester} completes invalidation {}", tag.number));
         if late {
             self.log.count(Count::Path, "invalidation completed too late");
         } else if self.loses(requester, tag) {
@@ -391,7 +391,7 @@ impl Downstream for Down<'_> {
         }
         self.0.log.event(format_args!(
             "{to} invalidate {} {:?} {:?} -> {}",
-            request.tag.0,
+            request.tag.number,
             request.pasid.map(Pasid::get),
             request.range,
             if lost { "lost".into() } else { format!("{ack:?}") }

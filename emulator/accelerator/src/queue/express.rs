@@ -68,7 +68,7 @@ impl Queue {
         if self.must_wait(copy.flags) {
             return None;
         }
-        let PlainCopy { space, length, .. } = copy;
+        let (space, length) = (cx.requester.space(copy.space), copy.length);
         let src = locate(cx, visit.slice, &mut visit.src, Target { space, iova: copy.src, write: false }, length)?;
         let dst = locate(cx, visit.slice, &mut visit.dst, Target { space, iova: copy.dst, write: true }, length)?;
         let entry = self.completion_entry(cx, visit)?;
@@ -97,7 +97,7 @@ impl Queue {
                 self.finish_express(cx, entry, work.cookie, 0, work.flags);
             }
             (Operation::Fill { pattern }, Some(Operand { address, entries: 0 })) => {
-                let target = Target { space: work.space, iova: address, write: true };
+                let target = Target { space: cx.requester.space(work.space), iova: address, write: true };
                 let dst = locate(cx, visit.slice, &mut visit.dst, target, len)?;
                 let entry = self.completion_entry(cx, visit)?;
                 dst.fill(pattern, len);

@@ -54,7 +54,7 @@ impl Queue {
         }
         let slot = self.sq_head & ((1 << self.config.sq_log2) - 1);
         let iova = self.config.sq_base + slot * DESCRIPTOR;
-        let target = Target { space: self.config.user, iova, write: false };
+        let target = Target { space: cx.requester.space(self.config.user), iova, write: false };
         // An entry is aligned to its size, so it never crosses a page.
         let span = match visit.sq.part(target.space, iova, DESCRIPTOR) {
             Some(span) => span,
@@ -121,7 +121,7 @@ impl Queue {
         }
         let at = self.cq_tail & ((1 << self.config.cq_log2) - 1);
         let iova = self.config.cq_base + at * COMPLETION;
-        let target = Target { space: self.config.user, iova, write: true };
+        let target = Target { space: cx.requester.space(self.config.user), iova, write: true };
         if let Some(span) = visit.cq.part(target.space, iova, COMPLETION) {
             span.prefetch_to_write(AHEAD_TO_WRITE);
             return Some(span);

@@ -1,30 +1,29 @@
 //! One visit to a queue, and what was found out in it: a translation that may be used again is good for the whole slice (`copy::Slice`),
 //! so neighbours cost one lookup.
-use svadev_endpoint::{Slice, Span};
-use svadev_fabric::Pasid;
+use svadev_endpoint::{Slice, SpaceId, Span};
 
 /// Memory that an address is known to lead to.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Known<'s> {
-    space: Option<Pasid>,
+    space: Option<SpaceId>,
     start: u64,
     span: Option<Span<'s>>,
 }
 
 impl<'s> Known<'s> {
     /// The addresses of `space` from `start` on lead to `span`; nothing where that serves one access only.
-    pub(super) fn new(space: Option<Pasid>, start: u64, span: Span<'s>) -> Self {
-        Self { space, start, span: span.is_lasting().then_some(span) }
+    pub(super) fn new(space: SpaceId, start: u64, span: Span<'s>) -> Self {
+        Self { space: Some(space), start, span: span.is_lasting().then_some(span) }
     }
 
     /// The memory from `iova` on, where all of `len` bytes are known.
     #[inline]
-    pub(super) fn part(&self, space: Option<Pasid>, iova: u64, len: u64) -> Option<Span<'s>> {
+    pub(super) fn part(&self, space: SpaceId, iova: u64, len: u64) -> Option<Span<'s>> {
         let span = self.span?;
         // An address below the start wraps around, far beyond any span.
         let offset = iova.wrapping_sub(self.start);
         let left = (span.len() as u64).checked_sub(offset)?;
-        (self.space == space && left >= len).then(|| span.skip(usize::try_from(offset).expect("inside a span")))
+        (self.space == Some(space) && left >= len).then(|| span.skip(usize::try_from(offset).expect("inside a span")))
     }
 }
 
@@ -52,6 +51,7 @@ mod tests {
     use std::ptr::NonNull;
 
     use svadev_endpoint::Gate;
+    use svadev_fabric::{Pasid, SourceId};
 
     use super::*;
 
@@ -65,7 +65,8 @@ mod tests {
         // SAFETY: `memory` outlives the slice.
         #[allow(unsafe_code, reason = "a span of this test's own memory")]
         let span = unsafe { Span::new(&slice, host, 64) };
-        let pasid = Pasid::new(7).ok();
+        let space = |pasid| SpaceId::new(SourceId::UNIT, pasid);
+        let (pasid, none) = (space(Pasid::new(7).ok()), space(None));
         let known = Known::new(pasid, 0x1000, span);
         let len = |space, iova, len| known.part(space, iova, len).map(|part| part.len());
         assert_eq!(len(pasid, 0x1000, 64), Some(64));
@@ -73,8 +74,8 @@ mod tests {
         assert_eq!(len(pasid, 0x1030, 17), None, "beyond its end");
         assert_eq!(len(pasid, 0x0fff, 1), None, "before its start");
         assert_eq!(len(pasid, 0x1040, 1), None);
-        assert_eq!((len(None, 0x1000, 1), len(Pasid::new(8).ok(), 0x1000, 1)), (None, None), "somebody else's");
+        assert_eq!((len(none, 0x1000, 1), len(space(Pasid::new(8).ok()), 0x1000, 1)), (None, None), "somebody else's");
         assert!(Known::new(pasid, 0x1000, span.once()).part(pasid, 0x1000, 1).is_none(), "good for one access");
-        assert!(Known::default().part(None, 0, 0).is_none());
+        assert!(Known::default().part(none, 0, 0).is_none());
     }
 }

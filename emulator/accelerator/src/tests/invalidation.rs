@@ -48,7 +48,7 @@ fn a_slice_boundary_acknowledges_and_nothing_old_is_used_after_it() {
     w.step();
     let mut tags = w.mmu.completed();
     tags.sort();
-    assert_eq!(tags, [InvalidateTag(1), InvalidateTag(2)]);
+    assert_eq!(tags, [InvalidateTag::unit(1), InvalidateTag::unit(2)]);
     // From here on the old frames belong to somebody else.
     let mine = w.read(DST_GPA, usize::try_from(MIB).unwrap());
     w.write(SRC_GPA, &vec![0x33; usize::try_from(MIB).unwrap()]);
@@ -91,7 +91,7 @@ fn only_the_last_engine_completes() {
     w.engines[1].run(now);
     assert!(w.mmu.completed().is_empty());
     w.engines[0].run(now);
-    assert_eq!(w.mmu.completed(), [InvalidateTag(7)]);
+    assert_eq!(w.mmu.completed(), [InvalidateTag::unit(7)]);
     w.engines[2].run(now);
     assert!(w.mmu.completed().is_empty());
 }
@@ -102,7 +102,7 @@ fn an_engine_does_not_leave_before_it_has_answered() {
     w.settle();
     assert_eq!(w.invalidate(1, space(), SRC, 12), InvalidateAck::Pending);
     assert!(!w.engines[0].park(), "somebody waits");
-    assert_eq!(w.mmu.completed(), [InvalidateTag(1)]);
+    assert_eq!(w.mmu.completed(), [InvalidateTag::unit(1)]);
     assert!(w.engines[0].park());
 }
 
@@ -118,7 +118,7 @@ fn more_than_the_mailbox_holds_collapses_and_each_is_answered() {
     w.step();
     let mut tags = w.mmu.completed();
     tags.sort();
-    assert_eq!(tags, (0..500).map(InvalidateTag).collect::<Vec<_>>());
+    assert_eq!(tags, (0..500).map(InvalidateTag::unit).collect::<Vec<_>>());
     w.mmu.translated();
     w.run(0, &[Descriptor { dst: 0, ..other }]);
     assert!(!w.mmu.translated().is_empty(), "everything was dropped, the other process's too");
@@ -148,7 +148,7 @@ fn an_invalidation_reaches_its_process_and_a_global_one_all() {
     let _ = w.invalidate(2, None, SRC, 12);
     assert_eq!(asked(&mut w), [None], "without PASID: those that were asked for without one");
     let everything = InvalidateRequest {
-        tag: InvalidateTag(3),
+        tag: InvalidateTag::unit(3),
         pasid: space(),
         global: true,
         range: InvalidateRange::Naturally { start: svadev_fabric::Iova(SRC), size_log2: 12 },
@@ -182,7 +182,7 @@ fn an_engine_that_is_gone_owes_nothing() {
     w.settle();
     assert_eq!(w.invalidate(1, space(), SRC, 12), InvalidateAck::Pending);
     w.engines.clear();
-    assert_eq!(w.mmu.completed(), [InvalidateTag(1)]);
+    assert_eq!(w.mmu.completed(), [InvalidateTag::unit(1)]);
     assert_eq!(w.invalidate(2, space(), SRC, 12), InvalidateAck::Done);
 }
 
@@ -214,7 +214,7 @@ fn no_copy_sees_a_frame_after_its_invalidation_completed() {
                 let (old, new) = (frames[usize::from(round % 2)], frames[usize::from((round + 1) % 2)]);
                 memory.write(GuestAddress(new), &page(1 + round % 100)).unwrap();
                 mmu.map(space(), SRC, 12, Page::rw(new));
-                let tag = InvalidateTag(round.into());
+                let tag = InvalidateTag::unit(round.into());
                 let ack = shared.invalidate(InvalidateRequest {
                     tag,
                     pasid: space(),

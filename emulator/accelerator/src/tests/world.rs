@@ -337,10 +337,14 @@ impl World {
 
     /// What a driver and the kernel's IOMMU layer write before anything works.
     pub(super) fn configure(&mut self) {
+        let _ = self.function.config_write(header::COMMAND.into(), &6u16.to_le_bytes());
+        if self.shared().settings().untranslated {
+            self.write32(regs::CONTROL, 1);
+            return;
+        }
         let ats = self.capability(extended_capability::ATS) + u64::from(pcie::ats::CONTROL);
         let pri = self.capability(extended_capability::PRI);
         let pasid = self.capability(extended_capability::PASID) + u64::from(pcie::pasid::CONTROL);
-        let _ = self.function.config_write(header::COMMAND.into(), &6u16.to_le_bytes());
         let _ = self.function.config_write(pasid, &1u16.to_le_bytes());
         let _ = self.function.config_write(ats, &(1u16 << 15).to_le_bytes());
         let allocation = pri + u64::from(pcie::pri::OUTSTANDING_ALLOCATION);
@@ -522,7 +526,7 @@ impl World {
 
     pub(super) fn invalidate(&self, tag: u64, space: Option<Pasid>, start: u64, size_log2: u8) -> InvalidateAck {
         self.function.shared().invalidate(InvalidateRequest {
-            tag: InvalidateTag(tag),
+            tag: InvalidateTag::unit(tag),
             pasid: space,
             global: false,
             range: InvalidateRange::Naturally { start: Iova(start), size_log2 },

@@ -103,7 +103,7 @@ impl Rig {
             }
             op::STRAY => {
                 // Never owed: the function was never asked with this tag.
-                let tag = InvalidateTag(u64::MAX - u64::from(input.u8()));
+                let tag = InvalidateTag::unit(u64::MAX - u64::from(input.u8()));
                 self.world.unit.invalidate_complete(DEVICE, tag, &self.world.ports);
                 let status = FaultStatus::from(self.world.read32(offset::FSTS));
                 assert!(status.invalidation_completion_error(), "ICE says that an answer came to nothing");

@@ -131,7 +131,7 @@ fn step(world: &mut World, input: &mut Input<'_>) {
         op::PAGE_REQUEST => {
             world.page_request(unit::page_request(input));
         }
-        op::COMPLETE => world.unit.invalidate_complete(DEVICE, InvalidateTag(input.u8().into()), &world.ports),
+        op::COMPLETE => world.unit.invalidate_complete(DEVICE, InvalidateTag::unit(input.u8().into()), &world.ports),
         op::TIME_OUT => world.unit.invalidate_timed_out(DEVICE, &world.ports),
         op::REPEAT => world.unit.repeat_interrupts(&world.ports),
         op::RESET => world.unit.reset(),

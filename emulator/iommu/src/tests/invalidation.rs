@@ -233,7 +233,7 @@ fn unexpected_completions_are_errors_and_late_ones_are_not() {
     world.submit(&[pasid_device_tlb(DEVICE, 5, 0x7000, 0), wait_descriptor(1)]);
     let tag = world.ports.tags()[0];
     // Somebody else's, and one that was never sent.
-    for (who, tag) in [(OTHER, tag), (DEVICE, InvalidateTag(1000))] {
+    for (who, tag) in [(OTHER, tag), (DEVICE, InvalidateTag::unit(1000))] {
         world.unit.invalidate_complete(who, tag, &world.ports);
         assert!(FaultStatus::from(world.read32(offset::FSTS)).invalidation_completion_error());
         assert_eq!(InvalidationQueueError::from(world.read64(offset::IQERCD)).completion_source_id(), who.0);

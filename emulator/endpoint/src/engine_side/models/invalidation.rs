@@ -53,7 +53,7 @@ impl<P: Primitives> World<P> {
 
 /// The one right way, as `Endpoint::invalidate` has it.
 fn ask<P: Primitives>(sides: &[EngineSide<(), P>]) -> InvalidateAck {
-    invalidate(sides, Invalidation::ALL, Answer::Invalidate(InvalidateTag(1)))
+    invalidate(sides, Invalidation::ALL, Answer::Invalidate(InvalidateTag::unit(1)))
 }
 
 /// What an engine may get wrong.
@@ -238,7 +238,7 @@ fn an_engine_that_acknowledges_in_the_middle_of_a_slice() {
 fn a_poster_that_posts_before_its_message_is_in_place() {
     working_and_sleeping::<WHOLE>(Engines::Right, |sides| {
         let online = sides[0].handshake.post();
-        let own = Obligation::new(Answer::Invalidate(InvalidateTag(1)));
+        let own = Obligation::new(Answer::Invalidate(InvalidateTag::unit(1)));
         sides[0].mailbox.with(|mailbox| {
             mailbox.invalidate(Invalidation::ALL);
             if online {
@@ -253,7 +253,7 @@ fn a_poster_that_posts_before_its_message_is_in_place() {
 #[should_panic(expected = "deadlock")]
 fn a_poster_that_says_what_is_owed_without_the_mailbox_lock() {
     working_and_sleeping::<WHOLE>(Engines::Right, |sides| {
-        let own = Obligation::new(Answer::Invalidate(InvalidateTag(1)));
+        let own = Obligation::new(Answer::Invalidate(InvalidateTag::unit(1)));
         if sides[0].post(|mailbox| mailbox.invalidate(Invalidation::ALL)) {
             let share = own.share();
             sides[0].mailbox.with(|mailbox| mailbox.due.push(share));

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use loom::thread;
 use svadev_fabric::{
-    Access, AtsError, Bdf, Gpa, InvalidateAck, InvalidateTag, PageRequest, PageRequestOutcome, Translation,
+    Access, AtsError, Bdf, Gpa, InvalidateAck, InvalidateTag, PageRequest, PageRequestOutcome, SourceId, Translation,
     TranslationRequest, Upstream,
 };
 use svadev_memory::{
@@ -217,7 +217,7 @@ impl<P: Primitives> Engine<P> {
         }
         // SAFETY: the mailbox was emptied above where something was posted.
         let slice = unsafe { Slice::begin(Gate { bus_master: true, ats: true, pasid: true }) };
-        let target = Target { space: None, iova: GPA.0, write: false };
+        let target = Target { space: self.requester.space(None), iova: GPA.0, write: false };
         if let Ok(span) = self.requester.access(&slice, target) {
             self.world.host.access();
             let mut byte = [0];
@@ -251,6 +251,7 @@ fn removal<const LACKS: u8>(way: Remover) -> usize {
     // Settings and counters only. Outside, since it is too large for the stacks that loom makes.
     let settings = EndpointSettings {
         bdf: Bdf(8),
+        source: SourceId::UNIT,
         engines: 1,
         tlb_entries: 1,
         group_pages: 32,

@@ -37,8 +37,7 @@ pub trait Upstream: Send + Sync {
     /// Invalidate Completion (PCIe 6.0 §10.3.2) for an [`InvalidateAck::Pending`]. Once and only once for each.
     fn invalidate_complete(&self, requester: Bdf, tag: InvalidateTag);
 
-    /// The requester uses a translation that it holds. It says so only where it was made to be audited, and the use goes on whatever
-    /// comes of it. Called as [`translate`](Self::translate) is.
+    /// The requester uses a translation that it holds. Called only when auditing is on. It must not block or veto the access.
     fn audit_use(&self, _used: CachedUse) {}
 }
 

@@ -120,7 +120,7 @@ pub enum PageRequestOutcome {
     /// It is in the guest's page request queue, or was answered already by the unit itself through
     /// [`Downstream::page_group_response`](crate::Downstream::page_group_response).
     Accepted,
-    /// It is lost, and no response comes: the queue is not enabled, or it overflowed and this was not a group's last.
+    /// It is lost, and no response comes: the queue overflowed, and this was not a group's last request.
     Dropped,
 }
 

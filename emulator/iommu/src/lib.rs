@@ -19,8 +19,7 @@
 //!
 //! # What it does not implement
 //! Interrupt remapping and posted interrupts (ECAP.IR, CAP.PI), performance monitoring, enhanced and virtual commands, protected
-//! memory regions, abort-DMA mode, snooping and memory types as such, RID-PASID capability (ECAP.RPS), translated requests as
-//! messages (functions use translations they got without asking again). `docs/spec-coverage.md` goes section by section.
+//! memory regions, snooping and memory types as such. `docs/spec-coverage.md` goes section by section.
 //!
 //! # Key constants
 //! [`REGISTER_SPACE`], [`FAULT_RECORD_OFFSET`], [`IOTLB_REGISTER_OFFSET`], [`MAX_ADDRESS_MASK`]; capabilities are in [`UnitConfig`].

@@ -38,8 +38,8 @@ impl<M: GuestMemory> Unit<M> {
         let request = Request { requester, pasid, iova, access, kind: RequestKind::Translation };
         let audited = self.audit.is_some();
         let answer = match self.resolve(&request) {
-            // Built where the caller wants it: an answer that is moved as a whole right after it was written field by field costs as much as the
-            // lookup.
+            // Return here, before the audit, so that the compiler writes the answer into the caller's slot. The copy otherwise stalls on
+            // store forwarding (docs/design/0004-data-path.md).
             Ok(leaf) if !audited => return Ok(answer(leaf)),
             Ok(leaf) => Ok(answer(leaf)),
             Err(fault) => match fault.reason.translation_response() {

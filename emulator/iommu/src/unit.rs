@@ -23,7 +23,7 @@ pub struct Unit<M: GuestMemory> {
     pub(crate) config: UnitConfig,
     pub(crate) limits: Limits,
     pub(crate) memory: M,
-    /// Of `memory`, from the last request that walked.
+    /// The view of `memory` that the last walk used, kept so that the next one loads it without atomic operations.
     pub(crate) kept: M::Kept,
     pub(crate) counters: Counters,
     /// The function that was heard last: interrupts with no function of their own go out through it.

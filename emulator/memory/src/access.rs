@@ -88,7 +88,7 @@ pub trait GuestMemory: Send + Sync {
     fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError>;
 }
 
-/// What refers to memory is memory.
+/// Implements [`GuestMemory`] for pointers to it.
 macro_rules! forward {
     ($for:ty) => {
         impl<M: GuestMemory> GuestMemory for $for {

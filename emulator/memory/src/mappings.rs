@@ -128,7 +128,7 @@ impl Mapping {
     }
 }
 
-/// The 8-byte words of a piece of a mapping, to load: everything that takes is in one place, for those who load at every step of a walk.
+/// A cached pointer and bounds, so that a page walk can load table entries without looking up the mapping again.
 #[derive(Debug)]
 pub(crate) struct Words {
     /// Of the piece, a multiple of 8.

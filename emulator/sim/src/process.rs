@@ -98,7 +98,7 @@ pub enum Life {
     Dead,
 }
 
-/// See the module.
+/// A process of the mock guest: its memory, and what must be in it.
 #[derive(Debug)]
 pub struct Process {
     /// Its name in the log: never used again.

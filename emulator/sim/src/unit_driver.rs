@@ -83,7 +83,7 @@ pub struct Group {
     pub requests: Vec<Request>,
 }
 
-/// See the module.
+/// The mock kernel's driver of the unit: registers, invalidation queue, page request queue.
 #[derive(Debug)]
 pub struct UnitDriver {
     bus: Arc<Bus>,

@@ -41,7 +41,7 @@ struct Endpoint {
     resets: VecDeque<Option<ReplyToken>>,
 }
 
-/// See the module.
+/// A function behind vfio-user, as a VMM sees it.
 pub struct Wire {
     server: Server,
     client: Client,

@@ -66,7 +66,7 @@ struct Ring {
     head: u32,
 }
 
-/// See the module.
+/// A function with warm engines, flat memory, and a driver's side of its queues.
 pub(crate) struct Rig {
     pub(crate) memory: Arc<Ram>,
     pub(crate) function: Function,

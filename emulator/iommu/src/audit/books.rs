@@ -126,7 +126,7 @@ pub(super) struct Held {
     pub(super) stale_offset: u64,
 }
 
-/// See the module.
+/// What caches hold, or may hold, by right.
 #[derive(Debug, Default)]
 pub(super) struct Books {
     held: BTreeMap<Key, Vec<Held>>,
@@ -229,7 +229,7 @@ impl Books {
         }
     }
 
-    /// Software owes no invalidation of what a function holds, or any function.
+    /// From now on, stale entries of this function (or of all functions) are not reported.
     pub(super) fn excuse_functions(&mut self, function: Option<Bdf>) {
         let (first, last) = function.map_or((Bdf(0), Bdf(u16::MAX)), |bdf| (bdf, bdf));
         let range = Key::first_in(Place::Function(first))..=Key::last_in(Place::Function(last));

@@ -68,7 +68,7 @@ pub struct AuditCounters {
     pub suppressed: u64,
 }
 
-/// See the module.
+/// Compares what is cached with the tables as they are, and reports whose invalidation is missing.
 #[derive(Debug)]
 pub(crate) struct Auditor {
     config: AuditConfig,

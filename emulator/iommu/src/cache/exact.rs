@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use super::key::{CacheTag, Key};
 
 /// Entries by key. An invalidation takes exactly what it names, and an entry makes room only when the store is full. Lookups and insertions
-/// are cold: who asks for an exact store has not asked for speed, and those who did should not pay for it.
+/// are marked cold, so that this store is not inlined into the default one's fast path.
 #[derive(Debug)]
 pub(crate) struct Exact<V> {
     entries: BTreeMap<Key, V>,

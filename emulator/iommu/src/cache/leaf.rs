@@ -1,6 +1,6 @@
 //! Pages as walks find them.
 
-/// Sizes that an entry at level 1, 2 and 3 maps: 4 KiB, 2 MiB, 1 GiB. In its place of this order.
+/// A page size, as the level that maps it, less one: 0 is 4 KiB, 1 is 2 MiB, 2 is 1 GiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PageSize(u8);
 

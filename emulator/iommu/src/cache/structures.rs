@@ -12,8 +12,8 @@ use super::store::{ScanCursor, TagFloors};
 /// The least that a store which forgets nothing has room for.
 const EXACT_ENTRIES: usize = 4096;
 
-/// What a walk had found when it left an entry for the table below, for the same reasons one word as [`Leaf`](super::Leaf). Rights lie where
-/// first-stage entries have them (§9.7), so that one more level costs two operations.
+/// A partial walk: the address of the next table and the rights accumulated so far, packed into one word as
+/// [`Leaf`](super::Leaf) is. Rights lie where first-stage entries have them (§9.7), so that one more level costs two operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PartialWalk(u64);
 

@@ -20,8 +20,8 @@ const WRITE_KNOWN: u64 = FIRST_FREE;
 const NESTED: u64 = FIRST_FREE << 1;
 
 impl Mapping {
-    /// `leaf` allows writes if they are allowed, and the dirty bit is set. `write_known`: that is all there is
-    /// to say; clear when the walk was for a request that only reads, so that dirty was left alone.
+    /// `write_known`: the walk was for a possible write, so `leaf`'s right to write is final and the dirty bit is set. If it is
+    /// clear, a write must walk again.
     #[inline]
     pub(crate) fn new(leaf: Leaf, write_known: bool) -> Self {
         Self(leaf.word() | flag(write_known, WRITE_KNOWN))

@@ -145,6 +145,10 @@ fn resets_and_new_root_tables_leave_nothing() {
         // A new root table pointer drops everything, too (CAP.ESRTPS, §6.6).
         world.write32(svadev_spec::vtd::registers::offset::GCMD, 1 << 31 | 1 << 30 | 1 << 26);
         assert_eq!(world.translate_ok(0x7000, Access::READ).0, 0x6000, "{caching:?}");
+        world.store(leaf, 0x8000 | USER_PAGE);
+        world.unit.reset();
+        world.bring_up();
+        assert_eq!(world.translate_ok(0x7000, Access::READ).0, 0x8000, "{caching:?}, after a reset");
     }
 }
 

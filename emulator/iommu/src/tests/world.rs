@@ -100,13 +100,18 @@ impl World {
 
     pub(super) fn with(config: UnitConfig) -> Self {
         let mut world = Self::cold(config);
-        world.set_up_queues();
-        world.write64(offset::RTADDR, ROOT | 1 << 10);
-        world.write32(offset::GCMD, 1 << 26 | 1 << 30);
-        assert_eq!(world.read32(offset::GSTS), 1 << 26 | 1 << 30);
-        world.write32(offset::GCMD, 1 << 26 | 1 << 31);
-        assert_eq!(world.read32(offset::GSTS), 1 << 26 | 1 << 30 | 1 << 31);
+        world.bring_up();
         world
+    }
+
+    /// What software does after a reset: queues, root table, translation.
+    pub(super) fn bring_up(&mut self) {
+        self.set_up_queues();
+        self.write64(offset::RTADDR, ROOT | 1 << 10);
+        self.write32(offset::GCMD, 1 << 26 | 1 << 30);
+        assert_eq!(self.read32(offset::GSTS), 1 << 26 | 1 << 30);
+        self.write32(offset::GCMD, 1 << 26 | 1 << 31);
+        assert_eq!(self.read32(offset::GSTS), 1 << 26 | 1 << 30 | 1 << 31);
     }
 
     /// A unit that software has not touched.

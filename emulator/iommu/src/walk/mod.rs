@@ -54,10 +54,10 @@ pub(crate) trait Tables {
         None
     }
 
-    /// The entry at `level` on the way to `address` was found whole, and led here.
+    /// Keeps what a walk to `address` knows after the entry at `level`: the next table, and the rights so far.
     fn keep_structure(&mut self, _address: u64, _level: u8, _shortcut: PartialWalk) {}
 
-    /// A fault that a structure led to is looked for again from the top: what it skipped may have been changed to allow more.
+    /// Whether a fault of a walk that began at a cached entry is looked for again from the root before it is reported.
     fn doubts_structures(&self) -> bool {
         true
     }
@@ -219,8 +219,8 @@ impl<M: GuestMemory> Tables for Nested<'_, '_, M> {
 /// Where a walk is to begin: a level, and what led to the table there.
 type Start = (u8, PartialWalk);
 
-/// One walk from the lowest table that is known, and if that does not end it, walks from the `top` until one is not lost:
-/// an entry that changed may have been the way to a table that is no longer there. `None`: all were lost.
+/// Walks from the deepest cached table first. If that walk loses a race for an A or D bit, or finds a fault that cached entries may
+/// have caused, walks again from the root, a bounded number of times. `None`: every attempt lost its race.
 #[inline]
 fn from_the_lowest<T: Tables>(
     tables: &mut T,

@@ -40,7 +40,7 @@ impl Number for AtomicUsize {
     }
 }
 
-/// See the module.
+/// One mapping's place in the table that the signal handler searches.
 #[derive(Debug)]
 pub(crate) struct Slot<N = AtomicUsize> {
     /// Odd while the fields below change.

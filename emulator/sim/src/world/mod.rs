@@ -84,7 +84,7 @@ pub struct Report {
     pub coverage: Coverage,
 }
 
-/// See the module.
+/// One simulated system: kernel, processes, functions and unit in one thread, on virtual time.
 pub struct World {
     pub(crate) rng: Rng,
     pub(crate) log: Arc<Log>,

@@ -18,7 +18,7 @@ use crate::input::ProtocolError;
 use crate::sender::{self, Command, Shared, count};
 use crate::server::Limits;
 
-/// What a connection that just began does not know yet is in here, so a new connection is a new `Session`.
+/// State that is lost when a connection ends: there is one for each connection.
 pub(crate) struct Session {
     limits: Limits,
     shared: Arc<Shared>,

@@ -3,7 +3,7 @@
 //!
 //! Writes to BARs are posted and may lie in the stream for a while; reads and configuration writes wait for their reply, as in
 //! QEMU, and so for all that was sent before them. A client that goes away takes with it what was half sent, and the function
-//! does what the launcher's does (`emulator/svadev/src/backend`).
+//! does what the launcher's does (`emulator/launcher/src/backend.rs`).
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 

@@ -3,8 +3,8 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{
-    bench::row::Suite,
+use crate::bench::row::Suite;
+use svadev_launcher::{
     exit::{Exit, OrExit as _, Outcome},
     guest::HostOptions,
     topology::{self, Accel, Caching, Levels, Topology},

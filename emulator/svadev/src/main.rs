@@ -1,31 +1,15 @@
 //! `svadev`: a shared-virtual-addressing accelerator and its IOMMU as one process beside stock QEMU.
 //!
-//! This crate is the only one that sees every side. `backend` makes a host of a topology; everything
-//! else is the launcher: command line, topology, kit, guest image, QEMU, and what the guest says.
+//! This crate is the program: `cli` reads the command line, `commands` has a module per subcommand, `bench` measures.
+//! The guest itself, from topology to exit status, is [`svadev_launcher`]'s.
 #![allow(unreachable_pub, reason = "a program: `pub` says what a module offers the others")]
 
 #[macro_use]
-mod say;
+extern crate svadev_launcher;
 
-mod backend;
 mod bench;
 mod cli;
 mod commands;
-mod console;
-mod control;
-mod dmar;
-mod exit;
-mod guest;
-mod guest_image;
-mod kernel;
-mod kernel_log;
-mod kit;
-mod ktap;
-mod kvm;
-mod qemu;
-mod run;
-mod runtime;
-mod topology;
 
 use std::process::ExitCode;
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
-/// Every crate of the workspace and what of ours it may depend on. `svadev` and `svadev-sim` see all, so they name all.
+/// Every crate of the workspace and what of ours it may depend on. `svadev-sim` sees every model and the host.
 const ARROWS: &[(&str, &[&str])] = &[
     ("svadev-spec", &[]),
     ("svadev-fabric", &["svadev-spec"]),
@@ -20,7 +20,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("svadev-vfio-user", &["svadev-spec"]),
     ("svadev-host", MODELS),
-    ("svadev", MODELS_AND_HOST),
+    ("svadev-launcher", &["svadev-spec", "svadev-fabric", "svadev-iommu", "svadev-host"]),
+    ("svadev", &["svadev-spec", "svadev-fabric", "svadev-memory", "svadev-iommu", "svadev-launcher"]),
     ("svadev-sim", MODELS_AND_HOST),
     ("svadev-fuzz", FROM_BELOW),
     ("svadev-guest", &["svadev-spec"]),

@@ -8,7 +8,6 @@ use std::{
 use anyhow::Context as _;
 
 use crate::{
-    backend::CounterSource,
     bench::{
         compare,
         guest::{Collected, Word},
@@ -18,6 +17,9 @@ use crate::{
         row::{Place, Row, Suite},
     },
     cli::BenchArgs,
+};
+use svadev_launcher::{
+    backend::CounterSource,
     control::Message,
     exit::{Exit, Failure, OrExit as _, Outcome},
     guest::{self, Image, Request},

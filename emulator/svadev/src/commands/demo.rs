@@ -7,8 +7,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::json::write_json;
-use crate::{
-    cli::DemoArgs,
+use crate::cli::DemoArgs;
+use svadev_launcher::{
     control::Message,
     exit::{Exit, Outcome},
     guest::{self, Image, Request},

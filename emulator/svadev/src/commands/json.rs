@@ -3,7 +3,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use crate::exit::{Exit, OrExit as _, Outcome};
+use svadev_launcher::exit::{Exit, OrExit as _, Outcome};
 
 /// Writes results for a program to read.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Outcome<()> {

@@ -1,8 +1,8 @@
 //! `svadev kit`: the set-up script, with our exit status.
 use std::ffi::OsString;
 
-use crate::{
-    cli::KitCommand,
+use crate::cli::KitCommand;
+use svadev_launcher::{
     exit::{Exit, Outcome},
     kit::{Stdout, run_script},
 };

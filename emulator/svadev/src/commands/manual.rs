@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use super::socket_dir::socket_dir;
-use crate::{
-    cli::{DmarArgs, Format, QemuArgsArgs, UnitAddress},
+use crate::cli::{DmarArgs, Format, QemuArgsArgs, UnitAddress};
+use svadev_launcher::{
     control::Message,
     dmar::write_table,
     exit::{Exit, Failure, OrExit as _, Outcome},
@@ -18,7 +18,7 @@ use crate::{
 
 /// Where the backend puts the sockets of a machine's functions in a folder.
 fn sockets(topology: &Topology, folder: &Path) -> Vec<(svadev_fabric::Bdf, PathBuf)> {
-    topology.functions().map(|bdf| (bdf, crate::backend::socket_path(folder, bdf))).collect()
+    topology.functions().map(|bdf| (bdf, svadev_launcher::backend::socket_path(folder, bdf))).collect()
 }
 
 /// Prints the arguments.

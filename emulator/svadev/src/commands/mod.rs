@@ -9,7 +9,8 @@ mod socket_dir;
 mod test;
 mod vm;
 
-use crate::{cli::Command, exit::Outcome};
+use crate::cli::Command;
+use svadev_launcher::exit::Outcome;
 
 /// Runs a subcommand; gives the exit status.
 pub fn run(command: Command) -> Outcome<u8> {

@@ -5,9 +5,9 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{json::write_json, socket_dir::socket_dir};
-use crate::{
+use crate::cli::ServeArgs;
+use svadev_launcher::{
     backend::{Backend, BackendEvent, BackendOptions},
-    cli::ServeArgs,
     dmar::write_table,
     exit::{Exit, Failure, OrExit as _, Outcome},
     run::audit::gap,
@@ -121,7 +121,7 @@ impl<'a> Table<'a> {
 /// Where a table of this machine says that the unit is.
 fn known_address(topology: &Topology, bytes: &[u8]) -> Option<u64> {
     let address = u64::from_le_bytes(bytes.get(20..28)?.try_into().ok()?);
-    (address & 0xfff == 0 && crate::dmar::table(topology, address) == bytes).then_some(address)
+    (address & 0xfff == 0 && svadev_launcher::dmar::table(topology, address) == bytes).then_some(address)
 }
 
 #[cfg(test)]
@@ -132,13 +132,13 @@ mod tests {
     fn the_table_follows_the_bar_and_is_kept_from_run_to_run() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("dmar.bin");
-        let topology = Topology::parse("t", crate::topology::DEFAULT).unwrap();
+        let topology = Topology::parse("t", svadev_launcher::topology::DEFAULT).unwrap();
         let mut table = Table::open(Some(&file), &topology).unwrap();
         table.placed(0x38_0000_0000).unwrap();
-        assert_eq!(std::fs::read(&file).unwrap(), crate::dmar::table(&topology, 0x38_0000_0000));
+        assert_eq!(std::fs::read(&file).unwrap(), svadev_launcher::dmar::table(&topology, 0x38_0000_0000));
         assert_eq!(Table::open(Some(&file), &topology).unwrap().address, 0x38_0000_0000);
         std::fs::write(&file, "not a table").unwrap();
         assert_eq!(Table::open(Some(&file), &topology).unwrap().address, UNKNOWN_ADDRESS);
-        assert_eq!(std::fs::read(&file).unwrap(), crate::dmar::table(&topology, UNKNOWN_ADDRESS));
+        assert_eq!(std::fs::read(&file).unwrap(), svadev_launcher::dmar::table(&topology, UNKNOWN_ADDRESS));
     }
 }

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use crate::exit::{Exit, OrExit as _, Outcome};
+use svadev_launcher::exit::{Exit, OrExit as _, Outcome};
 
 /// The folder of `serve`'s sockets unless one is given.
 pub fn socket_dir(choice: Option<&Path>) -> Outcome<PathBuf> {

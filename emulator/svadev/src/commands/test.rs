@@ -2,8 +2,8 @@
 use std::{io::IsTerminal as _, time::Instant};
 
 use super::json::write_json;
-use crate::{
-    cli::TestArgs,
+use crate::cli::TestArgs;
+use svadev_launcher::{
     control::Message,
     exit::{Exit, Outcome},
     guest::{self, Image, Request},

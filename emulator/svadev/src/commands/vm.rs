@@ -1,8 +1,8 @@
 //! `svadev vm`: a guest to use.
 use std::{collections::BTreeMap, io::IsTerminal as _};
 
-use crate::{
-    cli::VmArgs,
+use crate::cli::VmArgs;
+use svadev_launcher::{
     console,
     control::Message,
     exit::{Exit, Outcome},

@@ -23,8 +23,8 @@ use super::memory::Shared;
 use super::processors::Processors;
 use super::tables::{DOMAIN, Tables};
 use super::wait::{PATIENCE, Spin};
-use crate::backend::{Backend, BackendOptions};
-use crate::topology::{self, Topology};
+use svadev_launcher::backend::{Backend, BackendOptions};
+use svadev_launcher::topology::{self, Topology};
 
 /// Guest memory, bytes; sparse, so that what is never touched costs nothing.
 const MEMORY: u64 = 1 << 30;

@@ -27,7 +27,7 @@ enum Kind {
 ///
 /// # Errors
 /// It is no program that can run there, or a library of it is missing.
-pub fn files(program: &Path, has: &dyn Fn(&str) -> bool) -> anyhow::Result<Vec<PathBuf>> {
+pub(crate) fn files(program: &Path, has: &dyn Fn(&str) -> bool) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     collect(program, has, 0, &mut files)?;
     Ok(files)

@@ -3,7 +3,7 @@ use std::ops::Deref;
 use std::path::PathBuf;
 
 use svadev_host::{AcceleratorConfig, Host, HostConfig};
-pub(crate) use svadev_host::{CounterSource, HostEvent as BackendEvent, socket_path};
+pub use svadev_host::{CounterSource, HostEvent as BackendEvent, socket_path};
 use svadev_iommu::UnitConfig;
 use tokio::sync::mpsc;
 
@@ -11,7 +11,7 @@ use crate::topology::{AcceleratorFunction, Topology};
 
 /// What a topology does not say about a host.
 #[derive(Clone, Debug)]
-pub(crate) struct BackendOptions {
+pub struct BackendOptions {
     /// Folder for the sockets. It must exist, and only its owner should be able to enter it.
     pub socket_dir: PathBuf,
     /// Multiplies every time limit.
@@ -20,14 +20,14 @@ pub(crate) struct BackendOptions {
 
 /// A running host. Dropping it stops it.
 #[derive(Debug)]
-pub(crate) struct Backend {
+pub struct Backend {
     host: Host,
     events: mpsc::UnboundedReceiver<BackendEvent>,
 }
 
 impl Backend {
     /// Makes the sockets and starts every thread. Errors: those of [`Host::start`].
-    pub(crate) fn start(topology: &Topology, options: &BackendOptions) -> anyhow::Result<Self> {
+    pub fn start(topology: &Topology, options: &BackendOptions) -> anyhow::Result<Self> {
         let (sender, events) = mpsc::unbounded_channel();
         // Nobody may listen any more: the launcher is on its way out.
         let host = Host::start(&host_config(topology, options), move |event| drop(sender.send(event)))?;
@@ -35,12 +35,12 @@ impl Backend {
     }
 
     /// What happened.
-    pub(crate) fn events(&mut self) -> &mut mpsc::UnboundedReceiver<BackendEvent> {
+    pub fn events(&mut self) -> &mut mpsc::UnboundedReceiver<BackendEvent> {
         &mut self.events
     }
 
     /// Ends every thread and removes the sockets.
-    pub(crate) fn stop(self) {
+    pub fn stop(self) {
         self.host.stop();
     }
 }

@@ -16,7 +16,7 @@ use crate::{
 
 /// The four listeners. They outlive a QEMU, so that a restarted one finds them.
 #[derive(Debug)]
-pub struct Listeners {
+pub(crate) struct Listeners {
     console: UnixListener,
     control: UnixListener,
     program: UnixListener,
@@ -25,7 +25,7 @@ pub struct Listeners {
 
 /// The way into the guest's program and into QEMU's monitor.
 #[derive(Clone, Debug)]
-pub struct Senders {
+pub(crate) struct Senders {
     /// Standard input of the guest's program.
     pub program: mpsc::Sender<Vec<u8>>,
     /// Lines to PID 1.
@@ -36,7 +36,7 @@ pub struct Senders {
 
 impl Listeners {
     /// Binds them all.
-    pub fn bind(channels: &Channels) -> anyhow::Result<Self> {
+    pub(crate) fn bind(channels: &Channels) -> anyhow::Result<Self> {
         let bind = |path: &Path| UnixListener::bind(path).with_context(|| path.display().to_string());
         Ok(Self {
             console: bind(&channels.console)?,
@@ -48,7 +48,7 @@ impl Listeners {
 
     /// Serves one QEMU until it is gone: `gone` turning true ends what is still waiting for a connection. Each channel's end
     /// is an [`Event::Ended`]. What the guest's program writes goes to `output`.
-    pub async fn serve(
+    pub(crate) async fn serve(
         &self,
         events: mpsc::Sender<Event>,
         output: mpsc::Sender<Vec<u8>>,
@@ -91,14 +91,14 @@ impl Listeners {
 
 /// What goes to QEMU, the receiving ends of [`Senders`].
 #[derive(Debug)]
-pub struct Inputs {
+pub(crate) struct Inputs {
     program: mpsc::Receiver<Vec<u8>>,
     control: mpsc::Receiver<Vec<u8>>,
     qmp: mpsc::Receiver<Vec<u8>>,
 }
 
 /// Both ends of the ways to QEMU.
-pub fn inputs() -> (Senders, Inputs) {
+pub(crate) fn inputs() -> (Senders, Inputs) {
     let (program_sender, program) = mpsc::channel(16);
     let (control_sender, control) = mpsc::channel(16);
     let (qmp_sender, qmp) = mpsc::channel(16);

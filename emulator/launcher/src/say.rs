@@ -1,6 +1,7 @@
 //! Lines for the person at the terminal. A terminal that has gone is no reason to stop, so errors are ignored.
 
 /// A line about what happens, on standard error.
+#[macro_export]
 macro_rules! say {
     ($($arg:tt)*) => {{
         use std::io::Write as _;
@@ -9,6 +10,7 @@ macro_rules! say {
 }
 
 /// A line of output, on standard output.
+#[macro_export]
 macro_rules! out {
     ($($arg:tt)*) => {{
         use std::io::Write as _;

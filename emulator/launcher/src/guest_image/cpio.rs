@@ -35,48 +35,48 @@ enum Entry {
 
 /// An archive under construction. Paths are absolute guest paths; folders above them come by themselves.
 #[derive(Debug, Default)]
-pub struct Archive {
+pub(crate) struct Archive {
     /// By path without the leading `/`: in this order a folder precedes what is in it.
     entries: BTreeMap<String, Entry>,
 }
 
 impl Archive {
     /// An empty one.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
     /// A folder.
-    pub fn folder(&mut self, path: &str) -> anyhow::Result<()> {
+    pub(crate) fn folder(&mut self, path: &str) -> anyhow::Result<()> {
         let key = self.prepare(path)?;
         self.entries.entry(key).or_insert(Entry::Folder);
         Ok(())
     }
 
     /// A copy of a file of the host, with permission bits; replaces what was there.
-    pub fn host_file(&mut self, path: &str, source: &Path, mode: u32) -> anyhow::Result<()> {
+    pub(crate) fn host_file(&mut self, path: &str, source: &Path, mode: u32) -> anyhow::Result<()> {
         self.put(path, Entry::HostFile { source: source.to_owned(), mode })
     }
 
     /// A file with these bytes.
-    pub fn bytes(&mut self, path: &str, bytes: Vec<u8>, mode: u32) -> anyhow::Result<()> {
+    pub(crate) fn bytes(&mut self, path: &str, bytes: Vec<u8>, mode: u32) -> anyhow::Result<()> {
         self.put(path, Entry::Bytes { bytes, mode })
     }
 
     /// A symbolic link, unless something is there already.
-    pub fn link(&mut self, path: &str, target: &str) -> anyhow::Result<()> {
+    pub(crate) fn link(&mut self, path: &str, target: &str) -> anyhow::Result<()> {
         let key = self.prepare(path)?;
         self.entries.entry(key).or_insert_with(|| Entry::Link { target: target.to_owned() });
         Ok(())
     }
 
     /// A character device.
-    pub fn character_device(&mut self, path: &str, major: u32, minor: u32) -> anyhow::Result<()> {
+    pub(crate) fn character_device(&mut self, path: &str, major: u32, minor: u32) -> anyhow::Result<()> {
         self.put(path, Entry::CharacterDevice { major, minor })
     }
 
     /// Whether there is anything at a path.
-    pub fn contains(&self, path: &str) -> bool {
+    pub(crate) fn contains(&self, path: &str) -> bool {
         self.entries.contains_key(path.trim_start_matches('/'))
     }
 
@@ -109,7 +109,7 @@ impl Archive {
     }
 
     /// Writes it all.
-    pub fn write(&self, out: impl Write) -> anyhow::Result<()> {
+    pub(crate) fn write(&self, out: impl Write) -> anyhow::Result<()> {
         let mut out = BufWriter::new(out);
         for (number, (path, entry)) in (1..).zip(&self.entries) {
             write_entry(&mut out, path, entry, number).with_context(|| format!("packing /{path}"))?;

@@ -1,5 +1,5 @@
 //! The unit: its state, how it starts and how it is reset.
-use svadev_fabric::{Bdf, Downstream, Msi};
+use svadev_fabric::{Bdf, Downstream, Msi, SourceId};
 use svadev_memory::GuestMemory;
 use svadev_mutation::mutant;
 use svadev_spec::vtd::invalidation::InvalidateAddress;
@@ -13,7 +13,7 @@ use crate::counters::Counters;
 use crate::entry_cache::EntryCaches;
 use crate::fault::FaultLog;
 use crate::interrupts::Event;
-use crate::invalidation::InvalidationQueue;
+use crate::invalidation::{InvalidationQueue, Ledger};
 use crate::observe::{Observer, Observing};
 use crate::page_request::PageRequestQueue;
 
@@ -76,7 +76,7 @@ impl<M: GuestMemory> Unit<M> {
             iotlb_command: IotlbInvalidate::new(),
             faults: FaultLog::new(config.fault_records),
             fault_event: Event::new(),
-            queue: InvalidationQueue::new(0),
+            queue: InvalidationQueue::new(Ledger::new(SourceId::UNIT)),
             invalidation_event: Event::new(),
             page_requests: PageRequestQueue::new(),
             page_request_event: Event::new(),
@@ -124,7 +124,7 @@ impl<M: GuestMemory> Unit<M> {
         *iotlb_command = IotlbInvalidate::new();
         *faults = FaultLog::new(config.fault_records);
         *fault_event = Event::new();
-        *queue = InvalidationQueue::new(queue.next_tag());
+        *queue = InvalidationQueue::new(queue.ledger.successor());
         *invalidation_event = Event::new();
         *page_requests = PageRequestQueue::new();
         *page_request_event = Event::new();

@@ -1,13 +1,7 @@
-//! The invalidation queue (§6.5.2, §11.4.9) and the register-based commands (§6.5.1).
-//!
-//! Descriptors are carried out one after another, so a fence asks for nothing more. What takes time is only a function's
-//! acknowledgement of a device-TLB invalidation: a wait descriptor that finds one missing *parks* the queue, with the head at the
-//! wait, until [`Unit::invalidate_complete`] has brought the last one.
-use std::collections::BTreeMap;
-
+//! What each of the nine descriptors does (§6.5.2).
 use svadev_fabric::{
-    Bdf, Downstream, InvalidateAck, InvalidateRange, InvalidateRequest, InvalidateTag, Iova, PageGroupResponse, Pasid,
-    PrgIndex, ResponseCode,
+    Bdf, Downstream, InvalidateAck, InvalidateRange, InvalidateRequest, Iova, PageGroupResponse, Pasid, PrgIndex,
+    ResponseCode,
 };
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_mutation::mutant;
@@ -16,166 +10,23 @@ use svadev_spec::vtd::invalidation::{
     PasidCache, PasidDeviceTlb, PasidDeviceTlbAddress, PasidIotlb, QueueError, Wait, context_granularity,
     descriptor_type, iotlb_granularity, pasid_cache_granularity, pasid_iotlb_granularity, response_code,
 };
-use svadev_spec::vtd::registers::{
-    ContextCommand, FaultStatus, InvalidationQueueAddress, InvalidationQueueError, IotlbInvalidate,
-    translation_table_mode,
-};
+use svadev_spec::vtd::registers::translation_table_mode;
 
+use super::queue::Parked;
 use crate::cache::CacheTag;
 use crate::config::MAX_ADDRESS_MASK;
 use crate::observe::Scope;
 use crate::unit::Unit;
 
-/// Device-TLB invalidations that may be under way at once. One more parks the queue like a wait.
-const MAX_OUTSTANDING: usize = 256;
-
-/// Registers and state of the queue.
-#[derive(Debug)]
-pub(crate) struct InvalidationQueue {
-    /// IQA.
-    pub(crate) address: InvalidationQueueAddress,
-    /// IQH, in bytes.
-    pub(crate) head: u64,
-    /// IQT, in bytes, as software wrote it.
-    pub(crate) tail: u64,
-    /// IQERCD.
-    pub(crate) error: InvalidationQueueError,
-    /// ICS.IWC.
-    pub(crate) wait_completed: bool,
-    /// Invalidations sent and not acknowledged.
-    outstanding: BTreeMap<InvalidateTag, Bdf>,
-    /// The next tag. Tags are never used twice, so a late acknowledgement is recognised.
-    next_tag: u64,
-    /// The head is at a descriptor that waits: it was counted.
-    parked: Option<Parked>,
-}
-
 /// What became of a descriptor.
-enum Step {
+pub(crate) enum Step {
+    /// It was carried out.
     Done,
     /// It must be tried again when an acknowledgement has come.
     Park(Parked),
 }
 
-/// What waits for acknowledgements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Parked {
-    /// A wait, for all of them.
-    Wait,
-    /// A device-TLB invalidation, until it may be sent.
-    Invalidation,
-}
-
-impl InvalidationQueue {
-    /// `next_tag` goes on from the queue before, across resets.
-    pub(crate) fn new(next_tag: u64) -> Self {
-        Self {
-            address: InvalidationQueueAddress::new(),
-            head: 0,
-            tail: 0,
-            error: InvalidationQueueError::new(),
-            wait_completed: false,
-            outstanding: BTreeMap::new(),
-            next_tag,
-            parked: None,
-        }
-    }
-
-    pub(crate) fn next_tag(&self) -> u64 {
-        self.next_tag
-    }
-
-    fn bytes(&self) -> u64 {
-        4096 << self.address.queue_size()
-    }
-
-    fn descriptor_bytes(&self) -> u64 {
-        if self.address.descriptor_width() { 32 } else { 16 }
-    }
-
-    fn advance(&mut self) {
-        let next = self.head + self.descriptor_bytes();
-        self.head = if mutant!(QueueHeadNotWrapped) { next } else { next & (self.bytes() - 1) };
-    }
-
-    /// GCMD.QIE changed: the head starts over (§11.4.9.1), and nobody waits for acknowledgements any more.
-    pub(crate) fn restart(&mut self) {
-        self.head = 0;
-        self.outstanding.clear();
-        self.parked = None;
-    }
-
-    /// The fields of IQERCD count only while their status bit is set (§11.4.9.9).
-    pub(crate) fn forget_errors(&mut self, status: FaultStatus) {
-        if !status.invalidation_queue_error() {
-            self.error.set_queue_error_information(0);
-        }
-        if !status.invalidation_timeout_error() {
-            self.error.set_timeout_source_id(0);
-        }
-        if !status.invalidation_completion_error() {
-            self.error.set_completion_source_id(0);
-        }
-    }
-}
-
 impl<M: GuestMemory> Unit<M> {
-    /// Carries descriptors out until the queue is empty, parked, or stopped by an error. Bounded: the tail stands still meanwhile.
-    pub(crate) fn process_queue(&mut self, ports: &dyn Downstream) {
-        while self.global.queued_invalidation_enable()
-            && !self.faults.queue_stopped()
-            && self.queue.head != self.queue.tail
-        {
-            match self.next_descriptor().and_then(|descriptor| self.carry_out(descriptor, ports)) {
-                Ok(Step::Done) => {
-                    self.queue.parked = None;
-                    self.queue.advance();
-                }
-                Ok(Step::Park(parked)) => {
-                    if self.queue.parked.replace(parked).is_none() {
-                        self.counters.waits_parked += 1;
-                    }
-                    if mutant!(ParkSkipsWait) {
-                        self.queue.advance();
-                    }
-                    return;
-                }
-                Err(error) => {
-                    tracing::debug!(?error, head = self.queue.head, "invalidation queue error");
-                    if mutant!(QueueErrorGoesOn) {
-                        self.queue.advance();
-                        continue;
-                    }
-                    self.counters.queue_errors += 1;
-                    self.queue.error.set_queue_error_information(error as u8);
-                    self.set_queue_status(
-                        |status| status.set_invalidation_queue_error(true),
-                        self.last_requester,
-                        ports,
-                    );
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Reads the descriptor at the head. The third and fourth quadword of wide ones are reserved or software's.
-    fn next_descriptor(&self) -> Result<[u64; 2], QueueError> {
-        let queue = &self.queue;
-        if queue.tail >= queue.bytes() {
-            return Err(QueueError::InvalidTail);
-        }
-        if queue.tail & (queue.descriptor_bytes() - 1) != 0 {
-            return Err(QueueError::UnalignedTail);
-        }
-        if self.scalable() && !queue.address.descriptor_width() {
-            return Err(QueueError::InvalidWidth);
-        }
-        let at = (queue.address.frame() << 12).checked_add(queue.head).ok_or(QueueError::Fetch)?;
-        let load = |at| self.memory.load_u64(GuestAddress(at)).map_err(|_| QueueError::Fetch);
-        Ok([load(at)?, load(at + 8)?])
-    }
-
     fn report_invalidation(&mut self, scope: Scope) {
         let by_register = !self.global.queued_invalidation_enable();
         self.report(|observer| {
@@ -187,11 +38,11 @@ impl<M: GuestMemory> Unit<M> {
         });
     }
 
-    fn scalable(&self) -> bool {
+    pub(super) fn scalable(&self) -> bool {
         self.root.translation_table_mode() == translation_table_mode::SCALABLE
     }
 
-    fn carry_out(&mut self, [low, high]: [u64; 2], ports: &dyn Downstream) -> Result<Step, QueueError> {
+    pub(super) fn carry_out(&mut self, [low, high]: [u64; 2], ports: &dyn Downstream) -> Result<Step, QueueError> {
         let header = DescriptorHeader::from(low);
         if header.type_high() != 0 {
             return Err(QueueError::InvalidType);
@@ -227,14 +78,20 @@ impl<M: GuestMemory> Unit<M> {
     /// §6.5.2.1.
     fn context_cache(&mut self, low: ContextCache, high: u64) -> Result<Step, QueueError> {
         reserved(low.reserved0() != 0 || low.reserved1() != 0 || low.reserved2() != 0 || high != 0)?;
-        reserved(!self.invalidate_contexts(low.granularity(), low.source_id(), low.function_mask()))?;
+        self.invalidate_contexts(low.granularity(), low.source_id(), low.function_mask())?;
         Ok(Step::Done)
     }
 
-    /// Returns false for a reserved granularity.
-    fn invalidate_contexts(&mut self, granularity: u8, source_id: u16, function_mask: u8) -> bool {
+    /// Fails for a reserved granularity.
+    pub(super) fn invalidate_contexts(
+        &mut self,
+        granularity: u8,
+        source_id: u16,
+        function_mask: u8,
+    ) -> Result<(), QueueError> {
         match granularity {
-            // The domain's entries cannot be told from others without a scan, and scalable mode ignores the domain: all go.
+            // The domain's entries cannot be told from others without a scan, and scalable mode ignores the domain:
+            // all go.
             context_granularity::GLOBAL | context_granularity::DOMAIN => {
                 self.entries.invalidate_contexts(&mut self.clock);
             }
@@ -243,13 +100,13 @@ impl<M: GuestMemory> Unit<M> {
                     self.entries.invalidate_source(source_id, function_mask, &mut self.clock);
                 }
             }
-            _ => return false,
+            _ => return Err(QueueError::Reserved),
         }
         self.report_invalidation(match granularity {
             context_granularity::DEVICE => Scope::Source { source_id, function_mask },
             _ => Scope::Contexts,
         });
-        true
+        Ok(())
     }
 
     /// §6.5.2.2.
@@ -280,12 +137,17 @@ impl<M: GuestMemory> Unit<M> {
     /// §6.5.2.3.
     fn iotlb_descriptor(&mut self, low: Iotlb, high: InvalidateAddress) -> Result<Step, QueueError> {
         reserved(low.reserved0() || low.reserved1() != 0 || low.reserved2() != 0 || high.reserved() != 0)?;
-        reserved(!self.invalidate_iotlb(low.granularity(), low.domain_id(), high))?;
+        self.invalidate_iotlb(low.granularity(), low.domain_id(), high)?;
         Ok(Step::Done)
     }
 
-    /// Returns false for a reserved granularity, or an address mask beyond CAP.MAMV.
-    fn invalidate_iotlb(&mut self, granularity: u8, domain_id: u16, address: InvalidateAddress) -> bool {
+    /// Fails for a reserved granularity, or an address mask beyond CAP.MAMV.
+    pub(super) fn invalidate_iotlb(
+        &mut self,
+        granularity: u8,
+        domain_id: u16,
+        address: InvalidateAddress,
+    ) -> Result<(), QueueError> {
         let scope = match granularity {
             iotlb_granularity::GLOBAL => {
                 self.caches.invalidate_all(&mut self.clock);
@@ -302,10 +164,10 @@ impl<M: GuestMemory> Unit<M> {
                 self.caches.invalidate_pages(space, iova, address.address_mask(), hint, &mut self.clock);
                 Scope::Pages { tag: space, iova, pages_log2: address.address_mask(), leaf_only: hint }
             }
-            _ => return false,
+            _ => return Err(QueueError::Reserved),
         };
         self.report_invalidation(scope);
-        true
+        Ok(())
     }
 
     /// §6.5.2.4.
@@ -361,20 +223,17 @@ impl<M: GuestMemory> Unit<M> {
         range: InvalidateRange,
         ports: &dyn Downstream,
     ) -> Step {
-        if self.queue.outstanding.len() >= MAX_OUTSTANDING {
+        if self.queue.ledger.is_full() {
             return Step::Park(Parked::Invalidation);
         }
         self.report_invalidation(Scope::Function { to, pasid, global, range });
         if mutant!(SkipDeviceTlbFlush) {
             return Step::Done;
         }
-        let tag = InvalidateTag::unit(self.queue.next_tag);
-        self.queue.next_tag += 1;
+        let tag = self.queue.ledger.new_tag();
         match ports.invalidate(to, InvalidateRequest { tag, pasid, global, range }) {
             InvalidateAck::Done => {}
-            InvalidateAck::Pending => {
-                self.queue.outstanding.insert(tag, to);
-            }
+            InvalidateAck::Pending => self.queue.ledger.expect(tag, to),
         }
         Step::Done
     }
@@ -382,12 +241,13 @@ impl<M: GuestMemory> Unit<M> {
     /// §6.5.2.8.
     ///
     /// Page request drain (PD, §7.10) asks that page requests which were under way before the wait are in the queue, or
-    /// answered, when it completes. They are: a page request enters the unit as one call of `page_request(&mut self)` that queues or
-    /// answers it before it returns, so none is half-way while this function holds `&mut self`; and a requester sends no request for a
-    /// translation it was told to drop before it acknowledged the invalidation, for which this wait waited.
+    /// answered, when it completes. They are, for two reasons. A page request enters the unit as one call of
+    /// `page_request(&mut self)`, which queues or answers it before it returns, so none is half-way while this function
+    /// holds `&mut self`. And a requester that was told to drop a translation sends no request for it once it has
+    /// acknowledged the invalidation, for which this wait waited.
     fn wait(&mut self, low: Wait, high: u64, ports: &dyn Downstream) -> Result<Step, QueueError> {
         reserved(low.reserved0() || low.reserved1() != 0 || high & 3 != 0)?;
-        if !self.queue.outstanding.is_empty() && !mutant!(WaitBeforeAcknowledgements) {
+        if !self.queue.ledger.is_empty() && !mutant!(WaitBeforeAcknowledgements) {
             if mutant!(StatusBeforeInvalidations) && low.status_write() {
                 let _ = self.memory.store_u32(GuestAddress(high), low.status_data());
             }
@@ -437,71 +297,14 @@ impl<M: GuestMemory> Unit<M> {
         ports.page_group_response(to, response);
         Ok(Step::Done)
     }
-
-    /// A function acknowledged an invalidation for which it had said [`InvalidateAck::Pending`]. Goes on with a parked queue.
-    pub fn invalidate_complete(&mut self, requester: Bdf, tag: InvalidateTag, ports: &dyn Downstream) {
-        let expected = self.queue.outstanding.get(&tag);
-        if expected == Some(&requester) || (expected.is_some() && mutant!(AcknowledgementFromAnyone)) {
-            self.queue.outstanding.remove(&tag);
-            if self.queue.parked.is_some() {
-                self.process_queue(ports);
-            }
-            return;
-        }
-        if tag.number < self.queue.next_tag && !self.queue.outstanding.contains_key(&tag) {
-            // Given up by a reset, a restart of the queue, or a time-out: late, but not unexpected.
-            return;
-        }
-        self.queue.error.set_completion_source_id(requester.0);
-        self.set_queue_status(|status| status.set_invalidation_completion_error(true), Some(requester), ports);
-    }
-
-    /// Acknowledgements of `requester` took too long: the caller, who has a clock, gives up on them, and with them on all others (§6.5.2.10). A
-    /// wait that waits for them is dropped without its status; the queue stops until software clears FSTS.ITE. An invalidation that was not sent
-    /// yet is sent then: software has no sign that it was not. Nothing happens when no acknowledgement is missing.
-    pub fn invalidate_timed_out(&mut self, requester: Bdf, ports: &dyn Downstream) {
-        if !self.queue.outstanding.values().any(|&to| to == requester) {
-            return;
-        }
-        self.queue.outstanding.clear();
-        self.report(|observer| observer.abandoned());
-        match self.queue.parked.take() {
-            Some(Parked::Wait) if !mutant!(TimeoutKeepsWait) => self.queue.advance(),
-            Some(Parked::Invalidation) if mutant!(TimeoutSkipsInvalidation) => self.queue.advance(),
-            _ => {}
-        }
-        self.queue.error.set_timeout_source_id(requester.0);
-        self.set_queue_status(|status| status.set_invalidation_timeout_error(true), Some(requester), ports);
-    }
-
-    /// A function's device-TLB invalidations that are not acknowledged, as tag and function, oldest first.
-    pub fn outstanding_invalidations(&self) -> impl Iterator<Item = (InvalidateTag, Bdf)> + '_ {
-        self.queue.outstanding.iter().map(|(&tag, &to)| (tag, to))
-    }
-
-    /// A write to CCMD with ICC set (§11.4.6.1). Refused while the queue is enabled: CAIG stays 0.
-    pub(crate) fn context_command(&mut self, command: ContextCommand) -> ContextCommand {
-        let done = !self.global.queued_invalidation_enable()
-            && self.invalidate_contexts(command.requested_granularity(), command.source_id(), command.function_mask());
-        let actual = if done { command.requested_granularity() } else { 0 };
-        command.with_invalidate(false).with_actual_granularity(actual)
-    }
-
-    /// A write to IOTLB with IVT set (§11.4.6.3). Refused while the queue is enabled: IAIG stays 0.
-    pub(crate) fn iotlb_command(&mut self, command: IotlbInvalidate) -> IotlbInvalidate {
-        let address = self.invalidate_address;
-        let done = !self.global.queued_invalidation_enable()
-            && self.invalidate_iotlb(command.requested_granularity(), command.domain_id(), address);
-        let actual = if done { command.requested_granularity() } else { 0 };
-        command.with_invalidate(false).with_actual_granularity(actual)
-    }
 }
 
 fn reserved(violated: bool) -> Result<(), QueueError> {
     if violated { Err(QueueError::Reserved) } else { Ok(()) }
 }
 
-/// S and ADDR (§6.5.2.5; PCIe 6.0 §10.3.2): with S, the lowest clear address bit says how much, none or only bit 63 everything.
+/// S and ADDR (§6.5.2.5; PCIe 6.0 §10.3.2): with S, the lowest clear address bit says how much, none or only bit 63
+/// everything.
 fn device_tlb_range(size: bool, frame: u64) -> InvalidateRange {
     let ones = if size { frame.trailing_ones() } else { 0 };
     let size_log2 = 12 + ones + u32::from(size);

@@ -1,0 +1,111 @@
+//! The engine of the invalidation queue: head, tail, parking and errors (§6.5.2, §11.4.9).
+use svadev_fabric::{Bdf, Downstream, InvalidateTag};
+use svadev_memory::{GuestAddress, GuestMemory};
+use svadev_mutation::mutant;
+use svadev_spec::vtd::invalidation::QueueError;
+
+use super::descriptors::Step;
+use super::ledger::Acknowledged;
+use super::queue::Parked;
+use crate::unit::Unit;
+
+impl<M: GuestMemory> Unit<M> {
+    /// Carries descriptors out until the queue is empty, parked, or stopped by an error. Bounded: the tail stands
+    /// still meanwhile.
+    pub(crate) fn process_queue(&mut self, ports: &dyn Downstream) {
+        while self.global.queued_invalidation_enable()
+            && !self.faults.queue_stopped()
+            && self.queue.head != self.queue.tail
+        {
+            match self.next_descriptor().and_then(|descriptor| self.carry_out(descriptor, ports)) {
+                Ok(Step::Done) => {
+                    self.queue.parked = None;
+                    self.queue.advance();
+                }
+                Ok(Step::Park(parked)) => {
+                    if self.queue.parked.replace(parked).is_none() {
+                        self.counters.waits_parked += 1;
+                    }
+                    if mutant!(ParkSkipsWait) {
+                        self.queue.advance();
+                    }
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(?error, head = self.queue.head, "invalidation queue error");
+                    if mutant!(QueueErrorGoesOn) {
+                        self.queue.advance();
+                        continue;
+                    }
+                    self.counters.queue_errors += 1;
+                    self.queue.error.set_queue_error_information(error as u8);
+                    self.set_queue_status(
+                        |status| status.set_invalidation_queue_error(true),
+                        self.last_requester,
+                        ports,
+                    );
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Reads the descriptor at the head. The third and fourth quadword of wide ones are reserved or software's.
+    fn next_descriptor(&self) -> Result<[u64; 2], QueueError> {
+        let queue = &self.queue;
+        if queue.tail >= queue.bytes() {
+            return Err(QueueError::InvalidTail);
+        }
+        if queue.tail & (queue.descriptor_bytes() - 1) != 0 {
+            return Err(QueueError::UnalignedTail);
+        }
+        if self.scalable() && !queue.address.descriptor_width() {
+            return Err(QueueError::InvalidWidth);
+        }
+        let at = (queue.address.frame() << 12).checked_add(queue.head).ok_or(QueueError::Fetch)?;
+        let load = |at| self.memory.load_u64(GuestAddress(at)).map_err(|_| QueueError::Fetch);
+        Ok([load(at)?, load(at + 8)?])
+    }
+
+    /// A function acknowledged an invalidation for which it had said [`svadev_fabric::InvalidateAck::Pending`].
+    /// Goes on with a parked queue.
+    pub fn invalidate_complete(&mut self, requester: Bdf, tag: InvalidateTag, ports: &dyn Downstream) {
+        match self.queue.ledger.acknowledge(requester, tag) {
+            Acknowledged::Expected => {
+                if self.queue.parked.is_some() {
+                    self.process_queue(ports);
+                }
+            }
+            Acknowledged::Late => {}
+            Acknowledged::Unexpected => {
+                self.queue.error.set_completion_source_id(requester.0);
+                self.set_queue_status(|status| status.set_invalidation_completion_error(true), Some(requester), ports);
+            }
+        }
+    }
+
+    /// Gives up on acknowledgements that are missing, because those of `requester` took too long for the caller's
+    /// clock:
+    /// on its own and with them on all others (§6.5.2.10). A wait that waits for them is dropped without its status.
+    /// The queue stops until software clears FSTS.ITE. An invalidation that was not sent yet is sent then: software has
+    /// no sign that it was not. Nothing happens when no acknowledgement of `requester` is missing.
+    pub fn invalidate_timed_out(&mut self, requester: Bdf, ports: &dyn Downstream) {
+        if !self.queue.ledger.waits_for(requester) {
+            return;
+        }
+        self.queue.ledger.give_up();
+        self.report(|observer| observer.abandoned());
+        match self.queue.parked.take() {
+            Some(Parked::Wait) if !mutant!(TimeoutKeepsWait) => self.queue.advance(),
+            Some(Parked::Invalidation) if mutant!(TimeoutSkipsInvalidation) => self.queue.advance(),
+            _ => {}
+        }
+        self.queue.error.set_timeout_source_id(requester.0);
+        self.set_queue_status(|status| status.set_invalidation_timeout_error(true), Some(requester), ports);
+    }
+
+    /// A function's device-TLB invalidations that are not acknowledged, as tag and function, oldest first.
+    pub fn outstanding_invalidations(&self) -> impl Iterator<Item = (InvalidateTag, Bdf)> + '_ {
+        self.queue.ledger.outstanding()
+    }
+}

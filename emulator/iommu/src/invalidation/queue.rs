@@ -1,0 +1,81 @@
+//! Registers and state of the invalidation queue (§11.4.9).
+use svadev_mutation::mutant;
+use svadev_spec::vtd::registers::{FaultStatus, InvalidationQueueAddress, InvalidationQueueError};
+
+use super::ledger::Ledger;
+
+/// Registers and state of the queue.
+#[derive(Debug)]
+pub(crate) struct InvalidationQueue {
+    /// IQA.
+    pub(crate) address: InvalidationQueueAddress,
+    /// IQH, in bytes.
+    pub(crate) head: u64,
+    /// IQT, in bytes, as software wrote it.
+    pub(crate) tail: u64,
+    /// IQERCD.
+    pub(crate) error: InvalidationQueueError,
+    /// ICS.IWC.
+    pub(crate) wait_completed: bool,
+    /// Invalidations sent and not acknowledged.
+    pub(crate) ledger: Ledger,
+    /// What the descriptor at the head waits for, if it waits: it was counted.
+    pub(crate) parked: Option<Parked>,
+}
+
+/// What waits for acknowledgements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parked {
+    /// A wait, for all of them.
+    Wait,
+    /// A device-TLB invalidation, until it may be sent.
+    Invalidation,
+}
+
+impl InvalidationQueue {
+    /// `ledger` goes on from the queue before, across resets.
+    pub(crate) fn new(ledger: Ledger) -> Self {
+        Self {
+            address: InvalidationQueueAddress::new(),
+            head: 0,
+            tail: 0,
+            error: InvalidationQueueError::new(),
+            wait_completed: false,
+            ledger,
+            parked: None,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        4096 << self.address.queue_size()
+    }
+
+    pub(crate) fn descriptor_bytes(&self) -> u64 {
+        if self.address.descriptor_width() { 32 } else { 16 }
+    }
+
+    pub(crate) fn advance(&mut self) {
+        let next = self.head + self.descriptor_bytes();
+        self.head = if mutant!(QueueHeadNotWrapped) { next } else { next & (self.bytes() - 1) };
+    }
+
+    /// GCMD.QIE changed: the head starts over (§11.4.9.1), and nobody waits for acknowledgements any more.
+    pub(crate) fn restart(&mut self) {
+        self.head = 0;
+        self.ledger.give_up();
+        self.parked = None;
+    }
+
+    /// The fields of IQERCD count only while their status bit is set (§11.4.9.9).
+    pub(crate) fn forget_errors(&mut self, status: FaultStatus) {
+        if !status.invalidation_queue_error() {
+            self.error.set_queue_error_information(0);
+        }
+        if !status.invalidation_timeout_error() {
+            self.error.set_timeout_source_id(0);
+        }
+        if !status.invalidation_completion_error() {
+            self.error.set_completion_source_id(0);
+        }
+    }
+}

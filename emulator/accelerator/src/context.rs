@@ -113,7 +113,8 @@ impl<P: Platform> Context<P> {
         self.delayed[queue / 64] |= 1 << (queue % 64);
     }
 
-    /// The queues whose interrupts wait, if it is time to ask them; each is asked, and notes itself again if it is early.
+    /// The queues whose interrupts wait, if it is time to ask them; each is asked, and notes itself again if it is
+    /// early.
     pub(crate) fn take_delayed(&mut self) -> Option<[u64; MAX_QUEUES as usize / 64]> {
         (self.now_ns >= self.next_interrupt_ns).then(|| {
             self.next_interrupt_ns = u64::MAX;

@@ -104,7 +104,8 @@ impl<P: Platform> Engine<P> {
         worked |= self.move_line();
         self.look();
         if !self.schedule.is_idle() {
-            // SAFETY: the engine is online, and has emptied its mailbox above; the slice ends before it looks there again.
+            // SAFETY: the engine is online, and has emptied its mailbox above; the slice ends before it looks there
+            // again.
             let slice = unsafe { Slice::begin(self.cx.endpoint().gate()) };
             worked |= self.serve(&slice);
         }

@@ -25,7 +25,7 @@ use crate::shared::{FunctionPorts, FunctionSettings, FunctionShared};
 const OUTSTANDING_PAGE_REQUESTS: u32 = 512;
 
 /// What an accelerator function is made of. One without an IOMMU has no ATS, PRI and PASID.
-pub fn description(settings: &FunctionSettings) -> Description {
+fn description(settings: &FunctionSettings) -> Description {
     let FunctionSettings { queues, vectors, untranslated, .. } = *settings;
     let identity = Identity {
         vendor: PCI_VENDOR_ID,

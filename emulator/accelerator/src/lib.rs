@@ -1,9 +1,10 @@
-//! What our accelerator does: a PCI function with registers and queues ([`Function`]), and the [`Engine`]s that do the work.
+//! What our accelerator does: a PCI function with registers and queues ([`Function`]), and the [`Engine`]s that do
+//! the work.
 //!
 //! # What it knows, and what it must not know
-//! It knows its registers, rings, descriptors and operations (`svadev_spec::device`). Translations, page requests and the
-//! invalidation handshake are `svadev_endpoint`'s; configuration space is `svadev_pci`'s. It does not know which IOMMU is in
-//! front of it. It has no thread, clock or socket: time is an argument, effects are [`FunctionPorts`].
+//! It knows its registers, rings, descriptors and operations (`svadev_spec::device`). Translations, page requests and
+//! the invalidation handshake are `svadev_endpoint`'s; configuration space is `svadev_pci`'s. It does not know which
+//! IOMMU is in front of it. It has no thread, clock or socket: time is an argument, effects are [`FunctionPorts`].
 //!
 //! # Architecture
 //! ```text
@@ -17,8 +18,8 @@
 //!   answer shows as *busy* in a register until then.
 //! - [`FunctionShared`] is what other threads may call at any time: invalidations, page group responses, changes of the
 //!   memory map.
-//! - [`Engine`] owns its device TLB and all work under way, and does one bounded slice of it a call. It neither allocates
-//!   nor locks while it copies.
+//! - [`Engine`] owns its device TLB and all work under way, and does one bounded slice of it a call. It neither
+//!   allocates nor locks while it copies.
 //!
 //! # The path through it
 //! Doorbell → [`Engine::run`] → `Queue::serve` → `queue/rings.rs` fetches the descriptor → `descriptor.rs` checks it →
@@ -57,5 +58,5 @@ mod tests;
 pub use counters::Counters;
 pub use doorbell::DoorbellPages;
 pub use engine::{Engine, Progress};
-pub use function::{Function, description};
+pub use function::Function;
 pub use shared::{FunctionPorts, FunctionSettings, FunctionShared};

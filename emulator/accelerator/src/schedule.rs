@@ -1,10 +1,10 @@
 //! Which of an engine's queues is served next, and for how much: deficit round robin (Shreedhar and Varghese, 1995).
 //!
-//! A queue is *active* while it may have something to do. Active queues stand in a ring; the one whose turn it is may spend
-//! a quantum times its weight, in the units of [`SLICE_COST`](crate::policy::SLICE_COST). What it overdraws, it owes at its next turns;
-//! what it leaves when it runs dry is lost, so that nobody saves up. Over any longer time queues with work thus get shares in
-//! proportion to their weights, whatever their descriptors are made of. A queue that is alone in the ring takes from nobody: it may spend
-//! what it likes, and owes nothing for it.
+//! A queue is *active* while it may have something to do. Active queues stand in a ring; the one whose turn it is may
+//! spend a quantum times its weight, in the units of [`SLICE_COST`](crate::policy::SLICE_COST). What it overdraws, it
+//! owes at its next turns; what it leaves when it runs dry is lost, so that nobody saves up. Over any longer time
+//! queues with work thus get shares in proportion to their weights, whatever their descriptors are made of. A queue
+//! that is alone in the ring takes from nobody: it may spend what it likes, and owes nothing for it.
 //!
 //! A queue without work is *watched*: its doorbell is looked at, a few queues a pass. One that stays idle while many are watched
 //! is *unwatched*: its doorbell says so, and software wakes it by the wake page. So a pass costs the same with one queue

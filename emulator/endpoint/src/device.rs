@@ -38,12 +38,12 @@ impl Mail for () {
     }
 }
 
-/// What an endpoint does to the world around it. Called from any thread, sometimes with the IOMMU's lock held: no method may
-/// block or call back into the endpoint.
+/// What an endpoint does to the world around it. Called from any thread, sometimes with the IOMMU's lock held: no
+/// method may block or call back into the endpoint.
 pub trait Ports: Send + Sync {
     /// Wakes an engine's thread, now or the next time it goes to sleep (as an eventfd does).
     fn wake(&self, engine: usize);
-    /// No access through memory windows from before [`Endpoint::memory_changed`](crate::Endpoint::memory_changed) with this
-    /// token can still be under way. Called once for each that returned `InvalidateAck::Pending`.
+    /// No access through memory windows from before [`Endpoint::memory_changed`](crate::Endpoint::memory_changed)
+    /// with this token can still be under way. Called once for each that returned `InvalidateAck::Pending`.
     fn memory_released(&self, token: u64);
 }

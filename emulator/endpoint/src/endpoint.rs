@@ -1,4 +1,5 @@
-//! What an endpoint's threads share: its engines, the thread that answers PCI accesses, and whichever thread is in the IOMMU.
+//! What an endpoint's threads share: its engines, the thread that answers PCI accesses, and whichever thread is in
+//! the IOMMU.
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,8 +26,8 @@ pub struct EndpointSettings {
     pub engines: u8,
     /// Device-TLB entries of one engine; rounded up to a power of two.
     pub tlb_entries: usize,
-    /// Page requests sent together when pages of one access are missing, 1 to [`MAX_GROUP_PAGES`](crate::MAX_GROUP_PAGES).
-    /// 1 never asks ahead.
+    /// Page requests sent together when pages of one access are missing, 1 to
+    /// [`MAX_GROUP_PAGES`](crate::MAX_GROUP_PAGES). 1 never asks ahead.
     pub group_pages: u16,
     /// How long to wait for a page group response before the access fails, ns.
     pub page_request_timeout_ns: u64,
@@ -59,8 +60,8 @@ impl<D: Mail> fmt::Debug for Endpoint<D> {
 }
 
 impl<D: Mail> Endpoint<D> {
-    /// An endpoint that may send nothing yet. `mail` makes the device's part of a mailbox, empty. Panics if a setting is out
-    /// of range.
+    /// An endpoint that may send nothing yet. `mail` makes the device's part of a mailbox, empty. Panics if a setting
+    /// is out of range.
     pub fn new(settings: EndpointSettings, ports: Box<dyn Ports>, mail: impl Fn() -> D) -> Self {
         settings.validate();
         let engines = usize::from(settings.engines);
@@ -135,9 +136,9 @@ impl<D: Mail> Endpoint<D> {
         engine_side::invalidate(&self.engines, request.into(), Answer::Invalidate(request.tag))
     }
 
-    /// The memory map changed: windows that were taken from [`GuestMemory`](svadev_memory::GuestMemory) before are dropped.
-    /// Call it *after* the map was changed and before the memory is unmapped. `Done`: no access through them is under way;
-    /// `Pending`: [`Ports::memory_released`] will say so.
+    /// The memory map changed: windows that were taken from [`GuestMemory`](svadev_memory::GuestMemory) before are
+    /// dropped. Call it *after* the map was changed and before the memory is unmapped. `Done`: no access through them
+    /// is under way; `Pending`: [`Ports::memory_released`] will say so.
     pub fn memory_changed(&self, token: u64) -> InvalidateAck {
         if mutant!(MemoryChangeDropsNothing) {
             return InvalidateAck::Done;
@@ -159,7 +160,8 @@ impl<D: Mail> Endpoint<D> {
         }
     }
 
-    /// Tells an engine whose accesses wait in line for page requests that it may ask again. Called under the PRG table's lock.
+    /// Tells an engine whose accesses wait in line for page requests that it may ask again. Called under the PRG
+    /// table's lock.
     pub fn credit(&self, engine: usize) {
         self.post(engine, |mailbox| mailbox.credit = true);
     }

@@ -16,8 +16,8 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Whether requests for an address space may be sent at all. Every source needs bus mastering. The IOMMU needs ATS, and
-    /// PASID for a space that has one. Identity has no PASIDs.
+    /// Whether requests for an address space may be sent at all. Every source needs bus mastering. The IOMMU needs
+    /// ATS, and PASID for a space that has one. Identity has no PASIDs.
     #[inline]
     pub fn allows(self, space: SpaceId) -> bool {
         let source = match space.source() {

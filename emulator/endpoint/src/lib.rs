@@ -1,10 +1,10 @@
-//! What any device with shared virtual addressing needs: a requester with PASID, ATS and PRI, its device TLB, page request
-//! groups, and the handshake that says when an invalidation is over.
+//! What any device with shared virtual addressing needs: a requester with PASID, ATS and PRI, its device TLB, page
+//! request groups, and the handshake that says when an invalidation is over.
 //!
 //! # What it knows, and what it must not know
-//! It knows the messages of `svadev_fabric` and guest memory. It does not know what a device does: no register, no queue,
-//! no descriptor. It does not know who translates either: that is behind `svadev_fabric::Upstream`. It has no thread, no
-//! clock and no socket: time is an argument, effects go through [`Ports`].
+//! It knows the messages of `svadev_fabric` and guest memory. It does not know what a device does: no register, no
+//! queue, no descriptor. It does not know who translates either: that is behind `svadev_fabric::Upstream`. It has no
+//! thread, no clock and no socket: time is an argument, effects go through [`Ports`].
 //!
 //! # The parts
 //! ```text
@@ -15,16 +15,16 @@
 //!     page_group_response            Slice ─▶ Requester (device TLB) ─▶ Span: bytes of guest memory
 //!                        PrgTable ◀── PageWaits: who waits for which page
 //! ```
-//! - [`Endpoint`] is what other threads may call at any time: invalidations, page group responses, changes of the memory
-//!   map. A device adds its own mail to its engines ([`Mail`]).
-//! - [`Presence`] is an engine's own side of the handshake. An engine empties its mailbox, makes a [`Slice`], works through
-//!   [`Span`]s that cannot outlive it, and looks into the mailbox again.
+//! - [`Endpoint`] is what other threads may call at any time: invalidations, page group responses, changes of the
+//!   memory map. A device adds its own mail to its engines ([`Mail`]).
+//! - [`Presence`] is an engine's own side of the handshake. An engine empties its mailbox, makes a [`Slice`], works
+//!   through [`Span`]s that cannot outlive it, and looks into the mailbox again.
 //! - [`Requester`] turns an address of a process into a span, through the device TLB or the IOMMU.
 //! - [`PageWaits`] parks what misses a page, asks for it, and says who may go on.
 //!
 //! # The path through it
-//! [`Requester::access`] → device TLB, or a translation request → a span, or a [`Refusal`] → [`PageWaits::fault`] → page
-//! requests → [`Endpoint::page_group_response`] → mailbox → [`PageWaits::collect`] → the access again.
+//! [`Requester::access`] → device TLB, or a translation request → a span, or a [`Refusal`] → [`PageWaits::fault`] →
+//! page requests → [`Endpoint::page_group_response`] → mailbox → [`PageWaits::collect`] → the access again.
 //!
 //! # Where new things go
 //! | new | goes to |

@@ -1,4 +1,5 @@
-//! What other threads tell one engine. It is bounded: if more invalidations come than fit, they become one of everything.
+//! What other threads tell one engine. It is bounded: if more invalidations come than fit, they become one of
+//! everything.
 use std::vec::Drain;
 
 use svadev_fabric::{InvalidateRange, InvalidateRequest, Iova, PrgIndex, SourceId};

@@ -198,8 +198,8 @@ impl<W: Copy + PartialEq> PageWaits<W> {
         next
     }
 
-    /// Whether a wait's time is up, and if so whether it may try again. Otherwise its time is noted. `timeout_ns` is the
-    /// endpoint's `page_request_timeout_ns`.
+    /// Whether a wait's time is up, and if so whether it may try again. Otherwise its time is noted. `timeout_ns` is
+    /// the endpoint's `page_request_timeout_ns`.
     pub fn expired(&mut self, wait: &Wait, now_ns: u64, timeout_ns: u64) -> Expiry {
         let (due_ns, expiry) = match wait.reason {
             WaitFor::Retry { retry_ns } => (retry_ns, Expiry::Retry),

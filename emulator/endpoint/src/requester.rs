@@ -276,8 +276,8 @@ impl Given {
     }
 }
 
-/// The translation of a function without an IOMMU: every address is the guest-physical one, in pages of 1 GiB, as far as there
-/// is memory.
+/// The translation of a function without an IOMMU: every address is the guest-physical one, in pages of 1 GiB, as far
+/// as there is memory.
 fn identity(request: TranslationRequest) -> Translation {
     let size_log2 = SIZES_LOG2[SIZES_LOG2.len() - 1];
     Translation {

@@ -28,8 +28,8 @@ impl Slice {
     /// A slice of the engine's work.
     ///
     /// # Safety
-    /// Only for an engine that is online, after it has emptied its mailbox ([`Presence`](crate::Presence)). It drops the
-    /// slice before it acknowledges what it finds in the mailbox next.
+    /// Only for an engine that is online, after it has emptied its mailbox ([`Presence`](crate::Presence)). It drops
+    /// the slice before it acknowledges what it finds in the mailbox next.
     pub unsafe fn begin(gate: Gate) -> Self {
         Self { gate }
     }

@@ -37,7 +37,8 @@ pub trait Upstream: Send + Sync {
     /// Invalidate Completion (PCIe 6.0 §10.3.2) for an [`InvalidateAck::Pending`]. Once and only once for each.
     fn invalidate_complete(&self, requester: Bdf, tag: InvalidateTag);
 
-    /// The requester uses a translation that it holds. Called only when auditing is on. It must not block or veto the access.
+    /// The requester uses a translation that it holds. Called only when auditing is on. It must not block or veto the
+    /// access.
     fn audit_use(&self, _used: CachedUse) {}
 }
 

@@ -2,7 +2,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Most that the clock advances between two slices. If the host stalls everyone, the guest did not have that time either.
+/// Most that the clock advances between two slices. If the host stalls everyone, the guest did not have that time
+/// either.
 const MAX_STEP: Duration = Duration::from_millis(4);
 
 /// Time that the guest may be held to, ns.

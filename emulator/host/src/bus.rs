@@ -198,8 +198,9 @@ impl<P: Platform> Downstream for Down<'_, P> {
     }
 
     fn message_interrupt(&self, via: Option<Bdf>, msi: Msi) {
-        // A message interrupt is a memory write, so it needs a function whose bus mastering is on. If the function whose
-        // traffic caused it has that, it is sent there. Otherwise any will do: the guest sees only address and data.
+        // A message interrupt is a memory write, so it needs a function whose bus mastering is on. If the function
+        // whose traffic caused it has that, it is sent there. Otherwise any will do: the guest sees only address and
+        // data.
         let ports = self.0.ports();
         let preferred = via.and_then(|bdf| ports.find(bdf)).filter(|port| port.link.can_master());
         let port = preferred.or_else(|| ports.0.iter().find(|port| port.link.can_master()));

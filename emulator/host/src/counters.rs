@@ -19,7 +19,8 @@ pub struct Counters {
     pub audit: Option<AuditCounters>,
     /// The accelerator functions' counters, in the order of the configuration.
     pub functions: Vec<FunctionCounters>,
-    /// Commands that VMMs sent, over all sockets. An access of a guest that traps is one; so is what a VMM does on its own.
+    /// Commands that VMMs sent, over all sockets. An access of a guest that traps is one; so is what a VMM does on
+    /// its own.
     pub commands: u64,
 }
 

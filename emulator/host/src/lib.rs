@@ -14,13 +14,14 @@
 //! Topology files, command lines, QEMU, the guest. The owner passes a [`HostConfig`] and hears [`HostEvent`]s.
 //!
 //! # The path through it
-//! [`Machine::new`] makes the parts on a [`Platform`] and connects them, without a thread. [`Host::start`] makes a machine
-//! and gives each part a thread; the simulated world calls the parts in turn. A VMM's command arrives in a function's
-//! vfio-user server, which calls `accelerator` or `iommu_function`. From there it goes to the models; their effects come back
-//! through `accelerator`'s ports and through `bus`, to `link` (interrupts and replies) and `releases` (unmapped memory).
+//! [`Machine::new`] makes the parts on a [`Platform`] and connects them, without a thread. [`Host::start`] makes a
+//! machine and gives each part a thread; the simulated world calls the parts in turn. A VMM's command arrives in a
+//! function's vfio-user server, which calls `accelerator` or `iommu_function`. From there it goes to the models;
+//! their effects come back through `accelerator`'s ports and through `bus`, to `link` (interrupts and replies) and
+//! `releases` (unmapped memory).
 //!
-//! What differs between a process and a simulated world is a [`Platform`]. What happens in a fixed order between the models
-//! belongs into `accelerator` or `bus`. What needs a thread or a clock belongs beside `host`.
+//! What differs between a process and a simulated world is a [`Platform`]. What happens in a fixed order between the
+//! models belongs into `accelerator` or `bus`. What needs a thread or a clock belongs beside `host`.
 //!
 //! `docs/locking.md` has the locks and their order, `docs/lifetimes.md` what is used for how long.
 mod accelerator;

@@ -15,8 +15,8 @@ const PERIOD: Duration = Duration::from_secs(5);
 /// Number of looks at which an invalidation may be outstanding: a minute and a half (PCIe 6.0 §10.3.1: one minute, plus
 /// 50 %). A healthy engine answers after one slice of work.
 ///
-/// An engine can stall if guest memory stalls (userfaultfd, NFS). We count looks instead of elapsed time, so that a SIGSTOP
-/// is not held against it.
+/// An engine can stall if guest memory stalls (userfaultfd, NFS). We count looks instead of elapsed time, so that a
+/// SIGSTOP is not held against it.
 const PATIENCE: u32 = 18;
 
 /// Starts the thread that looks for them. `scale` stretches the time.

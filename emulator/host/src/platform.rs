@@ -1,7 +1,7 @@
 //! What a machine stands on: guest memory, sleeping engines and doorbell memory, and who watches the bus.
 //!
-//! The running process has mappings, eventfds and memory files ([`Threads`](crate::threads::Threads)). A simulated world
-//! has plain memory and recorders. Everything between is the same code.
+//! The running process has mappings, eventfds and memory files ([`Threads`](crate::threads::Threads)). A simulated
+//! world has plain memory and recorders. Everything between is the same code.
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -117,7 +117,8 @@ pub trait Tap<M: GuestMemory>: Send + Sync + 'static {
         next(response);
     }
 
-    /// The unit sends an interrupt through `function`, or loses it for want of a bus master. Called with the unit locked.
+    /// The unit sends an interrupt through `function`, or loses it for want of a bus master. Called with the unit
+    /// locked.
     #[inline]
     fn message_interrupt(&self, function: Option<Bdf>, msi: Msi) {
         let _ = (function, msi);

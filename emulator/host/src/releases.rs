@@ -34,7 +34,8 @@ impl<G: GuestMaps> Releases<G> {
 
     /// Nobody uses the memory any more: unmaps it, and answers.
     ///
-    /// Called with [`Self::hold`]'s token, once: by the engine that was last to let go (L5: a second call finds nothing).
+    /// Called with [`Self::hold`]'s token, once: by the engine that was last to let go (L5: a second call finds
+    /// nothing).
     pub(crate) fn release(&self, token: u64) {
         let released = self.lock().memory.remove(&token);
         if let Some((retired, reply)) = released {

@@ -54,8 +54,8 @@ impl EntryCaches {
         (born > floor).then_some(entry)
     }
 
-    /// Fast path in scalable mode: the cached PASID entry for a user-mode, non-execute request with a PASID, if it may be used without a
-    /// look at the context entry. `None`: take the slow path.
+    /// Fast path in scalable mode: the cached PASID entry for a user-mode, non-execute request with a PASID, if it
+    /// may be used without a look at the context entry. `None`: take the slow path.
     #[inline]
     pub(crate) fn serving(&self, request: &Request) -> Option<&AddressSpace> {
         let Request { requester, pasid: Some(pasid), access, kind, .. } = *request else { return None };
@@ -68,8 +68,8 @@ impl EntryCaches {
         usable.then_some(entry)
     }
 
-    /// The PASID entry, unless it or its context entry was invalidated. It passed every check of its context entry but for those that depend
-    /// on the kind of request.
+    /// The PASID entry, unless it or its context entry was invalidated. It passed every check of its context entry
+    /// but for those that depend on the kind of request.
     #[inline]
     pub(crate) fn pasid(&self, source_id: u16, pasid: u32) -> Option<&AddressSpace> {
         let (entry, born) = self.pasids.get_with_birth((source_id, pasid), table_hash(pasid_tag(source_id, pasid)))?;
@@ -123,8 +123,8 @@ impl EntryCaches {
         }
     }
 
-    /// The context entries of `source_id` and, with `function_mask`, of its neighbours (§6.5.2.1), and the PASID entries
-    /// reached through them.
+    /// The context entries of `source_id` and, with `function_mask`, of its neighbours (§6.5.2.1), and the PASID
+    /// entries reached through them.
     pub(crate) fn invalidate_source(&mut self, source_id: u16, function_mask: u8, clock: &mut Clock) {
         let now = self.now_invalidated(clock);
         // FM ignores the function number's highest bit, its two highest, or all three.

@@ -1,7 +1,8 @@
 //! What the unit reports about its own work.
 //!
-//! The code that fills caches, answers requests and completes invalidations calls an [`Observer`] and does not know who it is. The
-//! auditor, its history and the counters are observers. Nothing that an observer does can change what the unit does.
+//! The code that fills caches, answers requests and completes invalidations calls an [`Observer`] and does not know
+//! who it is. The auditor, its history and the counters are observers. Nothing that an observer does can change what
+//! the unit does.
 use std::fmt;
 
 use svadev_fabric::{Bdf, InvalidateRange, PageGroupResponse, PageRequest, Pasid};
@@ -15,7 +16,8 @@ pub(crate) trait Observer {
     /// A walk begins. What it caches belongs to `space`, which `user` uses.
     fn walk_begins(&mut self, _space: &AddressSpace, _user: (Bdf, Option<Pasid>)) {}
 
-    /// A cache of the unit holds `entry` from now on. `nested`: the entry depends on second-stage mappings that its tag does not name.
+    /// A cache of the unit holds `entry` from now on. `nested`: the entry depends on second-stage mappings that its
+    /// tag does not name.
     fn filled(&mut self, _slot: CacheSlot, _entry: CachedEntry, _nested: bool) {}
 
     /// The unit dropped its own entries for a page because a function requested that page (§7.4).

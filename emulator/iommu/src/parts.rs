@@ -37,7 +37,8 @@ impl<M: GuestMemory> Walker<'_, M> {
     }
 }
 
-/// The walker of a unit. A macro, not a method: it borrows only the fields listed, so that the caller can still use the others.
+/// The walker of a unit. A macro, not a method: it borrows only the fields listed, so that the caller can still use
+/// the others.
 macro_rules! walker {
     ($unit:expr) => {
         $crate::parts::Walker::<M> {

@@ -38,8 +38,8 @@ impl<M: GuestMemory> Unit<M> {
         let request = Request { requester, pasid, iova, access, kind: RequestKind::Translation };
         let audited = self.audit.is_some();
         let answer = match self.resolve(&request) {
-            // Return here, before the audit, so that the compiler writes the answer into the caller's slot. The copy otherwise stalls on
-            // store forwarding (docs/design/0004-data-path.md).
+            // Return here, before the audit, so that the compiler writes the answer into the caller's slot. The copy
+            // otherwise stalls on store forwarding (docs/design/0004-data-path.md).
             Ok(leaf) if !audited => return Ok(answer(leaf)),
             Ok(leaf) => Ok(answer(leaf)),
             Err(fault) => match fault.reason.translation_response() {

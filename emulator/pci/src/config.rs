@@ -10,8 +10,8 @@
 //!
 //! # What QEMU adds
 //! QEMU's `vfio-user-pci` first forwards every write here and then does its own bookkeeping. It emulates the MSI-X
-//! capability, capability pointers and the multi-function bit for the guest, and shadows them in what it reads back. BAR
-//! addresses, MSI-X control, ATS, PRI, PASID and the FLR bit arrive here. Before a reset, QEMU clears the command
+//! capability, capability pointers and the multi-function bit for the guest, and shadows them in what it reads back.
+//! BAR addresses, MSI-X control, ATS, PRI, PASID and the FLR bit arrive here. Before a reset, QEMU clears the command
 //! register's enables by ordinary writes.
 //!
 //! # What is not there
@@ -219,8 +219,8 @@ impl ConfigSpace {
         }
     }
 
-    /// A write is ignored where the specification leaves its outcome undefined. PASID control must not change while ATS is
-    /// enabled (§7.8.9.3), nor the allocation while page requests are (§10.5.2.5).
+    /// A write is ignored where the specification leaves its outcome undefined. PASID control must not change while
+    /// ATS is enabled (§7.8.9.3), nor the allocation while page requests are (§10.5.2.5).
     fn is_locked(&self, dword: usize) -> bool {
         let is = |capability: Option<u16>, offset| capability.is_some_and(|at| dword == usize::from(at + offset));
         (is(self.layout.pasid, pasid::CAPABILITY) && self.ats().enable())

@@ -4,8 +4,8 @@ use svadev_spec::device::{ABI_MAJOR, BAR_UNIT, BAR_UNIT_SIZE, PCI_CLASS_IOMMU, P
 
 use crate::{Bar, ConfigEffects, ConfigSpace, Description, Identity};
 
-/// The IOMMU function. No driver binds to it, and its bus mastering is never on. It sends no request of its own, so it has
-/// no ATS, PRI or PASID.
+/// The IOMMU function. No driver binds to it, and its bus mastering is never on. It sends no request of its own, so
+/// it has no ATS, PRI or PASID.
 #[derive(Debug)]
 pub struct IommuFunction {
     config: ConfigSpace,

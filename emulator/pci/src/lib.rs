@@ -3,12 +3,12 @@
 //!
 //! # What it knows, and what it must not know
 //! A function is described by values: a [`Description`] with its [`Identity`], its [`Bar`]s and its capabilities
-//! ([`MsiX`], [`Ats`], [`Pri`], [`Pasid`]). [`ConfigSpace`] is made from one. This crate does not know what a function does:
-//! no queue, no engine, no IOMMU. It has no thread, clock or socket.
+//! ([`MsiX`], [`Ats`], [`Pri`], [`Pasid`]). [`ConfigSpace`] is made from one. This crate does not know what a
+//! function does: no queue, no engine, no IOMMU. It has no thread, clock or socket.
 //!
 //! # The path through it
-//! A configuration write → [`ConfigSpace::write`] → each bit as `layout` allows → [`ConfigEffects`]: what the write changed,
-//! in the order in which the function must act on it. A read of the MSI-X BAR → [`MsiXTable`].
+//! A configuration write → [`ConfigSpace::write`] → each bit as `layout` allows → [`ConfigEffects`]: what the write
+//! changed, in the order in which the function must act on it. A read of the MSI-X BAR → [`MsiXTable`].
 //!
 //! # Where new things go
 //! | new | goes to |

@@ -13,8 +13,8 @@ use crate::descriptor::{Operand, Operation, PlainCopy, Work};
 use crate::job::PIECE_COST;
 use crate::policy::DESCRIPTOR_COST;
 
-/// An operand up to this long is done in one go even if it exceeds what is left of the turn's budget, bytes. The overdraft
-/// is at most this.
+/// An operand up to this long is done in one go even if it exceeds what is left of the turn's budget, bytes. The
+/// overdraft is at most this.
 const MOST: i64 = 8 << 10;
 
 impl Queue {

@@ -177,7 +177,8 @@ impl Queue {
         Horizon { run: self.run, index }
     }
 
-    /// Index up to which work belongs to the command. A horizon that was taken in an earlier run covers nothing of this one.
+    /// Index up to which work belongs to the command. A horizon that was taken in an earlier run covers nothing of
+    /// this one.
     fn below(&self, horizon: Horizon) -> u64 {
         if horizon.run == self.run { horizon.index } else { 0 }
     }

@@ -5,12 +5,13 @@
 //! Nothing is promised about the order or the width of single accesses, as for a device on a bus.
 //!
 //! # Which is taken
-//! `cargo bench -p svadev-accelerator` measures it. On an Intel Xeon (family 6, model 207), out of the second-level cache, the string instruction reaches
-//! 25 GB/s at 256 B where the loop has 32, and is within 5 % of it from 1 KiB on, aligned or not; only where the target is not aligned and 8 KiB
-//! and more are moved is it faster, by a tenth. It takes some 30 cycles to start, whatever CPUID says of
-//! *fast short* moves, so it is left to what is long. Up to 16 bytes, two overlapping integer moves; up to 128, overlapping
-//! 16-byte moves; then 32-byte moves where there is AVX; from [`STRING_FROM`] on the string instruction where it is
-//! *enhanced* (Intel SDM vol. 1 §7.3.9.3), which for long moves avoids reading what it overwrites.
+//! `cargo bench -p svadev-accelerator` measures it. On an Intel Xeon (family 6, model 207), out of the second-level
+//! cache, the string instruction reaches 25 GB/s at 256 B where the loop has 32, and is within 5 % of it from 1 KiB
+//! on, aligned or not; only where the target is not aligned and 8 KiB and more are moved is it faster, by a tenth. It
+//! takes some 30 cycles to start, whatever CPUID says of *fast short* moves, so it is left to what is long. Up to 16
+//! bytes, two overlapping integer moves; up to 128, overlapping 16-byte moves; then 32-byte moves where there is AVX;
+//! from [`STRING_FROM`] on the string instruction where it is *enhanced* (Intel SDM vol. 1 §7.3.9.3), which for long
+//! moves avoids reading what it overwrites.
 //!
 //! # Faults
 //! An access to memory whose file was truncated raises `SIGBUS`; its handler replaces the memory and returns to the same

@@ -127,8 +127,9 @@ fn snooped(first: FirstStage) -> FirstStage {
 }
 
 impl<M: GuestMemory> Admission<'_, M> {
-    /// What the tables say about `address` for a requester; `level` is that of a structure that is wanted, or 0. `space`: the caches'
-    /// tag of what is compared, where it has one; tables of another tag are not what it came from.
+    /// What the tables say about `address` for a requester; `level` is that of a structure that is wanted, or 0.
+    /// `space`: the caches' tag of what is compared, where it has one; tables of another tag are not what it came
+    /// from.
     pub(super) fn live(
         &self,
         (requester, pasid): (Bdf, Option<Pasid>),

@@ -1,4 +1,5 @@
-//! Which entries of the books an invalidation covers, as the specification words it (§6.5.2). Shares no code with the caches.
+//! Which entries of the books an invalidation covers, as the specification words it (§6.5.2). Shares no code with the
+//! caches.
 use std::ops::RangeInclusive;
 
 use svadev_fabric::{Bdf, InvalidateRange, Iova, Pasid};

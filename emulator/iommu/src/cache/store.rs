@@ -24,7 +24,8 @@ impl TagFloors {
         self.all.max(self.domains.of(tag_word >> 21)).max(self.pasids.of(tag_word))
     }
 
-    /// Whether an entry of `tag` lives. Most were born after the last invalidation of all: then no floor need be looked for.
+    /// Whether an entry of `tag` lives. Most were born after the last invalidation of all: then no floor need be
+    /// looked for.
     #[inline]
     pub(crate) fn lets_live(&self, tag_word: u64, born: u64) -> bool {
         born > self.latest || self.lets_live_by_tag(tag_word, born)
@@ -112,7 +113,8 @@ impl<V: Copy> Store<V> {
         }
     }
 
-    /// Drops the entries of `tag` and `class` from number `first` to `last`. The caller bounds their number unless the store is exact.
+    /// Drops the entries of `tag` and `class` from number `first` to `last`. The caller bounds their number unless
+    /// the store is exact.
     pub(crate) fn drop_range(&mut self, tag: CacheTag, class: u8, first: u64, last: u64) {
         match self {
             Self::Sets(table) => {

@@ -13,7 +13,8 @@ use super::store::{ScanCursor, TagFloors};
 const EXACT_ENTRIES: usize = 4096;
 
 /// A partial walk: the address of the next table and the rights accumulated so far, packed into one word as
-/// [`Leaf`](super::Leaf) is. Rights lie where first-stage entries have them (§9.7), so that one more level costs two operations.
+/// [`Leaf`](super::Leaf) is. Rights lie where first-stage entries have them (§9.7), so that one more level costs two
+/// operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PartialWalk(u64);
 
@@ -179,8 +180,8 @@ impl Structures {
         }
     }
 
-    /// Drops the ways of `tag` to addresses from `first` to `last`. The caller bounds the number of pages between them unless the store is
-    /// exact.
+    /// Drops the ways of `tag` to addresses from `first` to `last`. The caller bounds the number of pages between
+    /// them unless the store is exact.
     pub(crate) fn drop_range(&mut self, tag: CacheTag, first: u64, last: u64) {
         for level in TABLE_LEVELS {
             let (first, last) = (first >> region_log2(level), last >> region_log2(level));

@@ -20,8 +20,8 @@ const WRITE_KNOWN: u64 = FIRST_FREE;
 const NESTED: u64 = FIRST_FREE << 1;
 
 impl Mapping {
-    /// `write_known`: the walk was for a possible write, so `leaf`'s right to write is final and the dirty bit is set. If it is
-    /// clear, a write must walk again.
+    /// `write_known`: the walk was for a possible write, so `leaf`'s right to write is final and the dirty bit is
+    /// set. If it is clear, a write must walk again.
     #[inline]
     pub(crate) fn new(leaf: Leaf, write_known: bool) -> Self {
         Self(leaf.word() | flag(write_known, WRITE_KNOWN))

@@ -1,4 +1,5 @@
-//! Decoding of root, context and PASID tables (§3.4): from memory to a [`Context`] or an [`AddressSpace`]. Remembers nothing.
+//! Decoding of root, context and PASID tables (§3.4): from memory to a [`Context`] or an [`AddressSpace`]. Remembers
+//! nothing.
 mod context;
 mod entry;
 mod pasid;

@@ -28,8 +28,9 @@ impl<M: GuestMemory> TableReader<'_, M> {
         }
         let index = u64::from(pasid & ((1 << PASID_TABLE_BITS) - 1));
         let at = (directory.frame() << 12) + index * PASID_TABLE_ENTRY_SIZE;
-        // The quadword with P comes first. Software sets P last, so the others are whole if P is set here; it clears P first and
-        // the others only after a PASID-cache invalidation, which cannot complete while this function runs (`&mut Unit`).
+        // The quadword with P comes first. Software sets P last, so the others are whole if P is set here; it clears
+        // P first and the others only after a PASID-cache invalidation, which cannot complete while this function
+        // runs (`&mut Unit`).
         let qw0 = PasidTable0::from(self.load(at, FaultReason::PasidTableAccess, fpd)?);
         let fpd = fpd || qw0.fault_processing_disable();
         if !qw0.present() {

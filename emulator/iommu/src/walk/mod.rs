@@ -219,8 +219,9 @@ impl<M: GuestMemory> Tables for Nested<'_, '_, M> {
 /// Where a walk is to begin: a level, and what led to the table there.
 type Start = (u8, PartialWalk);
 
-/// Walks from the deepest cached table first. If that walk loses a race for an A or D bit, or finds a fault that cached entries may
-/// have caused, walks again from the root, a bounded number of times. `None`: every attempt lost its race.
+/// Walks from the deepest cached table first. If that walk loses a race for an A or D bit, or finds a fault that
+/// cached entries may have caused, walks again from the root, a bounded number of times. `None`: every attempt lost
+/// its race.
 #[inline]
 fn from_the_lowest<T: Tables>(
     tables: &mut T,

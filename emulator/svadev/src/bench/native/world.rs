@@ -199,8 +199,8 @@ impl World {
     }
 
     /// Opens a queue, once, with rings of `1 << log2` entries: of a process where `user` names one, else the
-    /// kernel's, whose descriptors name a PASID each. It raises vector 0 where a descriptor asks for it. Returns where the
-    /// submission ring and the completion ring begin.
+    /// kernel's, whose descriptors name a PASID each. It raises vector 0 where a descriptor asks for it. Returns
+    /// where the submission ring and the completion ring begin.
     pub fn open(&self, number: u16, log2: u8, user: Option<u32>) -> anyhow::Result<(u64, u64)> {
         let room = (64u64 + 32) << log2;
         ensure!(room <= RING_ROOM, "rings of 2^{log2} entries need {room:#x} bytes");

@@ -3,7 +3,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::bench::row::Suite;
+use svadev_bench::row::Suite;
 use svadev_launcher::{
     exit::{Exit, OrExit as _, Outcome},
     guest::HostOptions,

@@ -1,13 +1,12 @@
 //! `svadev`: a shared-virtual-addressing accelerator and its IOMMU as one process beside stock QEMU.
 //!
-//! This crate is the program: `cli` reads the command line, `commands` has a module per subcommand, `bench` measures.
-//! The guest itself, from topology to exit status, is [`svadev_launcher`]'s.
+//! This crate is the program: `cli` reads the command line, `commands` has a module per subcommand.
+//! [`svadev_launcher`] takes a guest from choices to exit status. [`svadev_bench`] measures and reports.
 #![allow(unreachable_pub, reason = "a program: `pub` says what a module offers the others")]
 
 #[macro_use]
 extern crate svadev_launcher;
 
-mod bench;
 mod cli;
 mod commands;
 

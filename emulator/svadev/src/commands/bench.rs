@@ -7,16 +7,14 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::{
-    bench::{
-        compare,
-        guest::{Collected, Word},
-        machine::Machine,
-        native::{self, Progress},
-        report::{Mark, Report, html, table},
-        row::{Place, Row, Suite},
-    },
-    cli::BenchArgs,
+use crate::cli::BenchArgs;
+use svadev_bench::{
+    compare,
+    guest::{Collected, Word},
+    machine::Machine,
+    native::{self, Progress},
+    report::{Mark, Report, html, table},
+    row::{Place, Row, Suite},
 };
 use svadev_launcher::{
     backend::CounterSource,

@@ -5,8 +5,8 @@ use super::Session;
 use super::ring::{self, Ring};
 use super::wait::Spin;
 use super::world::{DATA, PASID, Pages, Size, World};
-use crate::bench::row::{Row, Suite};
-use crate::bench::stats::paired;
+use crate::row::{Row, Suite};
+use crate::stats::paired;
 
 /// Copies of one turn.
 const TURN: u32 = 1 << 14;

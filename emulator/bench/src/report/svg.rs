@@ -2,7 +2,7 @@
 use std::fmt::Write as _;
 
 use super::escape::escape;
-use crate::bench::row::{Row, number};
+use crate::row::{Row, number};
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 300.0;
@@ -22,7 +22,7 @@ struct Line {
 }
 
 /// The plots of these rows: those with the same title in one, in order of appearance. A title, and its SVG.
-pub fn plots(rows: &[Row]) -> Vec<(String, String)> {
+pub(crate) fn plots(rows: &[Row]) -> Vec<(String, String)> {
     let mut titles: Vec<&str> = Vec::new();
     for point in rows.iter().filter_map(|row| row.point.as_ref()) {
         if !titles.contains(&point.plot.as_str()) {

@@ -2,7 +2,7 @@
 use std::fmt::Write as _;
 
 use super::escape::escape;
-use crate::bench::row::{Place, Row, Suite, number};
+use crate::row::{Place, Row, Suite, number};
 
 const WIDTH: f64 = 640.0;
 /// Room for one row, for its name to the left, for its number to the right.
@@ -18,7 +18,7 @@ const WIDE: f64 = 50.0;
 type Key<'r> = (Place, Suite, &'r str);
 
 /// A figure for each place, suite and unit with at least two such rows: its title, and its SVG.
-pub fn bars(rows: &[Row]) -> Vec<(String, String)> {
+pub(crate) fn bars(rows: &[Row]) -> Vec<(String, String)> {
     let mut groups: Vec<(Key<'_>, Vec<&Row>)> = Vec::new();
     for row in rows.iter().filter(|row| row.point.is_none() && row.value > 0.0) {
         let key = (row.place, row.suite, row.unit.as_str());

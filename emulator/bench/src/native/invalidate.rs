@@ -6,8 +6,8 @@ use std::time::Instant;
 use super::Session;
 use super::ring::{self, Ring};
 use super::world::{DATA, PASID, Pages, Size, World};
-use crate::bench::row::{Goal, Row, Suite, Target};
-use crate::bench::stats::{Pair, Samples, alone};
+use crate::row::{Goal, Row, Suite, Target};
+use crate::stats::{Pair, Samples, alone};
 
 /// Bytes of the copies that keep an engine at work.
 const LOAD: u64 = 64 << 20;

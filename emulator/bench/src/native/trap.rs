@@ -10,8 +10,8 @@ use svadev_spec::vfio_user::{Header, RegionAccess, TYPE_REPLY};
 use super::Session;
 use super::client::Client;
 use super::world::Size;
-use crate::bench::row::{Goal, Row, Suite, Target};
-use crate::bench::stats::{Samples, paired};
+use crate::row::{Goal, Row, Suite, Target};
+use crate::stats::{Samples, paired};
 
 /// Accesses of one turn.
 const TURN: usize = 100;

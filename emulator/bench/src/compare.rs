@@ -112,7 +112,7 @@ pub fn lines(a: &Report, b: &Report) -> Vec<String> {
 mod tests {
     use super::super::report::tests::sample;
     use super::*;
-    use crate::bench::row::{Place, Suite};
+    use crate::row::{Place, Suite};
 
     fn row(value: f64, unit: &str) -> Row {
         Row::new(Place::Native, Suite::Copy, "c", value, unit)

@@ -7,7 +7,7 @@ use svadev_spec::device::{BAR_REGISTERS, regs};
 use super::ring::Ring;
 use super::world::{DATA, PASID, Pages};
 use super::*;
-use crate::bench::row::Goal;
+use crate::row::Goal;
 
 struct Cases(BTreeSet<String>);
 

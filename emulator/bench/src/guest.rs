@@ -155,7 +155,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::bench::row::Verdict;
+    use crate::row::Verdict;
 
     #[test]
     fn what_the_program_says_is_understood() {

@@ -1,7 +1,7 @@
 //! Text in HTML and SVG.
 
 /// Text as HTML and SVG take it. Names of cases come from the guest, too.
-pub fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

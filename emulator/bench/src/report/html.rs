@@ -2,7 +2,7 @@
 use std::fmt::Write as _;
 
 use super::{Report, bars, escape::escape, svg, verdict, verdict_text};
-use crate::bench::row::{Place, Row, Suite, number};
+use crate::row::{Place, Row, Suite, number};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--text:#1a1a1a;--back:#fff;--soft:#666;--rule:#ddd;--good:#1a7f37;--bad:#c62828;\

@@ -12,7 +12,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// A file that is mapped whole, shared and writable.
 #[derive(Debug)]
-pub struct Shared {
+pub(crate) struct Shared {
     base: NonNull<u8>,
     len: NonZeroUsize,
 }
@@ -24,7 +24,7 @@ unsafe impl Sync for Shared {}
 
 impl Shared {
     /// Maps the first `len` bytes of a file. Errors: the system's.
-    pub fn map(file: &OwnedFd, len: u64) -> anyhow::Result<Self> {
+    pub(crate) fn map(file: &OwnedFd, len: u64) -> anyhow::Result<Self> {
         let len = NonZeroUsize::new(usize::try_from(len)?).context("nothing to map")?;
         let rights = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
@@ -34,7 +34,7 @@ impl Shared {
     }
 
     /// Sparse memory of `len` bytes, sealed as a VMM seals it, and its file.
-    pub fn create(len: u64) -> anyhow::Result<(Self, OwnedFd)> {
+    pub(crate) fn create(len: u64) -> anyhow::Result<(Self, OwnedFd)> {
         let file = memfd_create("svadev-bench", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         nix::unistd::ftruncate(&file, i64::try_from(len)?).context("no memory file for the benchmark")?;
         fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW))?;
@@ -50,7 +50,7 @@ impl Shared {
     }
 
     /// The aligned 64-bit word at `at`.
-    pub fn word(&self, at: u64) -> &AtomicU64 {
+    pub(crate) fn word(&self, at: u64) -> &AtomicU64 {
         let word = self.range(at, 8).cast::<u64>();
         assert!(word.is_aligned(), "{at:#x} is no word");
         // SAFETY: mapped for as long as `self`, aligned; others access it by atomics or tear it, which atomics tolerate.
@@ -58,7 +58,7 @@ impl Shared {
     }
 
     /// The aligned 32-bit word at `at`.
-    pub fn half(&self, at: u64) -> &AtomicU32 {
+    pub(crate) fn half(&self, at: u64) -> &AtomicU32 {
         let word = self.range(at, 4).cast::<u32>();
         assert!(word.is_aligned(), "{at:#x} is no word");
         // SAFETY: as for `word`.
@@ -67,7 +67,7 @@ impl Shared {
 
     /// `memcpy` of `len` bytes: what a processor would do instead of the device. No engine may be at work in either range:
     /// callers have seen the completion of every descriptor they submitted.
-    pub fn copy(&self, from: u64, to: u64, len: usize) {
+    pub(crate) fn copy(&self, from: u64, to: u64, len: usize) {
         let (source, target) = (self.range(from, len), self.range(to, len));
         assert!(from.abs_diff(to) >= len as u64, "a copy's operands do not overlap");
         // SAFETY: both ranges are mapped, and disjoint as asserted.
@@ -75,7 +75,7 @@ impl Shared {
     }
 
     /// Writes bytes that follow from `seed` and their place. `len` is a multiple of 8.
-    pub fn fill(&self, at: u64, len: usize, seed: u64) {
+    pub(crate) fn fill(&self, at: u64, len: usize, seed: u64) {
         let words = self.range(at, len).cast::<[u8; 8]>();
         for n in 0..len / 8 {
             // SAFETY: inside the range; bytes have no alignment. No engine is at work there, as for `copy`.
@@ -84,7 +84,7 @@ impl Shared {
     }
 
     /// Offset of the first 8 bytes that are not what [`fill`](Self::fill) wrote with this seed.
-    pub fn differs(&self, at: u64, len: usize, seed: u64) -> Option<usize> {
+    pub(crate) fn differs(&self, at: u64, len: usize, seed: u64) -> Option<usize> {
         let words = self.range(at, len).cast::<[u8; 8]>();
         // SAFETY: as in `fill`.
         (0..len / 8).find(|&n| unsafe { words.add(n).read() } != pattern(seed, n)).map(|n| 8 * n)

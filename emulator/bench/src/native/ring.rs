@@ -10,23 +10,23 @@ use super::wait::{PATIENCE, Spin, full_fence};
 use super::world::World;
 
 /// A COPY by virtual addresses.
-pub fn copy(from: u64, to: u64, length: u64) -> Descriptor {
+pub(crate) fn copy(from: u64, to: u64, length: u64) -> Descriptor {
     Descriptor { opcode: opcode::COPY, src: from, dst: to, length, ..Descriptor::default() }
 }
 
 /// The same for a kernel queue, in the address space of a PASID.
-pub fn for_pasid(descriptor: Descriptor, pasid: u32) -> Descriptor {
+pub(crate) fn for_pasid(descriptor: Descriptor, pasid: u32) -> Descriptor {
     Descriptor { pasid: DescriptorPasid::new().with_pasid(pasid).with_valid(true), ..descriptor }
 }
 
 /// The same, with an interrupt when it is done.
-pub fn with_interrupt(descriptor: Descriptor) -> Descriptor {
+pub(crate) fn with_interrupt(descriptor: Descriptor) -> Descriptor {
     Descriptor { flags: descriptor.flags | DescriptorFlags::INTERRUPT.bits(), ..descriptor }
 }
 
 /// An open queue.
 #[derive(Debug)]
-pub struct Ring<'w> {
+pub(crate) struct Ring<'w> {
     world: &'w World,
     number: u16,
     mask: u32,
@@ -48,17 +48,17 @@ impl<'w> Ring<'w> {
     }
 
     /// Its number.
-    pub fn number(&self) -> u16 {
+    pub(crate) fn number(&self) -> u16 {
         self.number
     }
 
     /// Descriptors that were written and whose completions were not read.
-    pub fn pending(&self) -> u32 {
+    pub(crate) fn pending(&self) -> u32 {
         self.tail.wrapping_sub(self.head)
     }
 
     /// Writes a descriptor. The ring must have room.
-    pub fn put(&mut self, descriptor: &Descriptor) {
+    pub(crate) fn put(&mut self, descriptor: &Descriptor) {
         assert!(self.pending() <= self.mask, "the submission ring is full");
         let at = self.submissions + 64 * u64::from(self.tail & self.mask);
         for (word, bytes) in (at..).step_by(8).zip(descriptor.as_bytes().chunks_exact(8)) {
@@ -70,7 +70,7 @@ impl<'w> Ring<'w> {
 
     /// Tells the device of what was written since the last time, and wakes its engine if it sleeps. Returns whether that took a
     /// trapped write.
-    pub fn ring(&mut self) -> anyhow::Result<bool> {
+    pub(crate) fn ring(&mut self) -> anyhow::Result<bool> {
         if self.rung == self.tail && self.freed == self.head {
             return Ok(false);
         }
@@ -89,7 +89,7 @@ impl<'w> Ring<'w> {
     }
 
     /// Reads the next completion, if it is there. Errors: the descriptor failed.
-    pub fn poll(&mut self) -> anyhow::Result<bool> {
+    pub(crate) fn poll(&mut self) -> anyhow::Result<bool> {
         let last = self.last_word(self.head);
         if last >> 32 != u64::from(self.head.wrapping_add(1)) {
             return Ok(false);
@@ -103,7 +103,7 @@ impl<'w> Ring<'w> {
     }
 
     /// Spins until the device has fetched every descriptor.
-    pub fn wait_fetched(&self) -> anyhow::Result<()> {
+    pub(crate) fn wait_fetched(&self) -> anyhow::Result<()> {
         let (since, mut spin) = (Instant::now(), Spin::default());
         while self.world.doorbell(self.number, doorbell::SQ_HEAD).load(Ordering::Acquire) != self.tail {
             ensure!(since.elapsed() < PATIENCE, "queue {}: a descriptor is never fetched", self.number);
@@ -113,7 +113,7 @@ impl<'w> Ring<'w> {
     }
 
     /// Spins until the next completion is there, and reads it.
-    pub fn next(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn next(&mut self) -> anyhow::Result<()> {
         self.next_burst(1)
     }
 
@@ -151,7 +151,7 @@ impl<'w> Ring<'w> {
 
     /// Carries out `count` descriptors with at most `depth` under way, in bursts of a quarter of that: three quarters are left for the
     /// device while the program reads completions and writes descriptors.
-    pub fn stream(
+    pub(crate) fn stream(
         &mut self,
         count: u32,
         depth: u32,

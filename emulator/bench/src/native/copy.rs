@@ -7,8 +7,8 @@ use super::Session;
 use super::ring::{self, Ring};
 use super::wait::{PATIENCE, Spin};
 use super::world::{DATA, PASID, Pages, Size, World};
-use crate::bench::row::{Goal, Row, Suite, Target, bytes};
-use crate::bench::stats::{Pair, paired};
+use crate::row::{Goal, Row, Suite, Target, bytes};
+use crate::stats::{Pair, paired};
 
 /// Where targets begin; sources are from the start of `DATA`.
 const TARGETS: u64 = DATA.start + (DATA.end - DATA.start) / 2;

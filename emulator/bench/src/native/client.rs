@@ -22,13 +22,13 @@ const MAX_MESSAGE: usize = 512;
 
 /// A connection to one function. Used by one thread.
 #[derive(Debug)]
-pub struct Client {
+pub(crate) struct Client {
     stream: RefCell<UnixStream>,
     next_id: Cell<u16>,
 }
 
 /// The bytes of a REGION_READ request.
-pub fn read_request(message_id: u16, region: u32, offset: u64, count: u32) -> [u8; 32] {
+pub(crate) fn read_request(message_id: u16, region: u32, offset: u64, count: u32) -> [u8; 32] {
     let header = Header { message_id, command: command::REGION_READ, message_size: 32, ..Header::default() };
     let mut bytes = [0; 32];
     bytes[..16].copy_from_slice(header.as_bytes());
@@ -38,7 +38,7 @@ pub fn read_request(message_id: u16, region: u32, offset: u64, count: u32) -> [u
 
 impl Client {
     /// Connects and agrees on a version. Errors: the socket's, or a server that does not speak the protocol.
-    pub fn connect(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn connect(path: &Path) -> anyhow::Result<Self> {
         let stream = UnixStream::connect(path).with_context(|| path.display().to_string())?;
         let client = Self::over(stream)?;
         let version = Version { major: 0, minor: 0 };
@@ -47,13 +47,13 @@ impl Client {
     }
 
     /// Over a stream whose other end is ready for anything.
-    pub fn over(stream: UnixStream) -> anyhow::Result<Self> {
+    pub(crate) fn over(stream: UnixStream) -> anyhow::Result<Self> {
         stream.set_read_timeout(Some(Duration::from_secs(PATIENCE)))?;
         Ok(Self { stream: RefCell::new(stream), next_id: Cell::new(0) })
     }
 
     /// Loads a register of 4 bytes: what the `trap` suite measures.
-    pub fn read_register(&self, region: u32, offset: u64) -> anyhow::Result<u32> {
+    pub(crate) fn read_register(&self, region: u32, offset: u64) -> anyhow::Result<u32> {
         let id = self.next_id.replace(self.next_id.get().wrapping_add(1));
         let mut stream = self.stream.borrow_mut();
         stream.write_all(&read_request(id, region, offset, 4))?;
@@ -64,20 +64,20 @@ impl Client {
     }
 
     /// Loads `N` bytes.
-    pub fn read<const N: usize>(&self, region: u32, offset: u64) -> anyhow::Result<[u8; N]> {
+    pub(crate) fn read<const N: usize>(&self, region: u32, offset: u64) -> anyhow::Result<[u8; N]> {
         let access = RegionAccess { offset, region, count: u32::try_from(N)? };
         let (payload, _) = self.call(command::REGION_READ, access.as_bytes(), &[])?;
         payload[size_of::<RegionAccess>()..].try_into().context("a read of another length")
     }
 
     /// Stores.
-    pub fn write(&self, region: u32, offset: u64, data: &[u8]) -> anyhow::Result<()> {
+    pub(crate) fn write(&self, region: u32, offset: u64, data: &[u8]) -> anyhow::Result<()> {
         let access = RegionAccess { offset, region, count: u32::try_from(data.len())? };
         self.call(command::REGION_WRITE, &[access.as_bytes(), data].concat(), &[]).map(drop)
     }
 
     /// Gives the function guest memory: `size` bytes from guest-physical address 0.
-    pub fn map(&self, file: &OwnedFd, size: u64) -> anyhow::Result<()> {
+    pub(crate) fn map(&self, file: &OwnedFd, size: u64) -> anyhow::Result<()> {
         let flags = DmaMapFlags::READ | DmaMapFlags::WRITE;
         let map =
             DmaMap { argsz: u32::try_from(size_of::<DmaMap>())?, flags: flags.bits(), offset: 0, address: 0, size };
@@ -85,21 +85,21 @@ impl Client {
     }
 
     /// Connects an eventfd to one interrupt of a type.
-    pub fn set_irq(&self, index: u32, start: u32, eventfd: RawFd) -> anyhow::Result<()> {
+    pub(crate) fn set_irq(&self, index: u32, start: u32, eventfd: RawFd) -> anyhow::Result<()> {
         let flags = (IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER).bits();
         let set = IrqSet { argsz: u32::try_from(size_of::<IrqSet>())?, flags, index, start, count: 1 };
         self.call(command::DEVICE_SET_IRQS, set.as_bytes(), &[eventfd]).map(drop)
     }
 
     /// The file behind a region that can be mapped.
-    pub fn region_file(&self, index: u32) -> anyhow::Result<OwnedFd> {
+    pub(crate) fn region_file(&self, index: u32) -> anyhow::Result<OwnedFd> {
         let info = RegionInfo { argsz: 256, index, ..RegionInfo::default() };
         let (_, file) = self.call(command::DEVICE_GET_REGION_INFO, info.as_bytes(), &[])?;
         file.with_context(|| format!("region {index} came without a file"))
     }
 
     /// Offset of an extended capability in configuration space (PCIe 6.0 §7.6.3).
-    pub fn extended_capability(&self, id: u16) -> anyhow::Result<u64> {
+    pub(crate) fn extended_capability(&self, id: u16) -> anyhow::Result<u64> {
         let mut at = 0x100;
         while at != 0 {
             let word = u32::from_le_bytes(self.read(region::CONFIG, at)?);

@@ -110,10 +110,10 @@ pub fn verdict_text(verdict: Option<Verdict>) -> &'static str {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::bench::row::{Place, Suite, Target};
+    use crate::row::{Place, Suite, Target};
 
     /// A small report of every kind of row.
-    pub(in crate::bench) fn sample() -> Report {
+    pub(crate) fn sample() -> Report {
         let copy = |case: &str, value, baseline, limit| {
             let row = Row {
                 baseline: Some("memcpy".into()),

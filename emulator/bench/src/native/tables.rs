@@ -11,13 +11,13 @@ use super::memory::Shared;
 
 const FRAME: u64 = 0x1000;
 /// The domain of every PASID here.
-pub const DOMAIN: u16 = 1;
+pub(crate) const DOMAIN: u16 = 1;
 /// Entries of a table of any level (Intel SDM vol. 3A §5.5.4).
 const ENTRIES: u64 = 512;
 
 /// Tables of one unit in memory that is the benchmark's alone: entries are stored before the unit looks at them.
 #[derive(Debug)]
-pub struct Tables<'m> {
+pub(crate) struct Tables<'m> {
     memory: &'m Shared,
     /// The next frame that was never used, and the end of those there are.
     free: std::ops::Range<u64>,
@@ -28,7 +28,7 @@ pub struct Tables<'m> {
 
 impl<'m> Tables<'m> {
     /// Empty tables, out of the frames in `free`, whose memory is zero.
-    pub fn new(memory: &'m Shared, free: std::ops::Range<u64>) -> Self {
+    pub(crate) fn new(memory: &'m Shared, free: std::ops::Range<u64>) -> Self {
         let mut tables = Self { memory, free, root: 0, space: 0 };
         tables.root = tables.frames(1);
         tables.space = tables.frames(1);
@@ -36,7 +36,7 @@ impl<'m> Tables<'m> {
     }
 
     /// Address of the root table.
-    pub fn root(&self) -> u64 {
+    pub(crate) fn root(&self) -> u64 {
         self.root
     }
 
@@ -68,7 +68,7 @@ impl<'m> Tables<'m> {
 
     /// Lets a function have `pasids` PASIDs from 0 on, all with the same page tables. PASID 0 is that of its requests without
     /// one (RID_PASID, VT-d 4.1 §9.4).
-    pub fn attach(&mut self, bdf: Bdf, pasids: u32) {
+    pub(crate) fn attach(&mut self, bdf: Bdf, pasids: u32) {
         let half = if bdf.device() < 16 { 0 } else { 8 };
         let at = self.root + ROOT_ENTRY_SIZE * u64::from(bdf.bus()) + half;
         let table = self.below(at, |frame| RootEntry::new().with_present(true).with_frame(frame).into());
@@ -105,7 +105,7 @@ impl<'m> Tables<'m> {
 
     /// Maps the pages of `1 << size_log2` bytes (12, 21 or 30) that cover `len` bytes at `iova` to `gpa`, writable, accessed and
     /// dirty: a walk has nothing to write.
-    pub fn map(&mut self, iova: u64, gpa: u64, len: u64, size_log2: u8) {
+    pub(crate) fn map(&mut self, iova: u64, gpa: u64, len: u64, size_log2: u8) {
         let size = 1u64 << size_log2;
         assert!((iova | gpa).is_multiple_of(size), "pages are naturally aligned");
         for offset in (0..len).step_by(usize::try_from(size).expect("a page's size")) {

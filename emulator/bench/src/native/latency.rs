@@ -14,8 +14,8 @@ use super::copy::Work;
 use super::ring::{self, Ring};
 use super::wait::Spin;
 use super::world::{DATA, PASID, Pages, Size, World};
-use crate::bench::row::{Goal, Row, Suite, Target};
-use crate::bench::stats::{Pair, Samples, alone, paired};
+use crate::row::{Goal, Row, Suite, Target};
+use crate::stats::{Pair, Samples, alone, paired};
 
 /// Round trips of one turn.
 const TURN: u32 = 500;

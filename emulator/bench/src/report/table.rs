@@ -1,6 +1,6 @@
 //! The report in a terminal.
 use super::{Report, verdict, verdict_text};
-use crate::bench::row::{Figure, Place, Row, Suite, number};
+use crate::row::{Figure, Place, Row, Suite, number};
 
 /// Columns with as much room as they need: the first `left` of them to the left, numbers to the right.
 pub fn columns(rows: &[Vec<String>], left: usize) -> Vec<String> {

@@ -15,8 +15,8 @@ use svadev_spec::vtd::registers::offset;
 use super::Session;
 use super::memory::Shared;
 use super::tables::{DOMAIN, Tables};
-use crate::bench::row::{Goal, Row, Suite, Target};
-use crate::bench::stats::paired;
+use crate::row::{Goal, Row, Suite, Target};
+use crate::stats::paired;
 
 const MEMORY: u64 = 128 << 20;
 const QUEUE: u64 = 0x1000;

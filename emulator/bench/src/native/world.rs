@@ -37,13 +37,13 @@ const RINGS: u64 = 0x200_0000;
 /// Room for one queue's two rings, bytes.
 const RING_ROOM: u64 = 0x2_0000;
 /// Where buffers begin and end, guest-physical.
-pub const DATA: std::ops::Range<u64> = 0x800_0000..0x2000_0000;
+pub(crate) const DATA: std::ops::Range<u64> = 0x800_0000..0x2000_0000;
 /// The PASID of programs that need only one.
-pub const PASID: u32 = 1;
+pub(crate) const PASID: u32 = 1;
 
 /// Pages that map the buffers: each size has a window of the address space of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pages {
+pub(crate) enum Pages {
     /// 4 KiB.
     Small,
     /// 2 MiB.
@@ -64,7 +64,7 @@ impl Pages {
     }
 
     /// For tables.
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Small => "4 KiB pages",
             Self::Large => "2 MiB pages",
@@ -73,14 +73,14 @@ impl Pages {
     }
 
     /// Where a program sees the byte at `gpa`.
-    pub fn address(self, gpa: u64) -> u64 {
+    pub(crate) fn address(self, gpa: u64) -> u64 {
         (u64::from(self.size_log2()) << 40) + gpa
     }
 }
 
 /// How large a world is.
 #[derive(Clone, Copy, Debug)]
-pub struct Size {
+pub(crate) struct Size {
     /// Queues, each with rings of its own.
     pub queues: u16,
     /// Engines, each a thread.
@@ -99,7 +99,7 @@ impl Default for Size {
 
 /// See the module.
 #[derive(Debug)]
-pub struct World {
+pub(crate) struct World {
     // Dropped in this order: connections, then the threads behind them, then the memory that those use.
     unit: Client,
     /// The accelerator's socket.
@@ -119,7 +119,7 @@ pub struct World {
 
 impl World {
     /// Starts a backend and brings everything up. Errors: the system's.
-    pub fn new(size: Size, processors: &Processors) -> anyhow::Result<Self> {
+    pub(crate) fn new(size: Size, processors: &Processors) -> anyhow::Result<Self> {
         let mut machine = Topology::parse("default.toml", topology::DEFAULT)?;
         machine.accelerators.truncate(1);
         let accelerator = &mut machine.accelerators[0];
@@ -159,7 +159,7 @@ impl World {
 
     /// Commands that all functions got so far: each access that would trap in a guest is one.
     #[cfg(test)]
-    pub fn commands(&self) -> u64 {
+    pub(crate) fn commands(&self) -> u64 {
         self.backend.snapshot().commands
     }
 
@@ -194,14 +194,14 @@ impl World {
     }
 
     /// Engines of the function.
-    pub fn engines(&self) -> u8 {
+    pub(crate) fn engines(&self) -> u8 {
         self.size.engines
     }
 
     /// Opens a queue, once, with rings of `1 << log2` entries: of a process where `user` names one, else the
     /// kernel's, whose descriptors name a PASID each. It raises vector 0 where a descriptor asks for it. Returns
     /// where the submission ring and the completion ring begin.
-    pub fn open(&self, number: u16, log2: u8, user: Option<u32>) -> anyhow::Result<(u64, u64)> {
+    pub(crate) fn open(&self, number: u16, log2: u8, user: Option<u32>) -> anyhow::Result<(u64, u64)> {
         let room = (64u64 + 32) << log2;
         ensure!(room <= RING_ROOM, "rings of 2^{log2} entries need {room:#x} bytes");
         ensure!(!std::mem::replace(&mut self.used.borrow_mut()[usize::from(number)], true), "queue {number} is open");
@@ -232,7 +232,7 @@ impl World {
     }
 
     /// A queue that stopped by itself says why.
-    pub fn check_queue(&self, number: u16) -> anyhow::Result<()> {
+    pub(crate) fn check_queue(&self, number: u16) -> anyhow::Result<()> {
         let at = regs::QUEUES + u64::from(number) * regs::QUEUE_STRIDE;
         let bits = self.function.read_register(BAR_REGISTERS, at + regs::QUEUE_STATUS)?;
         let status = QueueStatus::from_bits(bits);
@@ -241,19 +241,19 @@ impl World {
     }
 
     /// A word of a queue's doorbell page.
-    pub fn doorbell(&self, queue: u16, word: u64) -> &std::sync::atomic::AtomicU32 {
+    pub(crate) fn doorbell(&self, queue: u16, word: u64) -> &std::sync::atomic::AtomicU32 {
         self.doorbells.half(u64::from(queue) * DOORBELL_STRIDE + word)
     }
 
     /// The trapped write that wakes a queue's engine.
-    pub fn wake(&self, queue: u16) -> anyhow::Result<()> {
+    pub(crate) fn wake(&self, queue: u16) -> anyhow::Result<()> {
         let half = bar_doorbells_size(self.size.queues.into()) / 2;
         self.function.write(BAR_DOORBELLS, half + u64::from(queue) * DOORBELL_STRIDE, &0u32.to_le_bytes())
     }
 
     /// Puts what Linux sends for one unmapped page of a bound process into the invalidation queue: IOTLB, device TLB, and a wait
     /// that writes its status. Tells the unit with [`Announced::tell`].
-    pub fn announce(&self, iova: u64) -> Announced<'_> {
+    pub(crate) fn announce(&self, iova: u64) -> Announced<'_> {
         let frame = iova >> 12;
         let granularity = pasid_iotlb_granularity::PAGE;
         let iotlb = PasidIotlb::new().with_granularity(granularity).with_domain_id(DOMAIN).with_pasid(PASID);
@@ -279,7 +279,7 @@ impl World {
 
 /// Descriptors in the invalidation queue that the unit was not told of.
 #[derive(Debug)]
-pub struct Announced<'w> {
+pub(crate) struct Announced<'w> {
     world: &'w World,
     number: u32,
 }
@@ -287,7 +287,7 @@ pub struct Announced<'w> {
 impl Announced<'_> {
     /// Writes the queue's tail, as the socket thread does when the guest's write has come, and spins until the wait's status is in
     /// memory. Errors: it never comes.
-    pub fn tell(self) -> anyhow::Result<()> {
+    pub(crate) fn tell(self) -> anyhow::Result<()> {
         self.world.backend.write_unit_register(offset::IQT, &self.world.tail.get().to_le_bytes());
         let status = self.world.memory.half(STATUS);
         if status.load(Ordering::Acquire) == self.number {

@@ -6,14 +6,14 @@ use nix::unistd::Pid;
 /// next ones: what is measured between two threads is then measured between two processors, always the same. On a host with too
 /// few processors nothing is pinned. Dropped, this thread may run where it could before.
 #[derive(Debug)]
-pub struct Processors {
+pub(crate) struct Processors {
     before: CpuSet,
     usable: Vec<usize>,
 }
 
 impl Processors {
     /// Pins this thread.
-    pub fn take() -> Self {
+    pub(crate) fn take() -> Self {
         let before = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
         let usable = (0..CpuSet::count()).filter(|&cpu| before.is_set(cpu).unwrap_or(false)).collect();
         let processors = Self { before, usable };
@@ -22,7 +22,7 @@ impl Processors {
     }
 
     /// Does what starts threads, so that those run on the `count` processors after this thread's.
-    pub fn apart<T>(&self, count: u8, start: impl FnOnce() -> T) -> T {
+    pub(crate) fn apart<T>(&self, count: u8, start: impl FnOnce() -> T) -> T {
         let Some(others) = self.usable.get(1..=usize::from(count)) else {
             // Threads inherit the set of whoever starts them (sched_setaffinity(2)).
             self.pin(None);

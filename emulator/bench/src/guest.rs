@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::report::Mark;
 use super::row::{Goal, Place, Row, Suite};
-use svadev_launcher::backend::CounterSource;
+use svadev_host::CounterSource;
 
 /// Most rows of a guest.
 const MAX_ROWS: usize = 2000;

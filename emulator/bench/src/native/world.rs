@@ -1,11 +1,14 @@
 //! The whole backend as it runs beside QEMU, and this thread in the place of QEMU, kernel and program: functions brought up over
 //! their sockets, tables and rings in memory that both sides map, doorbell pages mapped from the function's own file.
 use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use svadev_fabric::Bdf;
+use svadev_host::{AcceleratorConfig, Host, HostConfig, socket_path};
+use svadev_iommu::UnitConfig;
 use svadev_spec::device::{
     BAR_DOORBELLS, BAR_REGISTERS, BAR_UNIT, DOORBELL_STRIDE, QueuePasid, QueueSize, QueueStatus, QueueVector,
     bar_doorbells_size, doorbell, regs,
@@ -23,8 +26,6 @@ use super::memory::Shared;
 use super::processors::Processors;
 use super::tables::{DOMAIN, Tables};
 use super::wait::{PATIENCE, Spin};
-use svadev_launcher::backend::{Backend, BackendOptions};
-use svadev_launcher::topology::{self, Topology};
 
 /// Guest memory, bytes; sparse, so that what is never touched costs nothing.
 const MEMORY: u64 = 1 << 30;
@@ -32,6 +33,12 @@ const MEMORY: u64 = 1 << 30;
 const QUEUE: u64 = 0x1000;
 /// Where invalidation waits write their status.
 const STATUS: u64 = 0x2000;
+/// The IOMMU's own function: 00:05.0.
+const UNIT: Bdf = Bdf(5 << 3);
+/// The accelerator: 00:06.0.
+const FUNCTION: Bdf = Bdf(6 << 3);
+/// How long an engine looks for work before it sleeps, µs, as in a topology file that does not say.
+const SPIN_US: u32 = 50;
 const TABLES: std::ops::Range<u64> = 0x10_0000..0x200_0000;
 const RINGS: u64 = 0x200_0000;
 /// Room for one queue's two rings, bytes.
@@ -97,19 +104,18 @@ impl Default for Size {
     }
 }
 
-/// See the module.
+/// A running host and this thread's side of it.
 #[derive(Debug)]
 pub(crate) struct World {
     // Dropped in this order: connections, then the threads behind them, then the memory that those use.
     unit: Client,
     /// The accelerator's socket.
     pub function: Client,
-    backend: Backend,
+    host: Host,
     doorbells: Shared,
     /// Guest memory.
     pub memory: Shared,
     _folder: tempfile::TempDir,
-    bdf: Bdf,
     size: Size,
     /// Next descriptor of the invalidation queue, bytes; and the status of the last wait.
     tail: Cell<u64>,
@@ -120,16 +126,9 @@ pub(crate) struct World {
 impl World {
     /// Starts a backend and brings everything up. Errors: the system's.
     pub(crate) fn new(size: Size, processors: &Processors) -> anyhow::Result<Self> {
-        let mut machine = Topology::parse("default.toml", topology::DEFAULT)?;
-        machine.accelerators.truncate(1);
-        let accelerator = &mut machine.accelerators[0];
-        (accelerator.queues, accelerator.engines) = (size.queues, size.engines);
-        accelerator.spin_us = size.spin_us.unwrap_or(accelerator.spin_us);
-        let bdf = accelerator.bdf;
-
         let (memory, file) = Shared::create(MEMORY)?;
         let mut tables = Tables::new(&memory, TABLES);
-        tables.attach(bdf, size.pasids);
+        tables.attach(FUNCTION, size.pasids);
         for pages in Pages::ALL {
             let mapped = if pages == Pages::Huge { 0..MEMORY } else { RINGS..DATA.end };
             let len = mapped.end - mapped.start;
@@ -138,20 +137,18 @@ impl World {
         let root = tables.root();
 
         let folder = tempfile::tempdir().context("no folder for the sockets")?;
-        let options = BackendOptions { socket_dir: folder.path().to_owned(), timeout_scale: 1 };
-        let backend = processors.apart(size.engines, || Backend::start(&machine, &options))?;
+        let config = host_config(size, folder.path().to_owned());
+        let host = processors.apart(size.engines, || Host::start(&config, drop))?;
         let connect = |bdf: Bdf| {
-            let (_, path) =
-                backend.sockets().iter().find(|(at, _)| *at == bdf).context("a function without a socket")?;
-            let client = Client::connect(path)?;
+            let client = Client::connect(&socket_path(folder.path(), bdf))?;
             client.map(&file, MEMORY)?;
             anyhow::Ok(client)
         };
-        let (unit, function) = (connect(machine.iommu.bdf)?, connect(bdf)?);
+        let (unit, function) = (connect(UNIT)?, connect(FUNCTION)?);
         let doorbells = Shared::map(&function.region_file(BAR_DOORBELLS)?, u64::from(size.queues) * DOORBELL_STRIDE)?;
         let used = RefCell::new(vec![false; size.queues.into()]);
         let (tail, waits) = (Cell::new(0), Cell::new(0));
-        let world = Self { unit, function, backend, doorbells, memory, _folder: folder, bdf, size, tail, waits, used };
+        let world = Self { unit, function, host, doorbells, memory, _folder: folder, size, tail, waits, used };
         world.start_unit(root)?;
         world.start_function()?;
         Ok(world)
@@ -160,7 +157,7 @@ impl World {
     /// Commands that all functions got so far: each access that would trap in a guest is one.
     #[cfg(test)]
     pub(crate) fn commands(&self) -> u64 {
-        self.backend.snapshot().commands
+        self.host.snapshot().commands
     }
 
     /// Scalable mode, queued invalidation, translation (VT-d 4.1 §11.4.4.1).
@@ -258,7 +255,7 @@ impl World {
         let granularity = pasid_iotlb_granularity::PAGE;
         let iotlb = PasidIotlb::new().with_granularity(granularity).with_domain_id(DOMAIN).with_pasid(PASID);
         let page = InvalidateAddress::new().with_invalidation_hint(true).with_frame(frame);
-        let device = PasidDeviceTlb::new().with_source_id(self.bdf.0).with_pasid(PASID);
+        let device = PasidDeviceTlb::new().with_source_id(FUNCTION.0).with_pasid(PASID);
         let device_page = PasidDeviceTlbAddress::new().with_frame(frame);
         let number = self.waits.get().wrapping_add(1);
         self.waits.set(number);
@@ -277,6 +274,27 @@ impl World {
     }
 }
 
+/// A host with one function.
+fn host_config(size: Size, socket_dir: PathBuf) -> HostConfig {
+    let function = AcceleratorConfig {
+        name: "sva0".into(),
+        bdf: FUNCTION,
+        queues: size.queues,
+        engines: size.engines,
+        vectors: 4,
+        cpus: Vec::new(),
+        spin_us: size.spin_us.unwrap_or(SPIN_US),
+    };
+    HostConfig {
+        iommu: UNIT,
+        unit: UnitConfig::default(),
+        audit_limit_ms: None,
+        accelerators: vec![function],
+        socket_dir,
+        timeout_scale: 1,
+    }
+}
+
 /// Descriptors in the invalidation queue that the unit was not told of.
 #[derive(Debug)]
 pub(crate) struct Announced<'w> {
@@ -288,7 +306,7 @@ impl Announced<'_> {
     /// Writes the queue's tail, as the socket thread does when the guest's write has come, and spins until the wait's status is in
     /// memory. Errors: it never comes.
     pub(crate) fn tell(self) -> anyhow::Result<()> {
-        self.world.backend.write_unit_register(offset::IQT, &self.world.tail.get().to_le_bytes());
+        self.world.host.write_unit_register(offset::IQT, &self.world.tail.get().to_le_bytes());
         let status = self.world.memory.half(STATUS);
         if status.load(Ordering::Acquire) == self.number {
             return Ok(());

@@ -32,6 +32,9 @@ const SCOPE_PCI_ENDPOINT: u8 = 1;
 /// Bytes of a device scope with a path of one hop (§8.3.1).
 const SCOPE_LENGTH: u8 = 8;
 
+/// The unit's address in a table that is made before any firmware has placed the unit: a page where nothing is.
+const UNKNOWN_ADDRESS: u64 = 0xfebf_f000;
+
 /// The table for the machine, with the unit's registers at guest-physical `unit_address`.
 pub fn table(topology: &Topology, unit_address: u64) -> Vec<u8> {
     assert_eq!(unit_address & 0xfff, 0, "the unit's registers are a page");
@@ -74,6 +77,50 @@ pub fn write_table(topology: &Topology, address: u64, file: &Path) -> Outcome<()
     write().with_context(|| file.display().to_string()).or_exit(Exit::Usage)
 }
 
+/// A file with the DMAR table of a machine. It follows the unit's BAR.
+#[derive(Debug)]
+pub struct TableFile<'a> {
+    file: Option<&'a Path>,
+    topology: &'a Topology,
+    address: u64,
+}
+
+impl<'a> TableFile<'a> {
+    /// Keeps the file if it is a table of this machine, else writes a new one. Without a file, only tells the user where
+    /// the unit is.
+    pub fn open(file: Option<&'a Path>, topology: &'a Topology) -> Outcome<Self> {
+        let mut table = Self { file, topology, address: UNKNOWN_ADDRESS };
+        let Some(path) = file else { return Ok(table) };
+        match std::fs::read(path).ok().and_then(|bytes| known_address(topology, &bytes)) {
+            Some(address) => table.address = address,
+            None => write_table(topology, table.address, path)?,
+        }
+        Ok(table)
+    }
+
+    /// Rewrites the file if the unit is at another address than the table says, and tells the user.
+    pub fn placed(&mut self, address: u64) -> Outcome<()> {
+        let Some(file) = self.file else {
+            say!("the unit is at {address:#x}");
+            return Ok(());
+        };
+        if address == self.address {
+            say!("the unit is at {address:#x}, as {} says", file.display());
+            return Ok(());
+        }
+        write_table(self.topology, address, file)?;
+        self.address = address;
+        say!("the unit is at {address:#x}; {} was wrong and is right now: restart QEMU", file.display());
+        Ok(())
+    }
+}
+
+/// The unit's address in `bytes`, if they are a table of this machine.
+fn known_address(topology: &Topology, bytes: &[u8]) -> Option<u64> {
+    let address = u64::from_le_bytes(bytes.get(20..28)?.try_into().ok()?);
+    (address & 0xfff == 0 && table(topology, address) == bytes).then_some(address)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,5 +159,19 @@ mod tests {
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
         assert_eq!(write_table(&topology, 0x1000, Path::new("/no/such/f")).unwrap_err().exit, Exit::Usage);
+    }
+
+    #[test]
+    fn the_table_follows_the_bar_and_is_kept_from_run_to_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("dmar.bin");
+        let topology = Topology::parse("t", crate::topology::DEFAULT).unwrap();
+        let mut kept = TableFile::open(Some(&file), &topology).unwrap();
+        kept.placed(0x38_0000_0000).unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), table(&topology, 0x38_0000_0000));
+        assert_eq!(TableFile::open(Some(&file), &topology).unwrap().address, 0x38_0000_0000);
+        std::fs::write(&file, "not a table").unwrap();
+        assert_eq!(TableFile::open(Some(&file), &topology).unwrap().address, UNKNOWN_ADDRESS);
+        assert_eq!(std::fs::read(&file).unwrap(), table(&topology, UNKNOWN_ADDRESS));
     }
 }

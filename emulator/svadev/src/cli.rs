@@ -13,13 +13,13 @@ use svadev_launcher::{
 /// A shared-virtual-addressing accelerator and its IOMMU, beside stock QEMU and a stock guest kernel.
 #[derive(Parser, Debug)]
 #[command(version, after_help = EXIT_STATUSES)]
-pub struct Cli {
+pub(crate) struct Cli {
     /// More log output; twice for everything.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    pub verbose: u8,
+    pub(crate) verbose: u8,
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 const EXIT_STATUSES: &str = "\
@@ -29,7 +29,7 @@ Exit status: 0 success, 1 a test failed or the guest's kernel log is not clean, 
 
 /// The subcommands.
 #[derive(Subcommand, Debug)]
-pub enum Command {
+pub(crate) enum Command {
     /// Boot the guest with the devices and attach the terminal, or run one program in it.
     Vm(VmArgs),
     /// Run the backend alone, for a QEMU that somebody else starts.
@@ -52,42 +52,42 @@ pub enum Command {
 /// The machine: a file and what overrides it.
 #[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Machine")]
-pub struct MachineArgs {
+pub(crate) struct MachineArgs {
     /// Machine description, as in qemu-configs/; the built-in one is qemu-configs/default.toml.
     #[arg(long, value_name = "FILE")]
-    pub topology: Option<PathBuf>,
+    pub(crate) topology: Option<PathBuf>,
     /// Virtual CPUs.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub cpus: Option<u32>,
+    pub(crate) cpus: Option<u32>,
     /// Guest RAM, as in 4G.
     #[arg(long, value_name = "SIZE", value_parser = topology::parse_memory)]
-    pub memory: Option<u64>,
+    pub(crate) memory: Option<u64>,
     /// Levels of the guest's page tables.
     #[arg(long, value_name = "4|5")]
-    pub levels: Option<Levels>,
+    pub(crate) levels: Option<Levels>,
     /// How QEMU executes the guest.
     #[arg(long, value_enum)]
-    pub accel: Option<AccelChoice>,
+    pub(crate) accel: Option<AccelChoice>,
     /// How much the IOMMU remembers.
     #[arg(long)]
-    pub caching: Option<CachingChoice>,
+    pub(crate) caching: Option<CachingChoice>,
     /// Check everything cached against the guest's tables while it runs, and report forgotten invalidations.
     #[arg(long)]
-    pub audit: bool,
+    pub(crate) audit: bool,
     /// With --audit: how long a table may have changed before its invalidation comes.
     #[arg(long, value_name = "MS", requires = "audit", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
-    pub audit_limit: Option<u64>,
+    pub(crate) audit_limit: Option<u64>,
     /// Kernel to boot: a bzImage, or a kernel build tree (whose modules are then built against it).
     #[arg(long, value_name = "PATH")]
-    pub kernel: Option<PathBuf>,
+    pub(crate) kernel: Option<PathBuf>,
     /// More kernel command line.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub append: Vec<String>,
+    pub(crate) append: Vec<String>,
 }
 
 impl MachineArgs {
     /// The machine after all overrides.
-    pub fn topology(&self) -> Outcome<Topology> {
+    pub(crate) fn topology(&self) -> Outcome<Topology> {
         let mut topology = match &self.topology {
             Some(path) => Topology::load(path),
             None => Topology::parse("default.toml", topology::DEFAULT),
@@ -116,36 +116,36 @@ impl MachineArgs {
 /// What of the host is used, and how long it may take.
 #[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Host")]
-pub struct HostArgs {
+pub(crate) struct HostArgs {
     /// QEMU to use instead of the kit's: a program, or `host` for the one in PATH.
     #[arg(long, value_name = "PATH|host")]
-    pub qemu: Option<PathBuf>,
+    pub(crate) qemu: Option<PathBuf>,
     /// Kernel build tree for the guest's module, where --kernel is not one.
     #[arg(long, value_name = "DIR")]
-    pub kdir: Option<PathBuf>,
+    pub(crate) kdir: Option<PathBuf>,
     /// Folder with the guest's programs, instead of building them.
     #[arg(long, value_name = "DIR", env = "SVADEV_GUEST_BIN_DIR")]
-    pub guest_bin: Option<PathBuf>,
+    pub(crate) guest_bin: Option<PathBuf>,
     /// Static busybox for the guest, instead of the kit's.
     #[arg(long, value_name = "FILE")]
-    pub busybox: Option<PathBuf>,
+    pub(crate) busybox: Option<PathBuf>,
     /// One more argument for QEMU; may be given again.
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
-    pub qemu_arg: Vec<String>,
+    pub(crate) qemu_arg: Vec<String>,
     /// Keep the run's logs and files in this folder.
     #[arg(long, value_name = "DIR")]
-    pub keep: Option<PathBuf>,
+    pub(crate) keep: Option<PathBuf>,
     /// End everything after so many seconds, with status 123.
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
-    pub timeout: Option<u64>,
+    pub(crate) timeout: Option<u64>,
     /// Stretch every built-in time limit, for a slow or busy host.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub timeout_scale: u32,
+    pub(crate) timeout_scale: u32,
 }
 
 impl HostArgs {
     /// The same without clap.
-    pub fn options(&self) -> HostOptions {
+    pub(crate) fn options(&self) -> HostOptions {
         let Self { qemu, kdir, guest_bin, busybox, qemu_arg, keep, timeout, timeout_scale } = self.clone();
         let timeout = timeout.map(Duration::from_secs);
         HostOptions { qemu, kdir, guest_bin, busybox, qemu_args: qemu_arg, keep, timeout, timeout_scale }
@@ -154,7 +154,7 @@ impl HostArgs {
 
 /// [`Accel`] on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum AccelChoice {
+pub(crate) enum AccelChoice {
     /// KVM if a probe proves that it boots, else TCG.
     Auto,
     /// KVM or nothing.
@@ -175,7 +175,7 @@ impl From<AccelChoice> for Accel {
 
 /// [`Caching`] on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum CachingChoice {
+pub(crate) enum CachingChoice {
     /// Nothing: every request walks every table.
     None,
     /// What one would expect: present entries, until they are invalidated or evicted.
@@ -196,7 +196,7 @@ impl From<CachingChoice> for Caching {
 
 /// [`Suite`] on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum SuiteChoice {
+pub(crate) enum SuiteChoice {
     /// Bandwidth by size, alignment, page size, depth and engines.
     Copy,
     /// From submission to completion.
@@ -232,58 +232,58 @@ impl From<SuiteChoice> for Suite {
 
 /// `svadev vm`
 #[derive(Args, Debug)]
-pub struct VmArgs {
+pub(crate) struct VmArgs {
     /// The machine.
     #[command(flatten)]
-    pub machine: MachineArgs,
+    pub(crate) machine: MachineArgs,
     /// The host.
     #[command(flatten)]
-    pub host: HostArgs,
+    pub(crate) host: HostArgs,
     /// Initial RAM disk to boot as it is, instead of ours.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["share", "program"])]
-    pub initrd: Option<PathBuf>,
+    pub(crate) initrd: Option<PathBuf>,
     /// With --initrd: append an archive that holds only /svadev (the module, and the programs in /svadev/bin).
     #[arg(long, requires = "initrd")]
-    pub inject: bool,
+    pub(crate) inject: bool,
     /// Host folder to mount in the guest on /mnt/share.
     #[arg(long, value_name = "DIR")]
-    pub share: Option<PathBuf>,
+    pub(crate) share: Option<PathBuf>,
     /// Do not show the guest's kernel log.
     #[arg(short, long)]
-    pub quiet: bool,
+    pub(crate) quiet: bool,
     /// Program of the host (packed with its shared libraries) or of the guest to run, and its arguments.
     #[arg(last = true, value_name = "PROGRAM [ARGS]")]
-    pub program: Vec<String>,
+    pub(crate) program: Vec<String>,
 }
 
 /// `svadev test`
 #[derive(Args, Debug)]
-pub struct TestArgs {
+pub(crate) struct TestArgs {
     /// Run only the tests whose name contains this.
-    pub filter: Option<String>,
+    pub(crate) filter: Option<String>,
     /// The machine.
     #[command(flatten)]
-    pub machine: MachineArgs,
+    pub(crate) machine: MachineArgs,
     /// The host.
     #[command(flatten)]
-    pub host: HostArgs,
+    pub(crate) host: HostArgs,
     /// Write the results here: one object a test.
     #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    pub(crate) json: Option<PathBuf>,
 }
 
 /// `svadev demo`
 #[derive(Args, Debug)]
-pub struct DemoArgs {
+pub(crate) struct DemoArgs {
     /// The machine.
     #[command(flatten)]
-    pub machine: MachineArgs,
+    pub(crate) machine: MachineArgs,
     /// The host.
     #[command(flatten)]
-    pub host: HostArgs,
+    pub(crate) host: HostArgs,
     /// Write the table's figures here.
     #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    pub(crate) json: Option<PathBuf>,
 }
 
 /// `svadev bench`
@@ -292,38 +292,38 @@ pub struct DemoArgs {
     after_help = "Exit status: 0 measured, whatever the verdicts (and with --compare, whatever the changes); 1 the guest's \
 program failed or its kernel log is not clean; 2 usage, or a file that cannot be read or written; otherwise as for `test`."
 )]
-pub struct BenchArgs {
+pub(crate) struct BenchArgs {
     /// Measure this suite only; may be given again.
     #[arg(long, value_enum, value_name = "SUITE")]
-    pub suite: Vec<SuiteChoice>,
+    pub(crate) suite: Vec<SuiteChoice>,
     /// Less time for each case: everything in under two minutes.
     #[arg(long)]
-    pub quick: bool,
+    pub(crate) quick: bool,
     /// Only what needs no guest: the same engines, driven in-process. No kit is needed.
     #[arg(long)]
-    pub native: bool,
+    pub(crate) native: bool,
     /// Only what is measured in the guest.
     #[arg(long, conflicts_with = "native")]
-    pub guest_only: bool,
+    pub(crate) guest_only: bool,
     /// How long each case is measured, seconds.
     #[arg(long, value_name = "SECS", value_parser = parse_seconds)]
-    pub seconds_per_case: Option<f64>,
+    pub(crate) seconds_per_case: Option<f64>,
     /// Write the results here: one object a row, and the machine.
     #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    pub(crate) json: Option<PathBuf>,
     /// Write the page with plots here.
     #[arg(long, value_name = "FILE", default_value = "svadev-bench.html")]
-    pub html: PathBuf,
+    pub(crate) html: PathBuf,
     /// Measure nothing: compare two files that `--json` wrote.
     #[arg(long, num_args = 2, value_names = ["A.json", "B.json"],
         conflicts_with_all = ["suite", "quick", "native", "guest_only", "seconds_per_case", "json"])]
-    pub compare: Vec<PathBuf>,
+    pub(crate) compare: Vec<PathBuf>,
     /// The machine.
     #[command(flatten)]
-    pub machine: MachineArgs,
+    pub(crate) machine: MachineArgs,
     /// The host.
     #[command(flatten)]
-    pub host: HostArgs,
+    pub(crate) host: HostArgs,
 }
 
 fn parse_seconds(text: &str) -> Result<f64, String> {
@@ -332,41 +332,41 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 
 /// `svadev serve`
 #[derive(Args, Debug)]
-pub struct ServeArgs {
+pub(crate) struct ServeArgs {
     /// The machine.
     #[command(flatten)]
-    pub machine: MachineArgs,
+    pub(crate) machine: MachineArgs,
     /// Folder for the sockets, as given to `qemu-args`; made if it is missing.
     #[arg(long, value_name = "DIR")]
-    pub socket_dir: Option<PathBuf>,
+    pub(crate) socket_dir: Option<PathBuf>,
     /// Keep this DMAR table right: it is rewritten when QEMU's firmware places the unit elsewhere.
     #[arg(long, value_name = "FILE")]
-    pub dmar: Option<PathBuf>,
+    pub(crate) dmar: Option<PathBuf>,
     /// Write the backend's counters here when it ends.
     #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    pub(crate) json: Option<PathBuf>,
 }
 
 /// `svadev qemu-args`
 #[derive(Args, Debug)]
-pub struct QemuArgsArgs {
+pub(crate) struct QemuArgsArgs {
     /// The machine.
     #[command(flatten)]
-    pub machine: MachineArgs,
+    pub(crate) machine: MachineArgs,
     /// The sockets' folder, as given to `serve`.
     #[arg(long, value_name = "DIR")]
-    pub socket_dir: Option<PathBuf>,
+    pub(crate) socket_dir: Option<PathBuf>,
     /// The DMAR table's file, as given to `serve` or `dmar`.
     #[arg(long, value_name = "FILE")]
-    pub dmar: PathBuf,
+    pub(crate) dmar: PathBuf,
     /// How to print.
     #[arg(long, value_enum, default_value_t = Format::Shell)]
-    pub format: Format,
+    pub(crate) format: Format,
 }
 
 /// How `svadev qemu-args` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub(crate) enum Format {
     /// Words quoted for a POSIX shell: `eval qemu-system-x86_64 "$(svadev qemu-args …)"`.
     Shell,
     /// A JSON array of strings.
@@ -377,24 +377,24 @@ pub enum Format {
 
 /// `svadev dmar`
 #[derive(Args, Debug)]
-pub struct DmarArgs {
+pub(crate) struct DmarArgs {
     /// The machine.
     #[command(flatten)]
-    pub machine: MachineArgs,
+    pub(crate) machine: MachineArgs,
     /// The host.
     #[command(flatten)]
-    pub host: HostArgs,
+    pub(crate) host: HostArgs,
     /// Guest-physical address of the unit's BAR, or `auto` to learn it by starting QEMU for a moment.
     #[arg(long, value_name = "ADDRESS|auto", value_parser = parse_unit_address)]
-    pub address: UnitAddress,
+    pub(crate) address: UnitAddress,
     /// File to write.
     #[arg(short, long, value_name = "FILE")]
-    pub output: PathBuf,
+    pub(crate) output: PathBuf,
 }
 
 /// Where the unit's BAR is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UnitAddress {
+pub(crate) enum UnitAddress {
     /// To be learnt.
     Auto,
     /// Known.
@@ -418,7 +418,7 @@ fn parse_unit_address(text: &str) -> Result<UnitAddress, String> {
 
 /// `svadev kit`
 #[derive(Subcommand, Debug)]
-pub enum KitCommand {
+pub(crate) enum KitCommand {
     /// Fetch what is missing.
     Setup {
         /// Arguments for the set-up script, such as `--mirror URL`.

@@ -2,7 +2,6 @@
 //!
 //! This crate is the program: `cli` reads the command line, `commands` has a module per subcommand.
 //! [`svadev_launcher`] takes a guest from choices to exit status. [`svadev_bench`] measures and reports.
-#![allow(unreachable_pub, reason = "a program: `pub` says what a module offers the others")]
 
 #[macro_use]
 extern crate svadev_launcher;

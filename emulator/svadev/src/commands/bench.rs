@@ -30,7 +30,7 @@ const SECONDS: f64 = 0.8;
 const QUICK_SECONDS: f64 = 0.15;
 
 /// Runs it.
-pub fn run(args: &BenchArgs) -> Outcome<u8> {
+pub(crate) fn run(args: &BenchArgs) -> Outcome<u8> {
     if let [a, b] = args.compare.as_slice() {
         let read = |path: &Path| Report::read(path).or_exit(Exit::Usage);
         for line in compare::lines(&read(a)?, &read(b)?) {

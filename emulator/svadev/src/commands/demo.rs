@@ -32,7 +32,7 @@ struct Figure {
 }
 
 /// Runs it.
-pub fn run(args: &DemoArgs) -> Outcome<u8> {
+pub(crate) fn run(args: &DemoArgs) -> Outcome<u8> {
     let request = Request {
         command: "demo",
         topology: args.machine.topology()?,

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use svadev_launcher::exit::{Exit, OrExit as _, Outcome};
 
 /// Writes results for a program to read.
-pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Outcome<()> {
+pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Outcome<()> {
     let write = || -> anyhow::Result<()> {
         let mut text = serde_json::to_string_pretty(value)?;
         text.push('\n');

@@ -8,7 +8,7 @@ use svadev_launcher::{
 };
 
 /// Runs it.
-pub fn run(command: KitCommand) -> Outcome<u8> {
+pub(crate) fn run(command: KitCommand) -> Outcome<u8> {
     let args: Vec<OsString> = match command {
         KitCommand::Setup { args } => std::iter::once("setup".into()).chain(args.into_iter().map(Into::into)).collect(),
         KitCommand::Status => vec!["status".into()],

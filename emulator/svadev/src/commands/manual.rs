@@ -22,7 +22,7 @@ fn sockets(topology: &Topology, folder: &Path) -> Vec<(svadev_fabric::Bdf, PathB
 }
 
 /// Prints the arguments.
-pub fn qemu_args(args: &QemuArgsArgs) -> Outcome<u8> {
+pub(crate) fn qemu_args(args: &QemuArgsArgs) -> Outcome<u8> {
     let topology = args.machine.topology()?;
     let functions = sockets(&topology, &socket_dir(args.socket_dir.as_deref())?);
     let dmar = std::path::absolute(&args.dmar).context("--dmar").or_exit(Exit::Usage)?;
@@ -46,7 +46,7 @@ pub fn qemu_args(args: &QemuArgsArgs) -> Outcome<u8> {
 }
 
 /// Writes the table.
-pub fn dmar(args: &DmarArgs) -> Outcome<u8> {
+pub(crate) fn dmar(args: &DmarArgs) -> Outcome<u8> {
     let topology = args.machine.topology()?;
     let address = match args.address {
         UnitAddress::At(address) => address,

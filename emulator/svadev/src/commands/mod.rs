@@ -13,7 +13,7 @@ use crate::cli::Command;
 use svadev_launcher::exit::Outcome;
 
 /// Runs a subcommand; gives the exit status.
-pub fn run(command: Command) -> Outcome<u8> {
+pub(crate) fn run(command: Command) -> Outcome<u8> {
     match command {
         Command::Vm(args) => vm::run(&args),
         Command::Test(args) => test::run(&args),

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use svadev_launcher::exit::{Exit, OrExit as _, Outcome};
 
 /// The folder of `serve`'s sockets unless one is given.
-pub fn socket_dir(choice: Option<&Path>) -> Outcome<PathBuf> {
+pub(crate) fn socket_dir(choice: Option<&Path>) -> Outcome<PathBuf> {
     if let Some(path) = choice {
         return std::path::absolute(path)
             .with_context(|| format!("--socket-dir {}", path.display()))

@@ -13,7 +13,7 @@ use svadev_launcher::{
 };
 
 /// Runs it.
-pub fn run(args: &TestArgs) -> Outcome<u8> {
+pub(crate) fn run(args: &TestArgs) -> Outcome<u8> {
     let job = Job { mode: "test", filter: args.filter.clone(), ..Job::default() };
     let request = Request {
         command: "test",

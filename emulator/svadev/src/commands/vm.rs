@@ -12,7 +12,7 @@ use svadev_launcher::{
 };
 
 /// Runs it; the status is the program's, if one was given.
-pub fn run(args: &VmArgs) -> Outcome<u8> {
+pub(crate) fn run(args: &VmArgs) -> Outcome<u8> {
     let runs_program = !args.program.is_empty();
     let terminal = match (runs_program, &args.initrd, std::io::stdin().is_terminal()) {
         (false, ..) => Terminal::Shell,

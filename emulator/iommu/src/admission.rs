@@ -3,13 +3,23 @@ use svadev_fabric::{Bdf, Pasid};
 use svadev_memory::GuestMemory;
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::in_interrupt_range;
-use svadev_spec::vtd::registers::translation_table_mode;
+use svadev_spec::vtd::registers::{RootTableAddress, translation_table_mode};
 
 use crate::address_space::AddressSpace;
+use crate::cache::Leaf;
+use crate::entry_cache::EntryCaches;
 use crate::observe::{CacheSlot, CachedEntry};
-use crate::parts::Admission;
 use crate::request::{Fault, Request, RequestKind};
 use crate::tables::{Context, ScalableContext, TableReader, fault};
+use crate::translate::{Walker, want};
+use crate::walk::in_legacy_mode;
+
+/// The parts of a unit that find the address space of a request (§3.4), and those that look up addresses in it.
+pub(crate) struct Admission<'a, M: GuestMemory + 'a> {
+    pub(crate) root: RootTableAddress,
+    pub(crate) entries: &'a mut EntryCaches,
+    pub(crate) walker: Walker<'a, M>,
+}
 
 impl<M: GuestMemory> Admission<'_, M> {
     /// Reads the tables as they are in memory.
@@ -150,5 +160,17 @@ impl<M: GuestMemory> Admission<'_, M> {
         let pasid = pasid.map_or(context.high.rid_pasid(), Pasid::get);
         let fits = u64::from(pasid) < context.pasid_limit() && pasid >> self.walker.config.max_pasid_bits == 0;
         fits.then(|| self.tables().load_pasid_entry(context, pasid).ok()).flatten()
+    }
+}
+
+impl<M: GuestMemory> Admission<'_, M> {
+    #[inline(never)]
+    pub(crate) fn resolve(mut self, request: &Request) -> Result<Leaf, Fault> {
+        let (space, privileged) = self.address_space(request)?;
+        let want = want(request, privileged);
+        self.walker.in_space(&space, request, want).map_err(|reason| Fault {
+            reason: if space.legacy { in_legacy_mode(reason, want) } else { reason },
+            fault_processing_disable: space.fault_processing_disable,
+        })
     }
 }

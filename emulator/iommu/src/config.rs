@@ -1,7 +1,7 @@
 //! What a unit is built to be, and the capability registers that say so.
 use svadev_spec::vtd::registers::{Capability, ExtendedCapability};
 
-use crate::registers::{FAULT_RECORD_OFFSET, IOTLB_REGISTER_OFFSET, MAX_FAULT_RECORDS};
+use crate::layout::{FAULT_RECORD_OFFSET, IOTLB_REGISTER_OFFSET, MAX_FAULT_RECORDS};
 
 /// Largest address mask of a page-selective invalidation (CAP.MAMV): 2^51 pages are half of a 64-bit address space.
 ///

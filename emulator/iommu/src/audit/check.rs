@@ -1,5 +1,5 @@
 //! Comparing: in the background, and at each use.
-use svadev_fabric::{Access, AtsError, Bdf, Iova, Pasid, Translation, TranslationRequest};
+use svadev_fabric::{Access, AtsError, Bdf, Pasid, Translation, TranslationRequest};
 use svadev_memory::GuestMemory;
 
 use super::books::{Key, NO_PASID, Place, SIZES_LOG2, TABLE};
@@ -7,10 +7,9 @@ use super::events::{EventKind, Subject};
 use super::live::{Live, context_outdated, pasid_outdated};
 use super::{Auditor, Cached, Finding, FindingKind};
 use crate::address_space::Stages;
+use crate::admission::Admission;
 use crate::cache::{CacheTag, Mapping, PartialWalk, ScanCursor};
 use crate::observe::CachedEntry;
-use crate::parts::Admission;
-use crate::unit::Unit;
 
 /// How far the background has come.
 #[derive(Debug, Default)]
@@ -33,75 +32,41 @@ struct Suspicion {
     in_use: bool,
 }
 
-impl<M: GuestMemory> Unit<M> {
-    /// One slice of background work: about `budget` entries of the books and as many of each cache. Afterwards,
-    /// [`Unit::take_audit_findings`].
-    pub fn audit_slice(&mut self, budget: usize) {
-        self.with_audit(|unit, audit| {
-            let admission = unit.admission();
-            for key in audit.books.take_suspects() {
-                audit.check_key(&admission, key);
-            }
-            let keys = audit.books.keys_after(audit.cursors.books, budget);
-            audit.cursors.books = keys.last().copied().filter(|_| keys.len() == budget);
-            if audit.cursors.books.is_none() {
-                audit.cursors.piece = audit.cursors.piece.wrapping_add(1);
-            }
-            for key in keys {
-                audit.check_key(&admission, key);
-            }
-            drop(admission);
-            audit.check_caches(unit, budget);
-        });
-    }
-
-    /// A function uses an entry of its device TLB: `iova` leads to `gpa`, with these rights. The entry was given to it by a
-    /// translation with this requester and PASID.
-    pub fn audit_use(&mut self, function: Bdf, pasid: Option<Pasid>, iova: Iova, gpa: u64, access: Access) {
-        self.with_audit(|unit, audit| audit.device_use(&unit.admission(), (function, pasid), iova.0, gpa, access));
+impl Auditor {
+    /// One slice of background work: about `budget` entries of the books and as many of each cache.
+    pub(crate) fn slice<M: GuestMemory>(&mut self, admission: &Admission<'_, M>, budget: usize) {
+        for key in self.books.take_suspects() {
+            self.check_key(admission, key);
+        }
+        let keys = self.books.keys_after(self.cursors.books, budget);
+        self.cursors.books = keys.last().copied().filter(|_| keys.len() == budget);
+        if self.cursors.books.is_none() {
+            self.cursors.piece = self.cursors.piece.wrapping_add(1);
+        }
+        for key in keys {
+            self.check_key(admission, key);
+        }
+        self.check_caches(admission, budget);
     }
 
     /// The answer to a translation request goes out.
-    #[cold]
-    pub(crate) fn audit_translation(&mut self, request: TranslationRequest, answer: Result<Translation, AtsError>) {
+    pub(crate) fn answered<M: GuestMemory>(
+        &mut self,
+        admission: &Admission<'_, M>,
+        request: TranslationRequest,
+        answer: Result<Translation, AtsError>,
+    ) {
         let TranslationRequest { requester, pasid, iova, .. } = request;
-        self.with_audit(|unit, audit| {
-            let Some(answer) = answer.ok().filter(|answer| answer.is_present() && !answer.untranslated_only) else {
-                return audit.history.push(EventKind::NoTranslation { requester, pasid, iova: iova.0 });
-            };
-            let Translation { gpa, size_log2, access, .. } = answer;
-            audit.history.push(EventKind::Translation {
-                requester,
-                pasid,
-                iova: iova.0,
-                gpa: gpa.0,
-                size_log2,
-                access,
-            });
-            let key = Key::given(requester, pasid, iova.0, size_log2);
-            audit.books.enter(key, CachedEntry::Page { gpa: gpa.0, read: access.read, write: access.write }, false);
-            audit.unit_use(&unit.admission(), (requester, pasid), iova.0, &answer);
-        });
+        let Some(answer) = answer.ok().filter(|answer| answer.is_present() && !answer.untranslated_only) else {
+            return self.history.push(EventKind::NoTranslation { requester, pasid, iova: iova.0 });
+        };
+        let Translation { gpa, size_log2, access, .. } = answer;
+        self.history.push(EventKind::Translation { requester, pasid, iova: iova.0, gpa: gpa.0, size_log2, access });
+        let key = Key::given(requester, pasid, iova.0, size_log2);
+        self.books.enter(key, CachedEntry::Page { gpa: gpa.0, read: access.read, write: access.write }, false);
+        self.unit_use(admission, (requester, pasid), iova.0, &answer);
     }
 
-    /// An untranslated access was let through.
-    #[cold]
-    pub(crate) fn audit_access(&mut self, user: (Bdf, Option<Pasid>), iova: Iova, answer: &Translation) {
-        self.with_audit(|unit, audit| audit.unit_use(&unit.admission(), user, iova.0, answer));
-    }
-
-    /// Lends the auditor out of the unit, so that both can be used. Not while nothing is translated, or all DMA is aborted (§3.4.5).
-    fn with_audit(&mut self, f: impl FnOnce(&mut Self, &mut Auditor)) {
-        if let Some(mut audit) = self.audit.take() {
-            if self.translation_enabled() && !self.aborts_dma() {
-                f(self, &mut audit);
-            }
-            self.audit = Some(audit);
-        }
-    }
-}
-
-impl Auditor {
     /// Who uses what a key is about.
     fn user(&self, key: &Key) -> Option<(Bdf, Option<Pasid>)> {
         match key.place {
@@ -203,29 +168,28 @@ impl Auditor {
     }
 
     /// Goes on through the unit's caches: what lives there and stands in no book should not live.
-    fn check_caches<M: GuestMemory>(&mut self, unit: &mut Unit<M>, budget: usize) {
+    fn check_caches<M: GuestMemory>(&mut self, admission: &Admission<'_, M>, budget: usize) {
         let mut found = Vec::new();
-        unit.caches.each_page(&mut self.cursors.pages, budget, |key, mapping: Mapping| {
+        admission.walker.caches.each_page(&mut self.cursors.pages, budget, |key, mapping: Mapping| {
             let (leaf, size_log2) = (mapping.leaf(), mapping.leaf().size().log2());
             let value = CachedEntry::Page { gpa: leaf.address(), read: leaf.read(), write: leaf.write() };
             found.push((Key::page(key.tag(), key.number() << size_log2, size_log2), value));
         });
-        unit.caches.each_structure(&mut self.cursors.structures, budget, |key, partial: PartialWalk| {
+        admission.walker.caches.each_structure(&mut self.cursors.structures, budget, |key, partial: PartialWalk| {
             let level = key.class();
             found.push((
                 Key::table(key.tag(), key.number() << (12 + 9 * (level - 1)), level),
                 CachedEntry::Table(partial),
             ));
         });
-        unit.entries.each(&mut self.cursors.entries, budget, |(source_id, pasid), entry| {
+        admission.entries.each(&mut self.cursors.entries, budget, |(source_id, pasid), entry| {
             found.push((Key::pasid(Bdf(source_id), pasid), CachedEntry::Pasid(*entry)))
         });
-        unit.entries.each_context(|source_id, context| {
+        admission.entries.each_context(|source_id, context| {
             found.push((Key::context(Bdf(source_id)), CachedEntry::Context(*context)));
         });
-        let admission = unit.admission();
         for (key, value) in found {
-            self.check_cached(&admission, key, value, false);
+            self.check_cached(admission, key, value, false);
         }
     }
 
@@ -257,7 +221,7 @@ impl Auditor {
     }
 
     /// The unit gives an answer: where it came from the IOTLB, it must stand in the books.
-    fn unit_use<M: GuestMemory>(
+    pub(crate) fn unit_use<M: GuestMemory>(
         &mut self,
         admission: &Admission<'_, M>,
         user: (Bdf, Option<Pasid>),
@@ -286,7 +250,7 @@ impl Auditor {
     }
 
     /// A function uses what it holds.
-    fn device_use<M: GuestMemory>(
+    pub(crate) fn device_use<M: GuestMemory>(
         &mut self,
         admission: &Admission<'_, M>,
         user: (Bdf, Option<Pasid>),

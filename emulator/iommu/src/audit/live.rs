@@ -4,12 +4,11 @@ use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::FaultReason;
 
 use super::books::TABLE;
-use crate::address_space::{AddressSpace, Stages};
-use crate::address_space::{FirstStage, SecondStage};
+use crate::address_space::{AddressSpace, FirstStage, SecondStage, Stages};
+use crate::admission::Admission;
 use crate::cache::{CacheTag, PartialWalk};
 use crate::config::Limits;
 use crate::observe::CachedEntry;
-use crate::parts::Admission;
 use crate::tables::Context;
 use crate::walk::{Lost, Tables, Want};
 

@@ -11,8 +11,8 @@
 //! | not at all | the invalidation completed, and the translation lived on: our mistake, at once |
 //!
 //! It shares the walker with the unit (what it checks is the caches), but no code with the caches and their invalidation.
-//! No thread and no clock: the caller says what time it is ([`Unit::audit_at`]), gives it slices of work
-//! ([`Unit::audit_slice`]) and tells it of each use of a device TLB ([`Unit::audit_use`]).
+//! No thread and no clock: the caller says what time it is ([`Unit::audit_at`](crate::Unit::audit_at)), gives it slices of work
+//! ([`Unit::audit_slice`](crate::Unit::audit_slice)) and tells it of each use of a device TLB ([`Unit::audit_use`](crate::Unit::audit_use)).
 mod books;
 mod check;
 mod events;
@@ -26,12 +26,10 @@ pub use finding::{Cached, Finding, FindingKind};
 use std::collections::BTreeMap;
 
 use svadev_fabric::{Bdf, PageGroupResponse, PageRequest, Pasid};
-use svadev_memory::GuestMemory;
 
 use crate::address_space::{AddressSpace, Stages};
 use crate::cache::CacheTag;
-use crate::observe::{CacheSlot, CachedEntry, Observer, Scope};
-use crate::unit::Unit;
+use crate::observe::{CacheSlot, CachedEntry, Observer, Observing, Scope};
 use books::{Books, Key};
 use check::Cursors;
 use events::History;
@@ -82,7 +80,7 @@ pub(crate) struct Auditor {
 }
 
 impl Auditor {
-    fn new(config: AuditConfig) -> Self {
+    pub(crate) fn new(config: AuditConfig) -> Self {
         Self {
             config,
             books: Books::default(),
@@ -92,6 +90,32 @@ impl Auditor {
             cursors: Cursors::default(),
             checks: 0,
         }
+    }
+
+    /// Says what time it is.
+    pub(crate) fn set_time(&mut self, now_ns: u64) {
+        self.history.set_time(now_ns);
+    }
+
+    /// The findings since the last call.
+    pub(crate) fn take_findings(&mut self) -> Vec<Finding> {
+        self.findings.take()
+    }
+
+    /// What it did.
+    pub(crate) fn counters(&self) -> AuditCounters {
+        AuditCounters {
+            checks: self.checks,
+            held: self.books.len() as u64,
+            forgotten: self.books.forgotten(),
+            findings: self.findings.found(),
+            suppressed: self.findings.suppressed(),
+        }
+    }
+
+    /// Software need not invalidate what `function` was given so far.
+    pub(crate) fn forget(&mut self, function: Bdf) {
+        self.books.excuse_functions(Some(function));
     }
 
     fn owned(&mut self, space: CacheTag, user: (Bdf, Option<Pasid>)) {
@@ -157,41 +181,11 @@ impl Observer for Auditor {
     }
 }
 
-impl<M: GuestMemory> Unit<M> {
-    /// Starts the auditor, with empty books: call it before the unit is used.
-    pub fn start_audit(&mut self, config: AuditConfig) {
-        self.audit = Some(Box::new(Auditor::new(config)));
-    }
-
-    /// Says what time it is. Time that the guest did not have should not be counted: a change is timed by this clock alone.
-    pub fn audit_at(&mut self, now_ns: u64) {
-        if let Some(audit) = &mut self.audit {
-            audit.history.set_time(now_ns);
-        }
-    }
-
-    /// The findings since the last call.
-    pub fn take_audit_findings(&mut self) -> Vec<Finding> {
-        self.audit.as_mut().map_or_else(Vec::new, |audit| audit.findings.take())
-    }
-
-    /// What the auditor did; `None` without one.
-    pub fn audit_counters(&self) -> Option<AuditCounters> {
-        let audit = self.audit.as_ref()?;
-        Some(AuditCounters {
-            checks: audit.checks,
-            held: audit.books.len() as u64,
-            forgotten: audit.books.forgotten(),
-            findings: audit.findings.found(),
-            suppressed: audit.findings.suppressed(),
-        })
-    }
-
-    /// A function has dropped its device TLB of its own accord, or must not use it (reset, ATS switched off): software need not
-    /// invalidate there what it was given.
-    pub fn audit_forget(&mut self, function: Bdf) {
-        if let Some(audit) = &mut self.audit {
-            audit.books.excuse_functions(Some(function));
-        }
+/// The auditor as those see it who report to it.
+#[inline]
+pub(crate) fn observing(audit: &mut Option<Box<Auditor>>) -> Observing<'_> {
+    match audit {
+        Some(audit) => Some(&mut **audit),
+        None => None,
     }
 }

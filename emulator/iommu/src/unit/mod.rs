@@ -1,21 +1,28 @@
 //! The unit: its state, how it starts and how it is reset.
+mod audit;
+mod fault;
+mod invalidation;
+mod page_request;
+mod registers;
+mod translate;
+
 use svadev_fabric::{Bdf, Downstream, Msi, SourceId};
 use svadev_memory::GuestMemory;
 use svadev_mutation::mutant;
 use svadev_spec::vtd::invalidation::InvalidateAddress;
 use svadev_spec::vtd::registers::{ContextCommand, Global, IotlbInvalidate, PageRequestStatus, RootTableAddress};
 
+use crate::admission::Admission;
 use crate::audit::Auditor;
 use crate::cache::{Clock, TranslationCaches};
-use crate::config::Limits;
-use crate::config::{Caching, UnitConfig};
+use crate::config::{Caching, Limits, UnitConfig};
 use crate::counters::Counters;
 use crate::entry_cache::EntryCaches;
-use crate::fault::FaultLog;
+use crate::fault_log::FaultLog;
 use crate::interrupts::Event;
 use crate::invalidation::{InvalidationQueue, Ledger};
-use crate::observe::{Observer, Observing};
-use crate::page_request::PageRequestQueue;
+use crate::observe::Observer;
+use crate::page_request_queue::PageRequestQueue;
 
 /// One remapping unit. See the crate's documentation.
 #[derive(Debug)]
@@ -187,11 +194,25 @@ impl<M: GuestMemory> Unit<M> {
     }
 }
 
-/// The auditor as those see it who report to it.
-#[inline]
-pub(crate) fn observing(audit: &mut Option<Box<Auditor>>) -> Observing<'_> {
-    match audit {
-        Some(audit) => Some(&mut **audit),
-        None => None,
+/// The walker of a unit. A macro, not a method: it borrows only the fields listed, so that the caller can still use
+/// the others.
+macro_rules! walker {
+    ($unit:expr) => {
+        $crate::translate::Walker::<M> {
+            memory: $unit.memory.view(&mut $unit.kept),
+            limits: $unit.limits,
+            config: &$unit.config,
+            counters: &mut $unit.counters,
+            clock: &mut $unit.clock,
+            caches: &mut $unit.caches,
+            observer: $crate::audit::observing(&mut $unit.audit),
+        }
+    };
+}
+use walker;
+
+impl<M: GuestMemory> Unit<M> {
+    pub(crate) fn admission(&mut self) -> Admission<'_, M> {
+        Admission { root: self.root, entries: &mut self.entries, walker: walker!(self) }
     }
 }

@@ -5,8 +5,7 @@ use svadev_mutation::mutant;
 use svadev_spec::vtd::invalidation::QueueError;
 
 use super::descriptors::Step;
-use super::ledger::Acknowledged;
-use super::queue::Parked;
+use crate::invalidation::{Acknowledged, Parked};
 use crate::unit::Unit;
 
 impl<M: GuestMemory> Unit<M> {

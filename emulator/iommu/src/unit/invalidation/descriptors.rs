@@ -12,9 +12,9 @@ use svadev_spec::vtd::invalidation::{
 };
 use svadev_spec::vtd::registers::translation_table_mode;
 
-use super::queue::Parked;
 use crate::cache::CacheTag;
 use crate::config::MAX_ADDRESS_MASK;
+use crate::invalidation::Parked;
 use crate::observe::Scope;
 use crate::unit::Unit;
 

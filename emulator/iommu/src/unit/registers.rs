@@ -8,25 +8,11 @@ use svadev_spec::vtd::registers::{
     offset, translation_table_mode,
 };
 
-use crate::unit::Unit;
+use super::Unit;
+use crate::layout::{FAULT_RECORD_OFFSET, IOTLB_REGISTER_OFFSET, REGISTER_SPACE, VERSION};
 
-/// Bytes of the register space, and of the BAR that shows it.
-pub const REGISTER_SPACE: u64 = 4096;
-
-/// VER: architecture version 3.0 and later, which has scalable mode (§11.4.1).
-pub const VERSION: u32 = 0x30;
-
-/// Offset of the IVA and IOTLB registers (ECAP.IRO · 16).
-pub const IOTLB_REGISTER_OFFSET: u64 = 0xf0;
 const IVA: u64 = IOTLB_REGISTER_OFFSET;
 const IOTLB: u64 = IOTLB_REGISTER_OFFSET + 8;
-
-/// Offset of the fault recording registers (CAP.FRO · 16).
-pub const FAULT_RECORD_OFFSET: u64 = 0x800;
-
-/// Fault recording registers that fit the register space.
-pub const MAX_FAULT_RECORDS: u8 = 128;
-const _: () = assert!(FAULT_RECORD_OFFSET + 16 * MAX_FAULT_RECORDS as u64 <= REGISTER_SPACE);
 
 /// Bits of IQH and IQT (§11.4.9.1).
 const QUEUE_OFFSET_MASK: u64 = 0x7_fff0;

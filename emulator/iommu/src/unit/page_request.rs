@@ -1,41 +1,14 @@
 //! Page requests and their queue (§7.4, §7.5, §11.4.11).
-use svadev_fabric::{Bdf, Downstream, PageGroupResponse, PageRequest, PageRequestOutcome, Pasid, ResponseCode};
+use svadev_fabric::{Bdf, Downstream, PageGroupResponse, PageRequest, PageRequestOutcome, ResponseCode};
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_mutation::mutant;
-use svadev_spec::vtd::page_request::{DESCRIPTOR_SIZE, PageRequestHigh, PageRequestLow, TYPE_PAGE_REQUEST};
-use svadev_spec::vtd::registers::{PageRequestQueueAddress, PageRequestStatus};
+use svadev_spec::vtd::page_request::DESCRIPTOR_SIZE;
+use svadev_spec::vtd::registers::PageRequestStatus;
 
+use super::Unit;
 use crate::address_space::Stages;
+use crate::page_request_queue::descriptor;
 use crate::request::{Request, RequestKind};
-use crate::unit::Unit;
-
-/// Registers of the queue.
-#[derive(Debug)]
-pub(crate) struct PageRequestQueue {
-    /// PQA.
-    pub(crate) address: PageRequestQueueAddress,
-    /// PQH, in bytes, as software wrote it.
-    pub(crate) head: u64,
-    /// PQT, in bytes.
-    pub(crate) tail: u64,
-    /// PRS.
-    pub(crate) status: PageRequestStatus,
-}
-
-impl PageRequestQueue {
-    pub(crate) fn new() -> Self {
-        Self { address: PageRequestQueueAddress::new(), head: 0, tail: 0, status: PageRequestStatus::new() }
-    }
-
-    fn bytes(&self) -> u64 {
-        4096 << self.address.queue_size()
-    }
-
-    /// An offset that software may have written, brought to a descriptor inside the ring.
-    fn inside(&self, offset: u64) -> u64 {
-        offset & (self.bytes() - DESCRIPTOR_SIZE)
-    }
-}
 
 impl<M: GuestMemory> Unit<M> {
     /// Takes a page request message: puts it into the queue, or answers it, or drops it (§7.4).
@@ -138,25 +111,4 @@ impl<M: GuestMemory> Unit<M> {
             self.page_request_event.serviced();
         }
     }
-}
-
-/// §7.4.1.1. No private data: its quadwords are zero.
-fn descriptor(request: &PageRequest) -> [u8; 32] {
-    let low = PageRequestLow::new()
-        .with_kind(TYPE_PAGE_REQUEST)
-        .with_pasid_present(request.pasid.is_some())
-        .with_requester_id(request.requester.0)
-        .with_pasid(request.pasid.map_or(0, Pasid::get))
-        .with_execute(request.access.execute)
-        .with_privileged(request.access.privileged);
-    let high = PageRequestHigh::new()
-        .with_read(request.access.read)
-        .with_write(request.access.write)
-        .with_last(request.last)
-        .with_prg_index(request.prg_index.get())
-        .with_frame(request.iova.0 >> 12);
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&u64::from(low).to_le_bytes());
-    bytes[8..16].copy_from_slice(&u64::from(high).to_le_bytes());
-    bytes
 }

@@ -25,7 +25,7 @@ pub(crate) enum Acknowledged {
     Expected,
     /// One that was given up by a reset, a restart of the queue, or a time-out.
     Late,
-    /// One for a tag that was never sent, or from a function that it was not sent to.
+    /// One for a tag that this source never sent, or from a function that it was not sent to.
     Unexpected,
 }
 
@@ -79,7 +79,7 @@ impl Ledger {
                 self.outstanding.remove(&tag);
                 Acknowledged::Expected
             }
-            None if tag.number < self.next => Acknowledged::Late,
+            None if tag.source == self.source && tag.number < self.next => Acknowledged::Late,
             _ => Acknowledged::Unexpected,
         }
     }
@@ -126,6 +126,21 @@ mod tests {
             assert_eq!(ledger.acknowledge(OTHER, second), Acknowledged::Late);
         }
         assert!(next.new_tag().number > second.number);
+    }
+
+    /// Each source counts from 0, so two sources give out the same numbers.
+    #[test]
+    fn a_tag_of_another_source_is_not_of_this_ledger() {
+        let mut ledger = Ledger::new(SourceId::UNIT);
+        let tag = ledger.new_tag();
+        ledger.expect(tag, ONE);
+        let mut other = Ledger::new(SourceId::IDENTITY);
+        let foreign = other.new_tag();
+        assert_eq!(foreign.number, tag.number);
+        assert_eq!(ledger.acknowledge(ONE, foreign), Acknowledged::Unexpected);
+        assert!(ledger.waits_for(ONE));
+        assert_eq!(ledger.acknowledge(ONE, tag), Acknowledged::Expected);
+        assert_eq!(ledger.acknowledge(ONE, foreign), Acknowledged::Unexpected, "it is not late: it was never sent");
     }
 
     #[test]

@@ -36,16 +36,16 @@ impl Drop for Mapping {
 /// shrink it under us.
 pub(crate) fn shared_pages(queues: u16) -> anyhow::Result<(DoorbellPages, OwnedFd)> {
     let len = usize::from(queues) * usize::try_from(DOORBELL_STRIDE).expect("a small constant");
-    let len = NonZeroUsize::new(len).context("a function has at least one queue")?;
+    let len = NonZeroUsize::new(len).context("a function needs at least one queue")?;
     let file = memfd_create("svadev-doorbells", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
-        .context("no memory file for doorbells")?;
+        .context("cannot make the doorbells' memory file")?;
     nix::unistd::ftruncate(&file, i64::try_from(len.get()).expect("a few hundred pages"))
-        .context("no memory for doorbells")?;
+        .context("cannot size the doorbells' memory file")?;
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).context("doorbells cannot be sealed")?;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).context("cannot seal the doorbells' memory file")?;
     // SAFETY: a new mapping at an address of the kernel's choice aliases nothing of ours.
     let host = unsafe { mmap(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, &file, 0) }
-        .context("doorbells cannot be mapped")?;
+        .context("cannot map the doorbells")?;
     let owner = Arc::new(Mapping { host, len });
     // SAFETY: page-aligned, mapped readable and writable for `queues` strides until `owner` is dropped; this process
     // reaches it through these pages only, the guest's stores being as good as another thread's.

@@ -46,7 +46,7 @@ impl Waker {
     /// A waker that nobody has used.
     pub(crate) fn new() -> anyhow::Result<Arc<Self>> {
         let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
-            .context("no eventfd for an engine: the process is out of file descriptors")?;
+            .context("cannot make an eventfd for an engine")?;
         Ok(Arc::new(Self { eventfd, stop: AtomicBool::new(false) }))
     }
 
@@ -113,7 +113,7 @@ pub(crate) fn check_cpus(function: &str, cpus: &[usize]) -> anyhow::Result<()> {
     if cpus.is_empty() {
         return Ok(());
     }
-    let allowed = sched_getaffinity(Pid::from_raw(0)).context("the process's CPUs are not known")?;
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("cannot read which CPUs this process may use")?;
     let may = |cpu: usize| allowed.is_set(cpu).unwrap_or(false);
     match cpus.iter().find(|&&cpu| !may(cpu)) {
         None => Ok(()),
@@ -121,7 +121,7 @@ pub(crate) fn check_cpus(function: &str, cpus: &[usize]) -> anyhow::Result<()> {
             let those: Vec<_> = (0..CpuSet::count()).filter(|&cpu| may(cpu)).map(|cpu| cpu.to_string()).collect();
             let those = those.join(", ");
             anyhow::bail!(
-                "{function}: cpus names CPU {cpu}, which is not there or not for this process: it may use {those}"
+                "{function}: CPU {cpu} in cpus does not exist or is not available to this process: choose among {those}"
             )
         }
     }
@@ -148,11 +148,11 @@ pub(crate) fn spawn(
             let _watch = watch;
             if let Some(Err(error)) = place.cpu.map(pin) {
                 // It was allowed when the backend started; the engine works anywhere.
-                tracing::warn!(cpu = place.cpu, %error, "an engine is not pinned");
+                tracing::warn!(cpu = place.cpu, %error, "cannot pin an engine: it runs on any CPU");
             }
             run(&mut engine, &waker, clock, place.spin);
         })
-        .context("no thread for an engine")
+        .context("cannot start an engine's thread")
 }
 
 fn run(engine: &mut HostEngine<Threads>, waker: &Waker, clock: Clock, mut spin: Spin) {

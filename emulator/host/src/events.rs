@@ -61,7 +61,7 @@ impl PanicWatch {
 impl Drop for PanicWatch {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let text = format!("the thread {:?} panicked; its message is above", self.thread);
+            let text = format!("the thread {:?} panicked: see the messages above", self.thread);
             self.events.send(HostEvent::Fatal(text));
         }
     }

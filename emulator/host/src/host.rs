@@ -56,7 +56,7 @@ impl Host {
             functions: Vec::new(),
             senders: Vec::new(),
             wakers: Vec::new(),
-            stop: Stop::new().context("no eventfd to stop the host with")?,
+            stop: Stop::new().context("cannot make the eventfd that stops the host")?,
             socket_threads: Vec::new(),
             engine_threads: Vec::new(),
             periodic_threads: Vec::new(),
@@ -104,10 +104,10 @@ impl Host {
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             let _watch = watch;
             if let Err(error) = serve(&listener, &mut server, &mut device, &Options::default(), &stop) {
-                events.send(HostEvent::Fatal(format!("function {bdf} can no longer be served: {error}")));
+                events.send(HostEvent::Fatal(format!("the server of function {bdf} failed: {error}")));
             }
         });
-        self.socket_threads.push(thread.context("no thread for a socket")?);
+        self.socket_threads.push(thread.context("cannot start a socket's thread")?);
         Ok(())
     }
 

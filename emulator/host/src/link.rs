@@ -45,7 +45,7 @@ impl Link {
         if let Err(error) = self.sender.dma_write(msi.address, &msi.data.to_le_bytes()) {
             // A guest whose VMM does not read, or is gone, gets no interrupts: the first one is worth a line.
             if self.lost_interrupts.fetch_add(1, Ordering::Relaxed) == 0 {
-                tracing::warn!(%error, ?msi, "the IOMMU's interrupt could not be sent (said once for each function)");
+                tracing::warn!(%error, ?msi, "cannot send the IOMMU's interrupt (logged once for each function)");
             }
         }
     }

@@ -34,7 +34,7 @@ impl Periodic {
                     work();
                 }
             })
-            .with_context(|| format!("no thread for {name:?}"))?;
+            .with_context(|| format!("cannot start the thread {name:?}"))?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }

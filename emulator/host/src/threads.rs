@@ -51,7 +51,7 @@ impl GuestMaps for Arc<MemoryMap> {
         let DmaMap { gpa, size, offset, read, write, fd } = map;
         tracing::debug!(gpa = format_args!("{gpa:#x}"), size = format_args!("{size:#x}"), file = fd.is_some(), "map");
         MemoryMap::map(self, Region { gpa: GuestAddress(gpa), size, offset, read, write, fd }).map_err(|error| {
-            tracing::warn!(gpa = format_args!("{gpa:#x}"), size = format_args!("{size:#x}"), %error, "refused to map");
+            tracing::warn!(gpa = format_args!("{gpa:#x}"), size = format_args!("{size:#x}"), %error, "cannot map guest memory");
             match error {
                 MapError::Overlap(_) => Errno::EEXIST,
                 MapError::TooMany => Errno::ENOSPC,

@@ -74,7 +74,7 @@ pub fn write_table(topology: &Topology, address: u64, file: &Path) -> Outcome<()
         temporary.persist(file)?;
         Ok(())
     };
-    write().with_context(|| file.display().to_string()).or_exit(Exit::Usage)
+    write().with_context(|| format!("cannot write {}", file.display())).or_exit(Exit::Usage)
 }
 
 /// A file with the DMAR table of a machine. It follows the unit's BAR.
@@ -101,16 +101,16 @@ impl<'a> TableFile<'a> {
     /// Rewrites the file if the unit is at another address than the table says, and tells the user.
     pub fn placed(&mut self, address: u64) -> Outcome<()> {
         let Some(file) = self.file else {
-            say!("the unit is at {address:#x}");
+            say!("the IOMMU's BAR is at {address:#x}");
             return Ok(());
         };
         if address == self.address {
-            say!("the unit is at {address:#x}, as {} says", file.display());
+            say!("the IOMMU's BAR is at {address:#x}, as in {}", file.display());
             return Ok(());
         }
         write_table(self.topology, address, file)?;
         self.address = address;
-        say!("the unit is at {address:#x}; {} was wrong and is right now: restart QEMU", file.display());
+        say!("the IOMMU's BAR is at {address:#x}; {} had another address and is updated: restart QEMU", file.display());
         Ok(())
     }
 }

@@ -5,13 +5,13 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// All went well.
+    /// Everything succeeded.
     Success = 0,
     /// A test failed, or the guest kernel's log is not clean.
     TestFailed = 1,
     /// Usage, topology or configuration error.
     Usage = 2,
-    /// The auditor reported something that no test had announced, or not what one had (`--audit`).
+    /// An auditor report is unexpected, or an expected one is missing (`--audit`).
     Audit = 119,
     /// Set-up is missing or failed: kit, QEMU, kernel, guest programs, module build.
     Setup = 120,

@@ -136,7 +136,7 @@ fn drive(plan: &Plan<'_>, folder: &RunFolder, observer: &mut dyn Observer) -> Ou
     block_on(async {
         let options = BackendOptions { socket_dir: folder.path().to_owned(), timeout_scale: plan.timeout_scale };
         let mut backend =
-            Backend::start(plan.topology, &options).context("starting the backend").or_exit(Exit::Backend)?;
+            Backend::start(plan.topology, &options).context("cannot start the backend").or_exit(Exit::Backend)?;
         observer.backend(backend.counter_source());
         let report = run::run(plan, folder, Some(&mut backend), observer).await;
         backend.stop();
@@ -185,7 +185,7 @@ fn make_image(
 fn shared_folder(folder: &Path) -> Outcome<PathBuf> {
     let path = folder.canonicalize().with_context(|| format!("--share {}", folder.display())).or_exit(Exit::Usage)?;
     if !path.is_dir() {
-        return Err(Failure::new(Exit::Usage, format!("--share {}: not a folder", folder.display())));
+        return Err(Failure::new(Exit::Usage, format!("--share {} is not a folder", folder.display())));
     }
     Ok(path)
 }
@@ -219,11 +219,11 @@ impl Finished {
         match (self.keep_files((failed || !audit.is_empty()) && !interrupted), failed) {
             (Ok(Some(place)), true) => say!("logs: {}", place.display()),
             (Ok(_), _) => {}
-            (Err(error), _) => say!("the logs could not be kept: {error:#}"),
+            (Err(error), _) => say!("cannot keep the logs: {error:#}"),
         }
         match (self.report.ended, audit.len()) {
             (Ok(_), count @ 1..) if !also_failed => {
-                let message = format!("the auditor: {}{}", audit[0], if count > 1 { "; and more, above" } else { "" });
+                let message = format!("audit: {}{}", audit[0], if count > 1 { " (more above)" } else { "" });
                 Err(Failure::new(Exit::Audit, message))
             }
             (ended, _) => ended,

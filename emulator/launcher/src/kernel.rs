@@ -47,11 +47,11 @@ pub fn choose_kernel(choice: Option<&Path>, kdir: Option<&Path>, kit: &LazyKit) 
 pub fn find_module(kernel: &Kernel, kit: &LazyKit, needed: bool) -> Outcome<Option<PathBuf>> {
     if !kernel.is_kits && kernel.kdir.is_none() {
         let release = &kernel.release;
-        let text = format!("no build tree for the kernel {release}: give one with --kdir");
+        let text = format!("there is no build tree for the kernel {release}: use --kdir");
         if needed {
             return Err(Failure::new(Exit::Setup, text));
         }
-        say!("{text}; going on without the driver");
+        say!("{text}; continuing without the driver");
         return Ok(None);
     }
     if kernel.is_kits {
@@ -65,7 +65,7 @@ fn bzimage_release(path: &Path) -> anyhow::Result<String> {
     use std::os::unix::fs::FileExt as _;
     let file = std::fs::File::open(path)?;
     let mut header = [0; 0x210];
-    let short = "this is no bzImage: give arch/x86/boot/bzImage, or the build tree itself";
+    let short = "not a bzImage: use arch/x86/boot/bzImage, or the build tree itself";
     file.read_exact_at(&mut header, 0).context(short)?;
     anyhow::ensure!(&header[0x202..0x206] == b"HdrS", short);
     // "a pointer to a NUL-terminated human-readable kernel version number string, less 0x200".
@@ -73,7 +73,7 @@ fn bzimage_release(path: &Path) -> anyhow::Result<String> {
     let mut text = [0; 256];
     let count = file.read_at(&mut text, offset)?;
     let text = text[..count].split(|&byte| byte == 0).next().unwrap_or_default();
-    let text = std::str::from_utf8(text).context("its version is no text")?;
+    let text = std::str::from_utf8(text).context("the kernel version is not UTF-8")?;
     Ok(text.split(' ').next().unwrap_or_default().to_owned())
 }
 

@@ -111,15 +111,15 @@ impl KernelLog {
                 let kind = match kind {
                     "dmar-fault" => Kind::DmarFault,
                     "warn" => Kind::Warn,
-                    other => return self.find(format!("test {name} {verb} {other:?}, which is no kind of line")),
+                    other => return self.find(format!("unknown kind of line {other:?}: test {name} {verb} it")),
                 };
                 self.expected = Some(Expectation { name: name.to_owned(), kind, met: verb == "allows" });
             }
             (Some("end"), Some(name), None, None) => match &self.expected {
                 Some(expected) if expected.name == name => self.unmet(),
-                _ => self.find(format!("test {name} ends, and did not begin")),
+                _ => self.find(format!("test {name} ended without a begin")),
             },
-            _ => self.find(format!("a marker that is none: svadev-test: {marker}")),
+            _ => self.find(format!("unknown marker: svadev-test: {marker}")),
         }
     }
 
@@ -130,7 +130,7 @@ impl KernelLog {
                 Kind::DmarFault => "a DMAR fault",
                 Kind::Warn => "a warning",
             };
-            self.find(format!("test {name} expected {what} in the kernel log; none came"));
+            self.find(format!("test {name} expected {what} in the kernel log, but none came"));
         }
     }
 
@@ -219,7 +219,7 @@ mod tests {
             format!("[ 3.0] svadev-test: begin wild expects dmar-fault\n{inner}\n[ 3.2] svadev-test: end wild\n")
         };
         assert!(findings(&wrapped(FAULT)).is_empty());
-        assert_eq!(findings(&wrapped("")), ["test wild expected a DMAR fault in the kernel log; none came"]);
+        assert_eq!(findings(&wrapped("")), ["test wild expected a DMAR fault in the kernel log, but none came"]);
         assert_eq!(
             findings(&wrapped("[ 3.1] BUG: bad")).len(),
             2,

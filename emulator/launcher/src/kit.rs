@@ -43,10 +43,7 @@ impl Kit {
     fn parse(text: &str) -> anyhow::Result<Self> {
         let kit: Self = toml::from_str(text).map_err(|error| anyhow!("{}", error.to_string().trim_end()))?;
         if kit.format != FORMAT {
-            bail!(
-                "format {} is not {FORMAT}: another version of svadev made this kit; run `svadev kit clean`",
-                kit.format
-            );
+            bail!("the kit has format {}, but this svadev reads format {FORMAT}: run `svadev kit clean`", kit.format);
         }
         Ok(kit)
     }
@@ -66,7 +63,7 @@ impl Kit {
                 let path = path.display();
                 return Err(Failure::new(
                     Exit::Setup,
-                    format!("the kit is damaged: {path} is missing; run `svadev kit clean`"),
+                    format!("the kit is damaged, {path} is missing: run `svadev kit clean`"),
                 ));
             }
         }
@@ -96,7 +93,10 @@ pub fn cache_folder() -> anyhow::Result<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     // The XDG base directory specification: a relative path is to be ignored.
     let cache = absolute("XDG_CACHE_HOME").or_else(|| std::env::home_dir().map(|home| home.join(".cache")));
-    Ok(cache.filter(|path| path.is_absolute()).context("no home folder: set XDG_CACHE_HOME or HOME")?.join("svadev"))
+    Ok(cache
+        .filter(|path| path.is_absolute())
+        .context("there is no home folder: set XDG_CACHE_HOME or HOME")?
+        .join("svadev"))
 }
 
 fn folder() -> anyhow::Result<PathBuf> {
@@ -122,10 +122,10 @@ pub fn run_script(args: &[std::ffi::OsString], stdout: Stdout) -> Outcome<()> {
         command.stdout(std::io::stderr());
     }
     crate::qemu::process::die_with_parent(&mut command);
-    let status = command.status().context("bash, which the kit's script needs").or_exit(Exit::Setup)?;
+    let status = command.status().context("cannot run bash, which the kit's script needs").or_exit(Exit::Setup)?;
     if !status.success() {
         let what = args.first().map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
-        return Err(Failure::new(Exit::Setup, format!("kit {what} failed ({status}); the reason stands above")));
+        return Err(Failure::new(Exit::Setup, format!("kit {what} failed ({status}): see the messages above")));
     }
     Ok(())
 }

@@ -93,7 +93,7 @@ impl Parser {
                 .filter(|&count: &usize| count <= MAX_TESTS)
             {
                 Some(count) => level.planned = Some(count),
-                None => self.problem(format!("a plan that is none: {text}")),
+                None => self.problem(format!("malformed KTAP plan: {text}")),
             }
         } else if let Some(name) = text.strip_prefix("# Subtest: ") {
             // It is announced at the level of the subtests themselves and names their parent.
@@ -146,7 +146,7 @@ impl Parser {
         level.seen += 1;
         if number.parse() != Ok(level.seen) {
             let seen = level.seen;
-            self.problem(format!("{name}: result number {number} where {seen} was due"));
+            self.problem(format!("{name}: expected result number {seen}, got {number}"));
         }
         // Our own suites put the test's duration where a directive would be.
         let told = directive
@@ -165,7 +165,7 @@ impl Parser {
             return None;
         }
         if self.results.len() == MAX_TESTS {
-            self.problem(format!("more than {MAX_TESTS} results"));
+            self.problem(format!("too many results: only the first {MAX_TESTS} are kept"));
             return None;
         }
         self.results.push(TestResult {
@@ -182,9 +182,9 @@ impl Parser {
     fn check_plan(&mut self, level: &Level, name: &str) {
         match level.planned {
             Some(planned) if planned != level.seen => {
-                self.problem(format!("{name}: {planned} tests were planned and {} ran", level.seen));
+                self.problem(format!("{name}: {planned} tests were planned, but {} ran", level.seen));
             }
-            None if level.seen > 0 => self.problem(format!("{name}: no plan")),
+            None if level.seen > 0 => self.problem(format!("{name}: the KTAP plan is missing")),
             _ => {}
         }
     }
@@ -193,7 +193,7 @@ impl Parser {
     pub fn finish(mut self) -> Summary {
         let levels = std::mem::take(&mut self.levels);
         if levels[0].planned.is_none() && levels[0].seen == 0 {
-            self.problem("the suite said nothing".into());
+            self.problem("the suite printed nothing".into());
         }
         for level in &levels {
             let name = level.subtest.clone().unwrap_or_else(|| "the suite".into());
@@ -202,7 +202,7 @@ impl Parser {
         // What was said after the last result is about a test that never ended, or about the suite as a whole.
         let unfinished = levels[0].planned.is_none_or(|planned| levels[0].seen < planned);
         for line in std::mem::take(&mut self.diagnostics).into_iter().filter(|_| unfinished) {
-            self.problem(format!("unfinished test: {line}"));
+            self.problem(format!("output of a test that did not finish: {line}"));
         }
         Summary { results: self.results, problems: self.problems }
     }
@@ -285,12 +285,12 @@ mod tests {
     fn a_plan_that_is_not_met_is_a_problem() {
         assert_eq!(
             run("1..2\nok 1 a\n# about b\n").problems,
-            ["the suite: 2 tests were planned and 1 ran", "unfinished test: about b"]
+            ["the suite: 2 tests were planned, but 1 ran", "output of a test that did not finish: about b"]
         );
-        assert_eq!(run("").problems, ["the suite said nothing"]);
-        assert_eq!(run("ok 1 a\n").problems, ["the suite: no plan"]);
-        assert_eq!(run("1..1\nok 2 a\n").problems, ["a: result number 2 where 1 was due"]);
-        assert_eq!(run("1..1\n  1..2\n  ok 1 x\nok 1 a\n").problems, ["a: 2 tests were planned and 1 ran"]);
+        assert_eq!(run("").problems, ["the suite printed nothing"]);
+        assert_eq!(run("ok 1 a\n").problems, ["the suite: the KTAP plan is missing"]);
+        assert_eq!(run("1..1\nok 2 a\n").problems, ["a: expected result number 1, got 2"]);
+        assert_eq!(run("1..1\n  1..2\n  ok 1 x\nok 1 a\n").problems, ["a: 2 tests were planned, but 1 ran"]);
         assert_eq!(run("1..1\nok 1 a\nBail out! no device\n").problems, ["the suite gave up: no device"]);
     }
 

@@ -43,7 +43,7 @@ impl Choice<'_> {
             None => Ok(Accel::Kvm),
             Some(reason) if wanted == Accel::Kvm => Err(Failure::new(Exit::Setup, format!("--accel kvm: {reason}"))),
             Some(reason) => {
-                say!("running under TCG, QEMU's own translator: {reason}");
+                say!("KVM is not used: {reason}; the guest runs under TCG");
                 Ok(Accel::Tcg)
             }
         }
@@ -54,14 +54,14 @@ impl Choice<'_> {
             return Ok(Some(format!("/dev/kvm: {error}")));
         }
         if self.topology.machine.levels == Levels::Five && !host_has_la57() {
-            return Ok(Some("this host's CPU has no five-level paging (la57); with --levels 4 KVM can be used".into()));
+            return Ok(Some("this host's CPU has no five-level paging (la57): use --levels 4".into()));
         }
         let key = self.cache_key().or_exit(Exit::Setup)?;
         let file = cache_folder().or_exit(Exit::Setup)?.join("kvm-probe");
         if let Ok(text) = std::fs::read_to_string(&file)
             && let Some(result) = text.strip_prefix(&format!("{key}\n"))
         {
-            return Ok((result != "ok").then(|| format!("{result} (probed earlier)")));
+            return Ok((result != "ok").then(|| format!("{result} (from an earlier probe)")));
         }
         let result = self.probe()?;
         let text = format!("{key}\n{}", result.as_deref().unwrap_or("ok"));
@@ -73,7 +73,8 @@ impl Choice<'_> {
 
     /// The same answer holds for the same host kernel since its boot, QEMU and guest kernel.
     fn cache_key(&self) -> anyhow::Result<String> {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("boot_id")?;
+        let boot =
+            std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the host's boot ID")?;
         let stamp = |path: &Path| -> anyhow::Result<String> {
             let meta = path.metadata().with_context(|| path.display().to_string())?;
             Ok(format!("{} {} {:?}", path.display(), meta.len(), meta.modified()?))
@@ -106,10 +107,10 @@ impl Choice<'_> {
             Err(failure) if failure.exit == Exit::Interrupted => Err(failure),
             Ok(Ended::PoweredOff) if heard.0 => Ok(None),
             Err(failure) if failure.exit == Exit::GuestHung => {
-                Ok(Some(format!("KVM is there, but a kernel does not boot within {} s", PROBE_LIMIT.as_secs())))
+                Ok(Some(format!("KVM is available, but a kernel did not boot within {} s", PROBE_LIMIT.as_secs())))
             }
-            Err(failure) => Ok(Some(format!("KVM is there, but a kernel does not boot: {failure}"))),
-            Ok(_) => Ok(Some("KVM is there, but a kernel boots without reaching its first program".into())),
+            Err(failure) => Ok(Some(format!("KVM is available, but a kernel did not boot: {failure}"))),
+            Ok(_) => Ok(Some("KVM is available, but a kernel booted without reaching its first program".into())),
         }
     }
 }

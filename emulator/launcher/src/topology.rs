@@ -162,7 +162,7 @@ impl FromStr for Levels {
         match text {
             "4" => Ok(Self::Four),
             "5" => Ok(Self::Five),
-            _ => Err("page tables have 4 or 5 levels".into()),
+            _ => Err("invalid number of page-table levels: write 4 or 5".into()),
         }
     }
 }
@@ -183,23 +183,24 @@ pub fn parse_memory(text: &str) -> Result<u64, String> {
         "M" | "MIB" => 20,
         "G" | "GIB" => 30,
         "T" | "TIB" => 40,
-        _ => return Err(format!("{text:?} is no size: write a number and K, M, G or T, as in 4G")),
+        _ => return Err(format!("invalid size {text:?}: write a number and K, M, G or T, as in 4G")),
     };
-    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no size: write one as in 4G"))?;
+    let number: u64 =
+        number.parse().map_err(|_| format!("invalid size {text:?}: write a number and K, M, G or T, as in 4G"))?;
     let bytes = number.checked_mul(1 << shift).filter(|&bytes| bytes <= MAX_MEMORY);
-    let bytes = bytes.ok_or_else(|| format!("{text} is more than the largest machine, 1T"))?;
+    let bytes = bytes.ok_or_else(|| format!("{text} is too large: the limit is 1T"))?;
     if bytes < MIN_MEMORY {
-        return Err(format!("{text} is too small: the guest needs {} MiB at least", MIN_MEMORY >> 20));
+        return Err(format!("{text} is too small: the guest needs at least {} MiB", MIN_MEMORY >> 20));
     }
     if bytes % (1 << 20) != 0 {
-        return Err(format!("{text} is not a multiple of 1 MiB"));
+        return Err(format!("{text} is not a multiple of 1M"));
     }
     Ok(bytes)
 }
 
 /// `BB:DD.F`, hexadecimal as `lspci` prints it.
 pub fn parse_address(text: &str) -> Result<Bdf, String> {
-    let fail = || format!("{text:?} is no PCI address: write bus:device.function in hexadecimal, as in 00:05.0");
+    let fail = || format!("invalid PCI address {text:?}: write bus:device.function in hexadecimal, as in 00:05.0");
     let (bus, rest) = text.split_once(':').ok_or_else(fail)?;
     let (device, function) = rest.split_once('.').ok_or_else(fail)?;
     let part = |text: &str| {
@@ -268,7 +269,7 @@ impl Topology {
             audit_limit_ms: raw.iommu.audit.then_some(limit),
         };
         let (span, raws) = (raw.accelerators.span(), raw.accelerators.into_inner());
-        ensure!(!raws.is_empty(), "{}: no accelerator: add an [[accelerators]] section", at.line(span.start));
+        ensure!(!raws.is_empty(), "{}: there is no accelerator: add an [[accelerators]] section", at.line(span.start));
         let mut accelerators: Vec<AcceleratorFunction> = Vec::new();
         for (index, raw) in raws.iter().enumerate() {
             let function = parse_accelerator(&at, index, raw, &mut taken)?;
@@ -276,7 +277,7 @@ impl Topology {
                 let twice = accelerators.iter().any(|other| other.name == function.name);
                 ensure!(
                     !twice,
-                    "{}: the name {:?} is taken; choose another",
+                    "{}: the name {:?} is already in use: choose another",
                     at.line(name.span().start),
                     function.name
                 );
@@ -355,14 +356,20 @@ fn parse_slot(at: &Locator<'_>, address: &Spanned<String>, taken: &mut Vec<Bdf>)
     let place = at.line(address.span().start);
     let bdf = parse_address(address.get_ref()).map_err(|error| anyhow::anyhow!("{place}: {error}"))?;
     // A root-complex integrated endpoint is what Linux allows ATS for without an ATSR entry in the DMAR table.
-    ensure!(bdf.bus() == 0, "{place}: {bdf}: functions sit on bus 00, as root-complex integrated endpoints");
+    ensure!(
+        bdf.bus() == 0,
+        "{place}: {bdf} is not on bus 00: functions are root-complex integrated endpoints; write 00:DD.0"
+    );
     // One slot each: Linux looks for functions 1 to 7 only behind a multi-function function 0.
-    ensure!(bdf.function() == 0, "{place}: {bdf}: each function has its own slot; write function .0");
+    ensure!(
+        bdf.function() == 0,
+        "{place}: {bdf} is not function 0: each function has a slot of its own; write 00:DD.0"
+    );
     ensure!(
         (1..=0x1e).contains(&bdf.device()),
-        "{place}: {bdf}: slots 00 and 1f are the q35 machine's own; write 01 to 1e"
+        "{place}: {bdf}: slots 00 and 1f belong to the q35 machine: choose 01 to 1e"
     );
-    ensure!(!taken.contains(&bdf), "{place}: {bdf} is taken by another function; choose another slot");
+    ensure!(!taken.contains(&bdf), "{place}: {bdf} is already in use by another function: choose another slot");
     taken.push(bdf);
     Ok(bdf)
 }
@@ -378,7 +385,7 @@ fn parse_accelerator(
         let good = (1..=32).contains(&name.len())
             && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         let place = at.line(span.span().start);
-        ensure!(good, "{place}: name = {name:?}: write 1 to 32 of a-z, 0-9 and -");
+        ensure!(good, "{place}: invalid name {name:?}: write 1 to 32 characters of a-z, 0-9 and -");
     }
     let bdf = parse_slot(at, &raw.address, taken)?;
     let queues = at.number("queues", raw.queues.as_ref(), 64, 1..=i64::from(MAX_QUEUES))?;
@@ -442,7 +449,7 @@ mod tests {
         let unknown = error("[iommu]\naddress = \"00:05.0\"\n[[accelerators]]\naddress = \"00:06.0\"\nquees = 3\n");
         assert!(unknown.contains("line 5") && unknown.contains("quees") && unknown.contains("queues"), "{unknown}");
         let slot = error("[iommu]\naddress = \"00:05.0\"\n[[accelerators]]\naddress = \"00:05.0\"\n");
-        assert!(slot.starts_with("m.toml:4:11: 00:05.0 is taken"), "{slot}");
+        assert!(slot.starts_with("m.toml:4:11: 00:05.0 is already in use"), "{slot}");
         let range = error("[iommu]\naddress = \"00:05.0\"\n[[accelerators]]\naddress = \"00:06.0\"\nqueues = 300\n");
         assert!(range.starts_with("m.toml:5:10: queues = 300") && range.contains("1 to 256"), "{range}");
         let bus = error("[iommu]\naddress = \"01:05.0\"\naccelerators = []\n");

@@ -14,7 +14,7 @@ use svadev_launcher::{
 #[derive(Parser, Debug)]
 #[command(version, after_help = EXIT_STATUSES)]
 pub(crate) struct Cli {
-    /// More log output; twice for everything.
+    /// More log output: -v for info, -vv for debug, -vvv for trace.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
     /// What to do.
@@ -24,27 +24,28 @@ pub(crate) struct Cli {
 
 const EXIT_STATUSES: &str = "\
 Exit status: 0 success, 1 a test failed or the guest's kernel log is not clean, 2 usage or topology error, \
-119 the auditor found a forgotten invalidation, 120 set-up missing or failed, 121 QEMU failed, 122 guest kernel panic, 123 guest hung or out of time, \
-124 backend failed, 125 guest set-up failed, 130 interrupted. `vm -- PROGRAM` otherwise returns the program's own.";
+119 an auditor report is unexpected or an expected one is missing, 120 set-up missing or failed, 121 QEMU failed, \
+122 guest kernel panic, 123 guest hung or timed out, 124 backend failed, 125 guest set-up failed, 130 interrupted. \
+Otherwise `vm -- PROGRAM` returns the exit status of the program.";
 
 /// The subcommands.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Boot the guest with the devices and attach the terminal, or run one program in it.
     Vm(VmArgs),
-    /// Run the backend alone, for a QEMU that somebody else starts.
+    /// Run only the backend, for a QEMU that is started separately.
     Serve(ServeArgs),
-    /// Print the QEMU arguments of the machine, for `svadev serve`.
+    /// Print the arguments of a QEMU that connects to `svadev serve`.
     QemuArgs(QemuArgsArgs),
     /// Write the DMAR table of the machine.
     Dmar(DmarArgs),
     /// Boot the guest and run the smoke suite in it.
     Test(TestArgs),
-    /// Boot the guest and show what shared virtual addressing does, and what it costs.
+    /// Boot the guest, and show what shared virtual addressing does and what it costs.
     Demo(DemoArgs),
-    /// Measure what everything costs, against baselines of the same run: table, JSON, and a page with plots.
+    /// Measure everything against baselines of the same run: a table, JSON, and a page with plots.
     Bench(BenchArgs),
-    /// The folder with QEMU, the guest kernel and its build tools.
+    /// Manage the kit: QEMU, the guest kernel and its build tools.
     #[command(subcommand)]
     Kit(KitCommand),
 }
@@ -53,13 +54,13 @@ pub(crate) enum Command {
 #[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Machine")]
 pub(crate) struct MachineArgs {
-    /// Machine description, as in qemu-configs/; the built-in one is qemu-configs/default.toml.
+    /// Topology file, as in qemu-configs/. The default is qemu-configs/default.toml, which is built in.
     #[arg(long, value_name = "FILE")]
     pub(crate) topology: Option<PathBuf>,
     /// Virtual CPUs.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) cpus: Option<u32>,
-    /// Guest RAM, as in 4G.
+    /// Guest memory, as in 4G.
     #[arg(long, value_name = "SIZE", value_parser = topology::parse_memory)]
     pub(crate) memory: Option<u64>,
     /// Levels of the guest's page tables.
@@ -68,19 +69,19 @@ pub(crate) struct MachineArgs {
     /// How QEMU executes the guest.
     #[arg(long, value_enum)]
     pub(crate) accel: Option<AccelChoice>,
-    /// How much the IOMMU remembers.
+    /// IOMMU caching mode.
     #[arg(long)]
     pub(crate) caching: Option<CachingChoice>,
-    /// Check everything cached against the guest's tables while it runs, and report forgotten invalidations.
+    /// Compare cached translations with the guest's tables while it runs, and report missing invalidations.
     #[arg(long)]
     pub(crate) audit: bool,
-    /// With --audit: how long a table may have changed before its invalidation comes.
+    /// With --audit: report a changed table entry that is not invalidated within this time.
     #[arg(long, value_name = "MS", requires = "audit", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub(crate) audit_limit: Option<u64>,
-    /// Kernel to boot: a bzImage, or a kernel build tree (whose modules are then built against it).
+    /// Kernel to boot: a bzImage, or a kernel build tree. The module is built against the tree.
     #[arg(long, value_name = "PATH")]
     pub(crate) kernel: Option<PathBuf>,
-    /// More kernel command line.
+    /// Text to append to the kernel command line; may be given again.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) append: Vec<String>,
 }
@@ -113,38 +114,38 @@ impl MachineArgs {
     }
 }
 
-/// What of the host is used, and how long it may take.
+/// What is used of the host, and time limits.
 #[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Host")]
 pub(crate) struct HostArgs {
-    /// QEMU to use instead of the kit's: a program, or `host` for the one in PATH.
+    /// QEMU binary to use instead of the kit's; `host` takes the one in PATH.
     #[arg(long, value_name = "PATH|host")]
     pub(crate) qemu: Option<PathBuf>,
-    /// Kernel build tree for the guest's module, where --kernel is not one.
+    /// Kernel build tree for the guest's module, if --kernel is not a build tree.
     #[arg(long, value_name = "DIR")]
     pub(crate) kdir: Option<PathBuf>,
-    /// Folder with the guest's programs, instead of building them.
+    /// Use the guest programs in this folder instead of building them.
     #[arg(long, value_name = "DIR", env = "SVADEV_GUEST_BIN_DIR")]
     pub(crate) guest_bin: Option<PathBuf>,
-    /// Static busybox for the guest, instead of the kit's.
+    /// Static busybox for the guest to use instead of the kit's.
     #[arg(long, value_name = "FILE")]
     pub(crate) busybox: Option<PathBuf>,
-    /// One more argument for QEMU; may be given again.
+    /// Additional argument for QEMU; may be given again.
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     pub(crate) qemu_arg: Vec<String>,
     /// Keep the run's logs and files in this folder.
     #[arg(long, value_name = "DIR")]
     pub(crate) keep: Option<PathBuf>,
-    /// End everything after so many seconds, with status 123.
+    /// Stop after this many seconds, with exit status 123.
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) timeout: Option<u64>,
-    /// Stretch every built-in time limit, for a slow or busy host.
+    /// Multiply every built-in time limit by this, for a slow or busy host.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) timeout_scale: u32,
 }
 
 impl HostArgs {
-    /// The same without clap.
+    /// The options as the launcher takes them.
     pub(crate) fn options(&self) -> HostOptions {
         let Self { qemu, kdir, guest_bin, busybox, qemu_arg, keep, timeout, timeout_scale } = self.clone();
         let timeout = timeout.map(Duration::from_secs);
@@ -155,11 +156,11 @@ impl HostArgs {
 /// [`Accel`] on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum AccelChoice {
-    /// KVM if a probe proves that it boots, else TCG.
+    /// KVM if a probe boots a kernel with it, else TCG.
     Auto,
-    /// KVM or nothing.
+    /// KVM. It is an error if KVM does not work.
     Kvm,
-    /// QEMU's own translator.
+    /// TCG, QEMU's binary translator.
     Tcg,
 }
 
@@ -176,11 +177,11 @@ impl From<AccelChoice> for Accel {
 /// [`Caching`] on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum CachingChoice {
-    /// Nothing: every request walks every table.
+    /// Cache nothing: every request walks every table.
     None,
-    /// What one would expect: present entries, until they are invalidated or evicted.
+    /// Cache present entries until they are invalidated or evicted.
     Strict,
-    /// Everything, for as long as the specification permits.
+    /// Cache everything for as long as the specification permits.
     Adversarial,
 }
 
@@ -197,21 +198,21 @@ impl From<CachingChoice> for Caching {
 /// [`Suite`] on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum SuiteChoice {
-    /// Bandwidth by size, alignment, page size, depth and engines.
+    /// Copy bandwidth by size, alignment, page size, depth and engines.
     Copy,
-    /// From submission to completion.
+    /// Time from submission to completion.
     Latency,
-    /// Page faults of the device.
+    /// Cost of page faults of the device.
     Fault,
-    /// What changes of a mapping cost.
+    /// Cost of changes to a mapping.
     Invalidate,
-    /// Many processes, many queues.
+    /// Many processes and many queues.
     Scale,
-    /// Register accesses.
+    /// Cost of register accesses.
     Trap,
-    /// What the IOMMU takes to translate.
+    /// Time that the IOMMU takes to translate.
     Translate,
-    /// Many processes with mixed work, every result compared, for a minute; only on request.
+    /// Many processes with mixed work, all results compared, for a minute. Runs only if it is named.
     Soak,
 }
 
@@ -233,27 +234,27 @@ impl From<SuiteChoice> for Suite {
 /// `svadev vm`
 #[derive(Args, Debug)]
 pub(crate) struct VmArgs {
+    /// Initial RAM disk to boot unchanged, instead of the built one.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["share", "program"])]
+    pub(crate) initrd: Option<PathBuf>,
+    /// With --initrd: append an archive with /svadev (the module, and the programs in /svadev/bin).
+    #[arg(long, requires = "initrd")]
+    pub(crate) inject: bool,
+    /// Folder of the host to mount in the guest at /mnt/share.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) share: Option<PathBuf>,
+    /// Hide the guest's kernel log.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Program to run in the guest, and its arguments. A program of the host is packed with its shared libraries.
+    #[arg(last = true, value_name = "PROGRAM [ARGS]")]
+    pub(crate) program: Vec<String>,
     /// The machine.
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
     /// The host.
     #[command(flatten)]
     pub(crate) host: HostArgs,
-    /// Initial RAM disk to boot as it is, instead of ours.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["share", "program"])]
-    pub(crate) initrd: Option<PathBuf>,
-    /// With --initrd: append an archive that holds only /svadev (the module, and the programs in /svadev/bin).
-    #[arg(long, requires = "initrd")]
-    pub(crate) inject: bool,
-    /// Host folder to mount in the guest on /mnt/share.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) share: Option<PathBuf>,
-    /// Do not show the guest's kernel log.
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
-    /// Program of the host (packed with its shared libraries) or of the guest to run, and its arguments.
-    #[arg(last = true, value_name = "PROGRAM [ARGS]")]
-    pub(crate) program: Vec<String>,
 }
 
 /// `svadev test`
@@ -261,60 +262,61 @@ pub(crate) struct VmArgs {
 pub(crate) struct TestArgs {
     /// Run only the tests whose name contains this.
     pub(crate) filter: Option<String>,
+    /// Write the results to this file, as JSON with one object for each test.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
     /// The machine.
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
     /// The host.
     #[command(flatten)]
     pub(crate) host: HostArgs,
-    /// Write the results here: one object a test.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) json: Option<PathBuf>,
 }
 
 /// `svadev demo`
 #[derive(Args, Debug)]
 pub(crate) struct DemoArgs {
+    /// Write the figures of the table to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
     /// The machine.
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
     /// The host.
     #[command(flatten)]
     pub(crate) host: HostArgs,
-    /// Write the table's figures here.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) json: Option<PathBuf>,
 }
 
 /// `svadev bench`
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Exit status: 0 measured, whatever the verdicts (and with --compare, whatever the changes); 1 the guest's \
-program failed or its kernel log is not clean; 2 usage, or a file that cannot be read or written; otherwise as for `test`."
+    after_help = "Exit status: 0 everything was measured, whatever the verdicts (with --compare: whatever the changes); \
+1 the guest's program failed or its kernel log is not clean; 2 usage error, or a file that cannot be read or written; \
+otherwise as for `test`."
 )]
 pub(crate) struct BenchArgs {
-    /// Measure this suite only; may be given again.
+    /// Measure only this suite; may be given again.
     #[arg(long, value_enum, value_name = "SUITE")]
     pub(crate) suite: Vec<SuiteChoice>,
-    /// Less time for each case: everything in under two minutes.
+    /// Measure each case for a shorter time: everything takes less than two minutes.
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Only what needs no guest: the same engines, driven in-process. No kit is needed.
+    /// Measure only what needs no guest (and no kit): the same engines, driven in this process.
     #[arg(long)]
     pub(crate) native: bool,
-    /// Only what is measured in the guest.
+    /// Measure only what is measured in the guest.
     #[arg(long, conflicts_with = "native")]
     pub(crate) guest_only: bool,
-    /// How long each case is measured, seconds.
+    /// Time for which each case is measured, in seconds.
     #[arg(long, value_name = "SECS", value_parser = parse_seconds)]
     pub(crate) seconds_per_case: Option<f64>,
-    /// Write the results here: one object a row, and the machine.
+    /// Write the results to this file, as JSON with one object for each row, and the machine.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
-    /// Write the page with plots here.
+    /// Write the page with plots to this file.
     #[arg(long, value_name = "FILE", default_value = "svadev-bench.html")]
     pub(crate) html: PathBuf,
-    /// Measure nothing: compare two files that `--json` wrote.
+    /// Compare two files that `--json` wrote, without measuring.
     #[arg(long, num_args = 2, value_names = ["A.json", "B.json"],
         conflicts_with_all = ["suite", "quick", "native", "guest_only", "seconds_per_case", "json"])]
     pub(crate) compare: Vec<PathBuf>,
@@ -327,41 +329,41 @@ pub(crate) struct BenchArgs {
 }
 
 fn parse_seconds(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|s| (0.01..=600.0).contains(s)).ok_or_else(|| "write 0.01 to 600".into())
+    text.parse().ok().filter(|s| (0.01..=600.0).contains(s)).ok_or_else(|| "invalid time: write 0.01 to 600".into())
 }
 
 /// `svadev serve`
 #[derive(Args, Debug)]
 pub(crate) struct ServeArgs {
+    /// Folder for the sockets, the same as for `qemu-args`. It is created if it does not exist.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) socket_dir: Option<PathBuf>,
+    /// DMAR table to keep up to date: it is rewritten if firmware places the IOMMU's BAR at another address.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dmar: Option<PathBuf>,
+    /// Write the backend's counters to this file at the end, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
     /// The machine.
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// Folder for the sockets, as given to `qemu-args`; made if it is missing.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) socket_dir: Option<PathBuf>,
-    /// Keep this DMAR table right: it is rewritten when QEMU's firmware places the unit elsewhere.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) dmar: Option<PathBuf>,
-    /// Write the backend's counters here when it ends.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) json: Option<PathBuf>,
 }
 
 /// `svadev qemu-args`
 #[derive(Args, Debug)]
 pub(crate) struct QemuArgsArgs {
+    /// Folder of the sockets, the same as for `serve`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) socket_dir: Option<PathBuf>,
+    /// File with the DMAR table, the same as for `serve` or `dmar`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dmar: PathBuf,
+    /// Output format.
+    #[arg(long, value_enum, default_value_t = Format::Shell)]
+    pub(crate) format: Format,
     /// The machine.
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// The sockets' folder, as given to `serve`.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) socket_dir: Option<PathBuf>,
-    /// The DMAR table's file, as given to `serve` or `dmar`.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) dmar: PathBuf,
-    /// How to print.
-    #[arg(long, value_enum, default_value_t = Format::Shell)]
-    pub(crate) format: Format,
 }
 
 /// How `svadev qemu-args` prints.
@@ -378,26 +380,26 @@ pub(crate) enum Format {
 /// `svadev dmar`
 #[derive(Args, Debug)]
 pub(crate) struct DmarArgs {
+    /// Guest-physical address of the IOMMU's BAR, or `auto` to start QEMU briefly and find it.
+    #[arg(long, value_name = "ADDRESS|auto", value_parser = parse_unit_address)]
+    pub(crate) address: UnitAddress,
+    /// File to write.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
     /// The machine.
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
     /// The host.
     #[command(flatten)]
     pub(crate) host: HostArgs,
-    /// Guest-physical address of the unit's BAR, or `auto` to learn it by starting QEMU for a moment.
-    #[arg(long, value_name = "ADDRESS|auto", value_parser = parse_unit_address)]
-    pub(crate) address: UnitAddress,
-    /// File to write.
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) output: PathBuf,
 }
 
-/// Where the unit's BAR is.
+/// The address of the IOMMU's BAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnitAddress {
-    /// To be learnt.
+    /// Find it.
     Auto,
-    /// Known.
+    /// At this address.
     At(u64),
 }
 
@@ -411,23 +413,23 @@ fn parse_unit_address(text: &str) -> Result<UnitAddress, String> {
     };
     match number {
         Ok(address) if address != 0 && address & 0xfff == 0 && address < 1 << 52 => Ok(UnitAddress::At(address)),
-        Ok(_) => Err("the unit's registers begin at a page of guest-physical memory".into()),
-        Err(_) => Err("write auto, or a number as in 0xfebff000".into()),
+        Ok(_) => Err("invalid address: the IOMMU's BAR is page-aligned, not 0 and below 2^52".into()),
+        Err(_) => Err("invalid address: write auto, or a number as in 0xfebff000".into()),
     }
 }
 
 /// `svadev kit`
 #[derive(Subcommand, Debug)]
 pub(crate) enum KitCommand {
-    /// Fetch what is missing.
+    /// Download and install what is missing.
     Setup {
-        /// Arguments for the set-up script, such as `--mirror URL`.
+        /// Arguments for the set-up script, as in `--mirror URL`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Say what is there.
+    /// Show what is installed.
     Status,
-    /// Remove it all.
+    /// Remove the kit.
     Clean,
 }
 

@@ -143,7 +143,7 @@ fn the_dmar_table_is_put_right_when_the_first_guess_is_wrong() {
     let output =
         Svadev::new(&["vm", "-q", "-v"]).with_fresh_cache().args(&["--", "sh", "-c", "dmesg | grep dmar0"]).run();
     assert_eq!(output.status.code(), Some(0), "{}", stderr_of(&output));
-    assert!(stderr_of(&output).contains("writing the DMAR table anew"), "{}", stderr_of(&output));
+    assert!(stderr_of(&output).contains("rewriting the DMAR table"), "{}", stderr_of(&output));
     assert!(stdout_of(&output).contains("Using Queued invalidation"), "{}", stdout_of(&output));
 }
 
@@ -242,8 +242,8 @@ fn serve_keeps_the_table_right_over_several_qemus() {
     assert_eq!(args.status.code(), Some(0), "{}", stderr_of(&args));
     let args: Vec<String> = serde_json::from_slice(&args.stdout).unwrap();
     let mut serve = Svadev::new(&["serve"]).args(&common).start();
-    serve.wait_for_error("00:05.0 on ");
-    for expected in ["restart QEMU", "says"] {
+    serve.wait_for_error("00:05.0 listens on ");
+    for expected in ["restart QEMU", ", as in "] {
         let mut qemu = harness::bare_qemu(&args);
         serve.wait_for_error(expected);
         qemu.kill().unwrap();
@@ -263,11 +263,11 @@ fn bad_input_names_itself_and_the_remedy() {
     std::fs::write(&topology, "[iommu]\naddress = \"00:05.0\"\n[[accelerators]]\naddress = \"00:05.0\"\n").unwrap();
     let topology = topology.to_str().unwrap();
     for (args, status, words) in [
-        (&["test", "--topology", topology][..], 2, "bad.toml:4:11: 00:05.0 is taken"),
+        (&["test", "--topology", topology][..], 2, "bad.toml:4:11: 00:05.0 is already in use"),
         (&["test", "--topology", "/no/such/file"], 2, "--topology /no/such/file"),
         (&["vm", "--levels", "6"], 2, "4 or 5"),
-        (&["vm", "--kernel", "/etc/passwd"], 120, "no bzImage"),
-        (&["vm", "--qemu", "/bin/true"], 120, "no QEMU"),
+        (&["vm", "--kernel", "/etc/passwd"], 120, "not a bzImage"),
+        (&["vm", "--qemu", "/bin/true"], 120, "not a QEMU binary"),
         (&["vm", "--share", "/no/such/folder"], 2, "--share"),
         (&["vm", "-q", "--", "/no/such/program"], 120, "no such program"),
     ] {

@@ -17,19 +17,19 @@ const MAX_HELD_FDS: usize = 512;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
     /// A header claims less than its own size.
-    #[error("message size {0} is less than the header's")]
+    #[error("message size {0} is less than the size of a header")]
     ShortMessage(u32),
     /// A header claims more than was negotiated.
-    #[error("message size {0} is more than the limit of {1} bytes")]
+    #[error("message size {0} exceeds the limit of {1} bytes")]
     LongMessage(u32, usize),
     /// Neither command nor reply.
-    #[error("message type {0} is neither command nor reply")]
+    #[error("message type {0} is neither a command nor a reply")]
     MessageType(u32),
     /// More descriptors than any command takes came with one message.
-    #[error("too many descriptors in one message")]
+    #[error("too many file descriptors in one message")]
     TooManyFds,
     /// Descriptors that came with a message could not be taken in: this process has too many open.
-    #[error("descriptors were lost on receipt")]
+    #[error("file descriptors were lost on receipt")]
     LostFds,
     /// The client speaks another major version, and the connection must be closed (*vfio-user* "VFIO_USER_VERSION").
     #[error("protocol major version {0} is not supported")]

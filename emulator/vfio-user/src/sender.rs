@@ -31,7 +31,7 @@ pub enum SendError {
     #[error("no client is connected")]
     NotConnected,
     /// Longer than the client takes in one message.
-    #[error("more than the client's max_data_xfer_size of {0} bytes")]
+    #[error("the data exceeds the client's max_data_xfer_size of {0} bytes")]
     TooLong(u32),
     /// The client does not read, or does not reply.
     #[error("too many messages are queued or unanswered")]
@@ -331,7 +331,7 @@ impl Shared {
     /// Take in the client's reply to a request.
     pub(crate) fn reply_received(&self, header: &Header, payload: &[u8]) {
         let Some(request) = self.lock().requests.remove(&header.message_id) else {
-            tracing::debug!(id = header.message_id, "vfio-user reply to nothing");
+            tracing::debug!(id = header.message_id, "vfio-user reply without a request");
             return count(&self.counters.stray_replies);
         };
         let error = (header.flags & spec::FLAG_ERROR != 0).then(|| errno_of(header.error));

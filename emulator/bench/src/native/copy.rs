@@ -90,7 +90,7 @@ fn carry_out(work: &Work, rings: &mut [Ring<'_>], count: u32) -> anyhow::Result<
                 ring.ring()?;
                 while ring.poll()? {}
             }
-            ensure!(!spin.once() || start.elapsed() < PATIENCE, "copies on several queues are never done");
+            ensure!(!spin.once() || start.elapsed() < PATIENCE, "copies on several queues were not completed in time");
         }
     }
     Ok(())

@@ -79,7 +79,7 @@ fn loaded(session: &mut Session<'_>, world: &World, ring: &RefCell<Ring<'_>>) ->
         Ok(0.0)
     })?;
     let (Some(thing), Some(slice)) = (Samples::new(trips), Samples::new(slices)) else {
-        anyhow::bail!("no invalidation fell into a copy of 64 MiB");
+        anyhow::bail!("no invalidation came during a copy of 64 MiB");
     };
     let pair = Pair { ratio: thing.median() / slice.median(), thing, baseline: slice };
     let row = Row::compared(Suite::Invalidate, case, &pair, "us", "a slice of 64 KiB");

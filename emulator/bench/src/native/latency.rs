@@ -49,7 +49,7 @@ impl Echo {
         let table = Arc::new(Table::default());
         let theirs = Arc::clone(&table);
         let start = || std::thread::Builder::new().name("echo".into()).spawn(move || echo(&theirs));
-        let thread = session.processors.apart(1, start).context("no thread for the shared word")?;
+        let thread = session.processors.apart(1, start).context("cannot start the thread for the shared word")?;
         Ok(Self { table, thread: Some(thread) })
     }
 
@@ -78,7 +78,7 @@ impl Echo {
             round(base.wrapping_add(n));
             nanoseconds(start)
         });
-        let median = Samples::new(trips.collect()).context("no round trips")?.median();
+        let median = Samples::new(trips.collect()).context("no round trip was measured")?.median();
         self.mode(REST);
         Ok(median)
     }
@@ -132,7 +132,7 @@ fn one_by_one(ring: &mut Ring<'_>, count: u32) -> anyhow::Result<f64> {
         trips.push(nanoseconds(start));
     }
     // Before the first the engine was asleep: that is another row.
-    Ok(Samples::new(trips.split_off(1)).context("no round trips")?.median())
+    Ok(Samples::new(trips.split_off(1)).context("no round trip was measured")?.median())
 }
 
 pub(super) fn run(session: &mut Session<'_>) -> anyhow::Result<()> {
@@ -198,7 +198,7 @@ fn asleep(session: &mut Session<'_>, ring: &mut Ring<'_>) -> anyhow::Result<()> 
             if woke {
                 return Ok(nanoseconds(start) / 1e3);
             }
-            ensure!(since.elapsed() < Duration::from_secs(10), "the engine never falls asleep");
+            ensure!(since.elapsed() < Duration::from_secs(10), "the engine did not go to sleep in time");
         }
     })?;
     session.rows.push(Row::measured(Suite::Latency, case, &samples, "us"));

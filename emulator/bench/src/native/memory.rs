@@ -25,18 +25,18 @@ unsafe impl Sync for Shared {}
 impl Shared {
     /// Maps the first `len` bytes of a file. Errors: the system's.
     pub(crate) fn map(file: &OwnedFd, len: u64) -> anyhow::Result<Self> {
-        let len = NonZeroUsize::new(usize::try_from(len)?).context("nothing to map")?;
+        let len = NonZeroUsize::new(usize::try_from(len)?).context("the length to map is 0")?;
         let rights = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice changes no memory in use.
-        let base = unsafe { mmap(None, len, rights, flags, file.as_fd(), 0) }.context("mapping shared memory")?;
+        let base = unsafe { mmap(None, len, rights, flags, file.as_fd(), 0) }.context("cannot map shared memory")?;
         Ok(Self { base: base.cast(), len })
     }
 
     /// Sparse memory of `len` bytes, sealed as a VMM seals it, and its file.
     pub(crate) fn create(len: u64) -> anyhow::Result<(Self, OwnedFd)> {
         let file = memfd_create("svadev-bench", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
-        nix::unistd::ftruncate(&file, i64::try_from(len)?).context("no memory file for the benchmark")?;
+        nix::unistd::ftruncate(&file, i64::try_from(len)?).context("cannot size the benchmark's memory file")?;
         fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW))?;
         Ok((Self::map(&file, len)?, file))
     }

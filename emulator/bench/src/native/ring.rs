@@ -106,7 +106,7 @@ impl<'w> Ring<'w> {
     pub(crate) fn wait_fetched(&self) -> anyhow::Result<()> {
         let (since, mut spin) = (Instant::now(), Spin::default());
         while self.world.doorbell(self.number, doorbell::SQ_HEAD).load(Ordering::Acquire) != self.tail {
-            ensure!(since.elapsed() < PATIENCE, "queue {}: a descriptor is never fetched", self.number);
+            ensure!(since.elapsed() < PATIENCE, "queue {}: a descriptor was not fetched in time", self.number);
             spin.once();
         }
         Ok(())
@@ -127,12 +127,12 @@ impl<'w> Ring<'w> {
                 let since = since.get_or_insert_with(Instant::now);
                 if since.elapsed() > PATIENCE {
                     self.world.check_queue(self.number)?;
-                    ensure!(false, "queue {}: a descriptor is never done", self.number);
+                    ensure!(false, "queue {}: a descriptor was not completed in time", self.number);
                 }
             }
         }
         for _ in 0..burst {
-            ensure!(self.poll()?, "queue {}: a completion was written before one that comes earlier", self.number);
+            ensure!(self.poll()?, "queue {}: a completion was written out of order", self.number);
         }
         Ok(())
     }

@@ -89,7 +89,7 @@ fn turn(world: &World, rings: &mut [Ring<'_>], count: u32) -> anyhow::Result<f64
         }
         if done == before && spin.once() && start.elapsed() > super::wait::PATIENCE {
             rings.iter().try_for_each(|ring| world.check_queue(ring.number()))?;
-            anyhow::bail!("{done} of {count} copies are done after {:?}", start.elapsed());
+            anyhow::bail!("only {done} of {count} copies were completed in {:?}", start.elapsed());
         }
     }
     Ok(millions_per_s(count, start))

@@ -43,14 +43,14 @@ fn turn(client: &Client, pause: Option<Duration>, count: usize) -> anyhow::Resul
         client.read_register(BAR_REGISTERS, regs::STATUS)?;
         trips.push(start.elapsed().as_secs_f64() * 1e6);
     }
-    Ok(Samples::new(trips).context("no accesses")?.median())
+    Ok(Samples::new(trips).context("no access was measured")?.median())
 }
 
 pub(super) fn run(session: &mut Session<'_>) -> anyhow::Result<()> {
     let world = session.world(Size::default())?;
     let (ours, theirs) = UnixStream::pair()?;
     let spawn = || std::thread::Builder::new().name("blocking server".into()).spawn(move || blocking_server(theirs));
-    let server = session.processors.apart(1, spawn).context("no thread for the blocking server")?;
+    let server = session.processors.apart(1, spawn).context("cannot start the blocking server's thread")?;
     let blocking = Client::over(ours)?;
     let read = |client: &Client, pause, count| turn(client, pause, count);
 

@@ -136,7 +136,7 @@ impl World {
         }
         let root = tables.root();
 
-        let folder = tempfile::tempdir().context("no folder for the sockets")?;
+        let folder = tempfile::tempdir().context("cannot make a folder for the sockets")?;
         let config = host_config(size, folder.path().to_owned());
         let host = processors.apart(size.engines, || Host::start(&config, drop))?;
         let connect = |bdf: Bdf| {
@@ -200,8 +200,11 @@ impl World {
     /// where the submission ring and the completion ring begin.
     pub(crate) fn open(&self, number: u16, log2: u8, user: Option<u32>) -> anyhow::Result<(u64, u64)> {
         let room = (64u64 + 32) << log2;
-        ensure!(room <= RING_ROOM, "rings of 2^{log2} entries need {room:#x} bytes");
-        ensure!(!std::mem::replace(&mut self.used.borrow_mut()[usize::from(number)], true), "queue {number} is open");
+        ensure!(room <= RING_ROOM, "rings of 2^{log2} entries need {room:#x} bytes, and there are {RING_ROOM:#x}");
+        ensure!(
+            !std::mem::replace(&mut self.used.borrow_mut()[usize::from(number)], true),
+            "queue {number} is already open"
+        );
         let submissions = RINGS + u64::from(number) * RING_ROOM;
         let completions = submissions + (64 << log2);
         let write = |register: u64, data: &[u8]| {
@@ -313,7 +316,7 @@ impl Announced<'_> {
         }
         let (since, mut spin) = (Instant::now(), Spin::default());
         while status.load(Ordering::Acquire) != self.number {
-            ensure!(!spin.once() || since.elapsed() < PATIENCE, "an invalidation was never completed");
+            ensure!(!spin.once() || since.elapsed() < PATIENCE, "an invalidation was not completed in time");
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ pub mod table;
 
 use std::path::Path;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -66,22 +66,23 @@ impl Report {
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Reads what `write` wrote. Errors name the file, the cause and what to do.
+    /// Reads what `write` wrote. Errors name the file, the cause and then the remedy.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let name = path.display();
-        let remedy = "give a file that `svadev bench --json FILE` wrote";
-        let size = path.metadata().with_context(|| format!("{name}: {remedy}"))?.len();
-        ensure!(size <= MAX_FILE, "{name}: {size} bytes are too many for a report: {remedy}");
-        let text = std::fs::read_to_string(path).with_context(|| format!("{name}: {remedy}"))?;
-        let value: Value = serde_json::from_str(&text).with_context(|| format!("{name} is not JSON: {remedy}"))?;
+        let remedy = "use a file that `svadev bench --json FILE` wrote";
+        let size = path.metadata().map_err(|error| anyhow!("cannot read {name}: {error}: {remedy}"))?.len();
+        ensure!(size <= MAX_FILE, "{name} is too large for a report ({size} bytes): {remedy}");
+        let text = std::fs::read_to_string(path).map_err(|error| anyhow!("cannot read {name}: {error}: {remedy}"))?;
+        let value: Value =
+            serde_json::from_str(&text).map_err(|error| anyhow!("{name} is not JSON: {error}: {remedy}"))?;
         let format = value["format"].as_u64();
-        ensure!(format.is_some(), "{name} is JSON, but no report: {remedy}");
+        ensure!(format.is_some(), "{name} is JSON, but not a report: {remedy}");
         ensure!(
             format == Some(FORMAT.into()),
-            "{name} has format {}, and this version reads {FORMAT}: measure again with it",
+            "{name} has format {}, but this version reads {FORMAT}: measure again with it",
             value["format"]
         );
-        serde_json::from_value(value).with_context(|| format!("{name} is damaged: {remedy}"))
+        serde_json::from_value(value).map_err(|error| anyhow!("{name} is damaged: {error}: {remedy}"))
     }
 
     /// Each goal with its rows.
@@ -152,14 +153,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_no_report_is_named_with_cause_and_remedy() {
+    fn a_file_that_is_not_a_report_is_named_with_cause_and_remedy() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("b.json");
         let message = || format!("{:#}", Report::read(&path).unwrap_err());
         assert!(message().contains("No such file") && message().contains("bench --json"), "{}", message());
         for (text, cause) in [
             ("{", "is not JSON"),
-            ("[]", "no report"),
+            ("[]", "not a report"),
             (r#"{"format": 9}"#, "format 9"),
             (r#"{"format": 1, "machine": 3}"#, "is damaged"),
         ] {

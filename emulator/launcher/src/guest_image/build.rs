@@ -41,7 +41,7 @@ fn programs_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
         }
     }
     if !programs.iter().any(|path| path.ends_with(INIT)) {
-        bail!("there is no program {INIT}");
+        bail!("the program {INIT} is missing");
     }
     Ok(programs)
 }
@@ -66,7 +66,7 @@ fn build_programs() -> anyhow::Result<Vec<PathBuf>> {
     die_with_parent(&mut command);
     let mut child = command.spawn().with_context(|| {
         format!(
-            "{}: building the guest's programs needs cargo; or give them with --guest-bin",
+            "cannot run {} to build the guest's programs: install cargo, or use --guest-bin",
             Path::new(&cargo).display()
         )
     })?;
@@ -78,8 +78,8 @@ fn build_programs() -> anyhow::Result<Vec<PathBuf>> {
     let status = child.wait()?;
     if !status.success() {
         bail!(
-            "the guest's programs do not build ({status}); the reason stands above. They are linked statically: \
-             where the linker misses libc.a, install the C library's development files (Debian: libc6-dev)"
+            "the guest's programs do not build ({status}): see the messages above. If the linker does not find libc.a, \
+             install the C library's development files (Debian: libc6-dev)"
         );
     }
     Ok(programs)
@@ -94,11 +94,9 @@ fn executable(line: &str) -> Option<PathBuf> {
 
 /// The checkout's root.
 fn workspace() -> anyhow::Result<PathBuf> {
-    Path::new(WORKSPACE).canonicalize().with_context(|| {
-        format!(
-            "{WORKSPACE}: the checkout that svadev was built from is gone; give the guest's programs with --guest-bin"
-        )
-    })
+    Path::new(WORKSPACE)
+        .canonicalize()
+        .with_context(|| format!("the checkout that svadev was built from is gone ({WORKSPACE}): use --guest-bin"))
 }
 
 /// A kernel to build the module for.
@@ -122,7 +120,10 @@ pub fn module(target: &ModuleTarget) -> Outcome<PathBuf> {
         kit::build_module(&source, &folder, target.kdir.as_deref())?;
     }
     if !module.exists() {
-        return Err(Failure::new(Exit::Setup, format!("the module build left no {}", module.display())));
+        return Err(Failure::new(
+            Exit::Setup,
+            format!("the module build succeeded, but {} is missing", module.display()),
+        ));
     }
     Ok(module)
 }

@@ -83,7 +83,7 @@ impl Archive {
     fn put(&mut self, path: &str, entry: Entry) -> anyhow::Result<()> {
         let key = self.prepare(path)?;
         if matches!(self.entries.get(&key), Some(Entry::Folder)) {
-            bail!("{path} is a folder in the guest's image");
+            bail!("cannot put a file at {path}: it is a folder in the guest's image");
         }
         self.entries.insert(key, entry);
         Ok(())
@@ -95,8 +95,8 @@ impl Archive {
         for component in Path::new(path).components() {
             match component {
                 Component::RootDir | Component::CurDir => {}
-                Component::Normal(part) => parts.push(part.to_str().context("a file name that is not UTF-8")?),
-                Component::ParentDir | Component::Prefix(_) => bail!("{path}: a path in the guest may not contain .."),
+                Component::Normal(part) => parts.push(part.to_str().context("the file name is not UTF-8")?),
+                Component::ParentDir | Component::Prefix(_) => bail!("{path}: a path in the guest must not contain .."),
             }
         }
         for end in 1..parts.len() {
@@ -128,22 +128,23 @@ fn write_entry(out: &mut impl Write, path: &str, entry: &Entry, number: u32) -> 
         }
         Entry::HostFile { source, mode } => {
             let mut file = File::open(source).with_context(|| source.display().to_string())?;
-            let size = u32::try_from(file.metadata()?.len()).context("too big for an initial RAM disk")?;
+            let size = u32::try_from(file.metadata()?.len())
+                .context("the file is too large for an initial RAM disk (4 GiB)")?;
             let mut writer = builder.mode(*mode).set_mode_file_type(ModeFileType::Regular).write(out, size);
             let copied = io::copy(&mut io::Read::take(&mut file, u64::from(size)), &mut writer)?;
             if copied != u64::from(size) {
-                bail!("{} changed while it was read", source.display());
+                bail!("{} changed while it was being read", source.display());
             }
             writer.finish()?;
         }
         Entry::Bytes { bytes, mode } => {
-            let size = u32::try_from(bytes.len()).context("too big for an initial RAM disk")?;
+            let size = u32::try_from(bytes.len()).context("the file is too large for an initial RAM disk (4 GiB)")?;
             let mut writer = builder.mode(*mode).set_mode_file_type(ModeFileType::Regular).write(out, size);
             writer.write_all(bytes)?;
             writer.finish()?;
         }
         Entry::Link { target } => {
-            let size = u32::try_from(target.len()).context("link target")?;
+            let size = u32::try_from(target.len()).context("the link target is too long")?;
             let mut writer = builder.mode(0o777).set_mode_file_type(ModeFileType::Symlink).write(out, size);
             writer.write_all(target.as_bytes())?;
             writer.finish()?;

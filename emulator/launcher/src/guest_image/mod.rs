@@ -31,7 +31,7 @@ pub struct Job {
     pub cwd: Option<String>,
     /// Environment to add.
     pub env: BTreeMap<String, String>,
-    /// The program's standard input is empty.
+    /// Standard input comes to the guest in frames, so that the guest learns when it ends.
     pub framed_input: bool,
     /// Mount the host's folder.
     pub share: bool,
@@ -70,8 +70,11 @@ pub fn write(contents: Contents<'_>, out: &Path) -> anyhow::Result<()> {
     archive.bytes("/etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n".to_vec(), 0o644)?;
     archive.bytes("/etc/group", b"root:x:0:\n".to_vec(), 0o644)?;
     add_programs(&mut archive, "/bin", contents.programs)?;
-    let init =
-        contents.programs.iter().find(|path| path.ends_with(build::INIT)).context("no PID 1 among the programs")?;
+    let init = contents
+        .programs
+        .iter()
+        .find(|path| path.ends_with(build::INIT))
+        .context("the guest's PID 1 is missing among its programs")?;
     archive.host_file("/init", init, 0o755)?;
     add_busybox(&mut archive, contents.busybox)?;
     if let Some(module) = contents.module {
@@ -113,7 +116,8 @@ pub fn append(initrd: &Path, programs: &[PathBuf], module: Option<&Path>, out: &
 
 fn add_programs(archive: &mut Archive, folder: &str, programs: &[PathBuf]) -> anyhow::Result<()> {
     for program in programs {
-        let name = program.file_name().and_then(|name| name.to_str()).context("a program without a name")?;
+        let name =
+            program.file_name().and_then(|name| name.to_str()).context("the name of a guest program is not UTF-8")?;
         archive.host_file(&format!("{folder}/{name}"), program, 0o755)?;
     }
     Ok(())
@@ -138,14 +142,14 @@ fn add_busybox(archive: &mut Archive, busybox: &Path) -> anyhow::Result<()> {
 
 /// Packs the program, unless its bare name is one that the guest has.
 fn add_users_program(archive: &mut Archive, argv: &mut [String]) -> anyhow::Result<()> {
-    let program = argv.first_mut().context("no program to run")?;
+    let program = argv.first_mut().context("there is no program to run")?;
     let path = if program.contains('/') {
         std::path::absolute(&*program)?
     } else if archive.contains(&format!("/bin/{program}")) {
         return Ok(());
     } else {
         crate::qemu::process::find_in_path(program)
-            .with_context(|| format!("{program}: neither the guest nor this host's PATH has such a program"))?
+            .with_context(|| format!("{program}: no such program in the guest or in this host's PATH"))?
     };
     let text = path.to_str().context("the program's path is not UTF-8")?.to_owned();
     if !path.exists() && archive.contains(&text) {

@@ -34,7 +34,11 @@ pub(crate) fn files(program: &Path, has: &dyn Fn(&str) -> bool) -> anyhow::Resul
 }
 
 fn collect(program: &Path, has: &dyn Fn(&str) -> bool, depth: u32, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
-    ensure!(depth < MAX_SCRIPT_DEPTH, "{}: too many interpreters of interpreters", program.display());
+    ensure!(
+        depth < MAX_SCRIPT_DEPTH,
+        "{}: the interpreter is a script of a script; at most {MAX_SCRIPT_DEPTH} levels are supported",
+        program.display()
+    );
     files.push(program.to_owned());
     match kind(program).with_context(|| program.display().to_string())? {
         Kind::Static => {}
@@ -47,12 +51,12 @@ fn collect(program: &Path, has: &dyn Fn(&str) -> bool, depth: u32, files: &mut V
         Kind::Script(interpreter) => {
             ensure!(
                 interpreter.exists(),
-                "{}: its interpreter {} is missing",
+                "{}: the interpreter {} is missing",
                 program.display(),
                 interpreter.display()
             );
             say!(
-                "{} is a script: {} goes along with its shared libraries, but nothing it reads at run time",
+                "{} is a script: its interpreter {} is packed with its shared libraries, but not the files it reads at run time",
                 program.display(),
                 interpreter.display()
             );
@@ -67,8 +71,8 @@ fn kind(program: &Path) -> anyhow::Result<Kind> {
     std::fs::File::open(program)?.take(64 << 10).read_to_end(&mut head)?;
     if let Some(line) = head.strip_prefix(b"#!") {
         let line = line.split(|&byte| byte == b'\n').next().unwrap_or_default();
-        let line = std::str::from_utf8(line).context("its #! line is no text")?;
-        let interpreter = line.split_whitespace().next().context("its #! line is empty")?;
+        let line = std::str::from_utf8(line).context("the #! line is not UTF-8")?;
+        let interpreter = line.split_whitespace().next().context("the #! line is empty")?;
         return Ok(Kind::Script(interpreter.into()));
     }
     elf_kind(&head)
@@ -82,7 +86,7 @@ fn elf_kind(head: &[u8]) -> anyhow::Result<Kind> {
         let value = u64::from_le_bytes(bytes(at, 8)?.try_into().expect("8 bytes"));
         usize::try_from(value).ok()
     };
-    ensure!(bytes(0, 4) == Some(b"\x7fELF"), "neither an ELF program nor a #! script");
+    ensure!(bytes(0, 4) == Some(b"\x7fELF"), "not an ELF program and not a #! script");
     // EI_CLASS 64-bit, EI_DATA little-endian, e_machine EM_X86_64.
     ensure!(bytes(4, 2) == Some(&[2, 1]) && half(18) == Some(62), "not a program for x86-64");
     let parse = || {
@@ -96,11 +100,11 @@ fn elf_kind(head: &[u8]) -> anyhow::Result<Kind> {
         }
         Some(None)
     };
-    match parse().context("its ELF headers point outside the file's beginning")? {
+    match parse().context("the ELF headers point beyond the first 64 KiB of the file")? {
         None => Ok(Kind::Static),
         Some(path) => {
             let path = path.strip_suffix(&[0]).unwrap_or(path);
-            Ok(Kind::Dynamic(std::str::from_utf8(path).context("its dynamic loader's path is no text")?.into()))
+            Ok(Kind::Dynamic(std::str::from_utf8(path).context("the path of the dynamic loader is not UTF-8")?.into()))
         }
     }
 }
@@ -127,7 +131,7 @@ fn parse_list(text: &str) -> anyhow::Result<Vec<PathBuf>> {
         }
         let (name, place) = line.split_once(" => ").unwrap_or((line, line));
         if place == "not found" {
-            bail!("its library {name} is missing");
+            bail!("the library {name} is missing");
         }
         let path = place.rsplit_once(" (0x").map_or(place, |(path, _)| path).trim();
         if path.starts_with('/') {

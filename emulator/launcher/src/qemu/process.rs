@@ -41,7 +41,7 @@ pub fn die_with_parent(command: &mut Command) {
 pub fn users_qemu(choice: &Path) -> Outcome<PathBuf> {
     let path = if choice == Path::new("host") {
         find_in_path(NAME)
-            .with_context(|| format!("--qemu host: no {NAME} in PATH; install QEMU, or leave the flag out"))
+            .with_context(|| format!("--qemu host: {NAME} is not in PATH: install QEMU, or omit --qemu"))
             .or_exit(Exit::Setup)?
     } else {
         choice.to_owned()
@@ -60,16 +60,18 @@ pub fn find_in_path(name: &str) -> Option<PathBuf> {
 
 fn check(path: &Path) -> anyhow::Result<()> {
     let output = output_of(path, &["--version"])?;
-    let version = parse_version(&output).with_context(|| format!("this is no QEMU: {:?}", output.lines().next()))?;
+    let version = parse_version(&output).with_context(|| {
+        format!("not a QEMU binary: --version prints {:?}", output.lines().next().unwrap_or_default())
+    })?;
     let (major, minor) = version;
     ensure!(
         version >= OLDEST,
-        "QEMU {major}.{minor} has no vfio-user: {}.{} is the oldest that can do",
+        "QEMU {major}.{minor} has no vfio-user: {}.{} is the oldest supported version",
         OLDEST.0,
         OLDEST.1
     );
     if version < RECOMMENDED {
-        say!("QEMU {major}.{minor} may do; {} and later are tested", RECOMMENDED.0);
+        say!("QEMU {major}.{minor} may work, but is untested: use {} or later", RECOMMENDED.0);
     }
     ensure!(
         output_of(path, &["-device", "help"])?.contains("\"vfio-user-pci\""),
@@ -109,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_no_qemu_is_named() {
+    fn a_program_that_is_not_qemu_is_named() {
         let failure = users_qemu(Path::new("/bin/true")).unwrap_err();
         assert_eq!(failure.exit, Exit::Setup);
         assert!(failure.to_string().contains("--qemu /bin/true"), "{failure}");

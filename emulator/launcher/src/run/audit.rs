@@ -1,9 +1,9 @@
 //! What the auditor found, against what tests announced.
 //!
-//! A test that plants a mistake writes `svadev-audit: expects <kind> <pasid> <page>` to `/dev/kmsg`, numbers as Rust reads them. The report
-//! that says exactly that is no problem; another one is, and so is an expectation that nothing met. The log and the reports come on
-//! different ways, so it does not matter which of the two is here first. Whoever announced it is told with a line
-//! `svadev:audit <kind> <pasid> <page>` on the control channel.
+//! A test that plants a mistake writes `svadev-audit: expects <kind> <pasid> <page>` to `/dev/kmsg`, numbers as Rust
+//! reads them. The report with exactly these values is expected. Any other report, and any expectation that no report
+//! matches, is a problem. Log lines and reports arrive independently, so either order is accepted. The test that
+//! announced the report gets a line `svadev:audit <kind> <pasid> <page>` on the control channel.
 use svadev_iommu::{AuditCounters, Finding, FindingKind};
 
 /// Expectations that are kept: the guest writes them.
@@ -71,11 +71,11 @@ impl AuditJudge {
         line
     }
 
-    /// Takes a line of the kernel log, without its time stamp; gives the line for the test, if its report was here already.
+    /// Takes a line of the kernel log, without its time stamp. Returns the line for the test if its report came before.
     pub fn kernel(&mut self, text: &str) -> Option<String> {
         let marker = text.split_once("svadev-audit: ")?.1;
         let Some(mut expected) = marker.strip_prefix("expects ").and_then(Expected::parse) else {
-            self.problem(format!("a marker that is none: svadev-audit: {marker}"));
+            self.problem(format!("unknown marker: svadev-audit: {marker}"));
             return None;
         };
         let report = self.reports.iter_mut().find(|(finding, was_expected)| !was_expected && expected.is(finding));
@@ -86,7 +86,7 @@ impl AuditJudge {
         if self.expected.len() < MAX_EXPECTED {
             self.expected.push(expected);
         } else {
-            self.problem(format!("more than {MAX_EXPECTED} announced reports"));
+            self.problem(format!("too many announced reports: only the first {MAX_EXPECTED} are kept"));
         }
         expected.met.then(|| expected.line())
     }
@@ -102,7 +102,7 @@ impl AuditJudge {
         self.counters = counters;
     }
 
-    /// What the auditor could not see, if there is such a thing: not a mistake, but less was proved than it seems.
+    /// What the auditor could not check, if anything. It is no mistake of the guest, but the run proves less.
     pub fn gap(&self) -> Option<String> {
         gap(&self.counters)
     }
@@ -117,25 +117,25 @@ impl AuditJudge {
         let unexpected = self.reports.iter().filter(|(_, expected)| !expected).map(|(finding, _)| summary(finding));
         let unmet = self.expected.iter().filter(|expected| !expected.met).map(|expected| {
             let Expected { kind, pasid, page, .. } = expected;
-            format!("a test expected the report {kind} of PASID {pasid}, page {page:#x}; none came")
+            format!("a test expected the report {kind} of PASID {pasid}, page {page:#x}, but none came")
         });
         let mut problems: Vec<_> = unexpected.chain(unmet).chain(self.problems.iter().cloned()).collect();
         if self.unkept > 0 {
-            problems.push(format!("{} more reports", self.unkept));
+            problems.push(format!("{} more reports were not kept", self.unkept));
         }
         if self.counters.suppressed > 0 {
-            problems.push(format!("{} findings were counted only: they came too fast", self.counters.suppressed));
+            problems
+                .push(format!("{} findings were only counted, because they came too fast", self.counters.suppressed));
         }
         problems
     }
 }
 
-/// What an auditor with these counters did not see.
+/// What an auditor with these counters did not check.
 pub fn gap(counters: &AuditCounters) -> Option<String> {
     let AuditCounters { forgotten, .. } = *counters;
-    (forgotten > 0).then(|| {
-        format!("{forgotten} translations were lost from its books for want of room: mistakes with them may be unseen")
-    })
+    (forgotten > 0)
+        .then(|| format!("{forgotten} translations were not checked, because the auditor ran out of space for them"))
 }
 
 /// One line of a report.

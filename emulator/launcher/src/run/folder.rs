@@ -36,7 +36,7 @@ impl RunFolder {
         let length = folder.path().as_os_str().len();
         ensure!(
             length <= MAX_PATH,
-            "{}: too long for sockets in it; set TMPDIR to a shorter path",
+            "the path {} is too long for a socket: set TMPDIR to a shorter path",
             folder.path().display()
         );
         let file = File::create_new(folder.path().join(LOCK))?;

@@ -139,7 +139,7 @@ impl Runner<'_> {
 
         let mut ended = Err(Failure::new(
             Exit::Backend,
-            format!("firmware placed the unit's BAR differently at each of {MAX_STARTS} starts"),
+            format!("firmware placed the IOMMU's BAR at another address at each of {MAX_STARTS} starts"),
         ));
         for _ in 0..MAX_STARTS {
             if let (Some(file), Some(placement)) = (&dmar, &placement) {
@@ -155,9 +155,7 @@ impl Runner<'_> {
                     break;
                 }
                 Attempt::Misplaced(address) => {
-                    tracing::info!(
-                        "the unit's BAR is at {address:#x}: writing the DMAR table anew, starting QEMU again"
-                    );
+                    tracing::info!("the IOMMU's BAR is at {address:#x}: rewriting the DMAR table and restarting QEMU");
                     if let Some(placement) = &mut placement {
                         placement.learn(address);
                     }
@@ -267,7 +265,7 @@ impl Runner<'_> {
             Some(BackendEvent::Fatal(text)) => {
                 state.fail(Exit::Backend, format!("the backend failed: {text}"));
             }
-            None => state.fail(Exit::Backend, "the backend ended by itself"),
+            None => state.fail(Exit::Backend, "the backend ended unexpectedly"),
         }
     }
 
@@ -275,7 +273,7 @@ impl Runner<'_> {
     fn audit_report(&mut self, finding: Finding) -> Option<String> {
         let text = finding.to_string();
         let line = self.audit.report(finding);
-        let note = if line.is_some() { "a test expects this: " } else { "" };
+        let note = if line.is_some() { "expected by a test: " } else { "" };
         say!("audit: {note}{text}");
         line
     }
@@ -343,7 +341,7 @@ impl Start<'_> {
         let log = log_file(&folder.join("qemu.log")).or_exit(Exit::Setup)?;
         let mut command = std::process::Command::new(plan.qemu);
         command.args(self.args).stdin(Stdio::null()).stdout(log.try_clone().or_exit(Exit::Setup)?).stderr(log);
-        spawn(command).with_context(|| plan.qemu.display().to_string()).or_exit(Exit::Qemu)
+        spawn(command).with_context(|| format!("cannot start {}", plan.qemu.display())).or_exit(Exit::Qemu)
     }
 
     /// virtiofsd, on a socket that is there before it starts. It serves one QEMU and ends.
@@ -361,7 +359,7 @@ impl Start<'_> {
             command.stdin(OwnedFd::from(listener)).stdout(log.try_clone()?).stderr(log);
             spawn(command)
         };
-        start().context("virtiofsd").or_exit(Exit::Setup).map(Some)
+        start().context("cannot start virtiofsd").or_exit(Exit::Setup).map(Some)
     }
 }
 

@@ -88,7 +88,7 @@ impl<'a> State<'a> {
     /// Sends a line to the guest's control port. A guest that reads nothing misses it.
     pub(super) fn tell(&self, line: String) {
         if self.senders.control.try_send(line.into_bytes()).is_err() {
-            tracing::warn!("the guest's control port is full: a line is lost");
+            tracing::warn!("the guest does not read its control port: a line is lost");
         }
     }
 
@@ -120,17 +120,14 @@ impl<'a> State<'a> {
         }
         if let Some(decision) = &mut self.decision {
             if matches!(decision, Ok(Ended::Exit(_))) {
-                *decision = Err(Failure::new(Exit::GuestHung, "the guest was done, but did not power off"));
+                *decision = Err(Failure::new(Exit::GuestHung, "the guest finished its work, but did not power off"));
             }
             self.must_stop = true;
         } else if self.timeout_at.is_some_and(|timeout_at| timeout_at <= now) {
-            self.fail(Exit::GuestHung, "time is up (--timeout)");
+            self.fail(Exit::GuestHung, "the guest ran longer than --timeout allows");
         } else if self.heard.is_none() {
             let limit = self.scaled(HELLO_LIMIT).as_secs();
-            self.fail(
-                Exit::GuestHung,
-                format!("the guest has not come up within {limit} s (--timeout-scale stretches this)"),
-            );
+            self.fail(Exit::GuestHung, format!("the guest did not come up within {limit} s: try --timeout-scale"));
         } else {
             let limit = self.scaled(SILENCE_LIMIT).as_secs();
             self.fail(Exit::GuestHung, format!("the guest hangs: PID 1 has been silent for {limit} s"));
@@ -181,7 +178,7 @@ impl<'a> State<'a> {
     fn control(&mut self, message: Message, observer: &mut dyn Observer) {
         observer.control(&message);
         if let Message::Unknown(line) = &message {
-            tracing::warn!("the guest said {line:?}");
+            tracing::warn!("unknown line from the guest: {line:?}");
             return;
         }
         self.heard = Some(Instant::now());
@@ -195,7 +192,7 @@ impl<'a> State<'a> {
             Message::Hello(release) => {
                 tracing::info!("the guest runs Linux {release}");
                 if self.address.is_some() && !self.placed {
-                    self.fail(Exit::Backend, "the guest has booted, and the backend never saw the unit's BAR enabled");
+                    self.fail(Exit::Backend, "the guest has booted, but the IOMMU's BAR was never enabled");
                 }
             }
             Message::Alive | Message::Ktap(_) | Message::Data(_) | Message::Unknown(_) => {}
@@ -207,14 +204,14 @@ impl<'a> State<'a> {
             // The queue is empty at the greeting: nothing was sent before it.
             qmp::Message::Greeting => _ = self.senders.qmp.try_send(qmp::CAPABILITIES.to_vec()),
             qmp::Message::Shutdown { reason } => self.shutdown_reason = Some(reason),
-            qmp::Message::Error(text) => tracing::warn!("QEMU's monitor: {text}"),
+            qmp::Message::Error(text) => tracing::warn!("QEMU's monitor reports an error: {text}"),
             qmp::Message::Other => {}
         }
     }
 
     /// The unit's BAR decodes memory here.
     pub(super) fn unit_placed(&mut self, address: u64) {
-        tracing::debug!("the unit's BAR is at {address:#x}");
+        tracing::debug!("the IOMMU's BAR is at {address:#x}");
         let Some(expected) = self.address else { return };
         if self.plan.until_placed {
             self.decide(Ok(Ended::Placed(address)));
@@ -225,8 +222,8 @@ impl<'a> State<'a> {
             self.fail(
                 Exit::GuestSetup,
                 format!(
-                    "the guest moved the unit's registers from {expected:#x} to {address:#x}, away from its own IOMMU driver: \
-                     its kernel command line needs intremap=off"
+                    "the guest moved the IOMMU's BAR from {expected:#x} to {address:#x}, so its own IOMMU driver cannot find it: \
+                     add intremap=off to the kernel command line"
                 ),
             );
         } else {
@@ -248,14 +245,14 @@ impl<'a> State<'a> {
         Attempt::Ended(self.decision.unwrap_or_else(|| {
             let status = self.status.expect("the loop ends only after QEMU has");
             match (self.shutdown_reason.as_deref(), status) {
-                (_, Err(error)) => Err(Failure::new(Exit::Qemu, format!("QEMU: {error}"))),
+                (_, Err(error)) => Err(Failure::new(Exit::Qemu, format!("cannot wait for QEMU: {error}"))),
                 (Some("guest-shutdown"), Ok(status)) if status.success() => Ok(Ended::PoweredOff),
                 (Some("guest-reset"), Ok(status)) if status.success() => Err(Failure::new(
                     Exit::GuestPanic,
-                    "the guest reset itself without a word (a triple fault, or a reboot)",
+                    "the guest reset itself without a message (a triple fault, or a reboot)",
                 )),
                 (Some(reason), Ok(status)) if status.success() => {
-                    Err(Failure::new(Exit::Qemu, format!("QEMU was stopped from outside ({reason})")))
+                    Err(Failure::new(Exit::Qemu, format!("QEMU was stopped by something else ({reason})")))
                 }
                 (_, Ok(status)) => Err(Failure::new(Exit::Qemu, format!("QEMU {}{}", how(status), last_words(folder)))),
             }

@@ -47,7 +47,10 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<u8> {
     let there = there && suites.iter().any(|s| s.is_guests());
     if !here && !there {
         let place = if args.native { "without a guest" } else { "in the guest" };
-        return Err(Failure::new(Exit::Usage, format!("no case of these suites is measured {place}: choose another")));
+        return Err(Failure::new(
+            Exit::Usage,
+            format!("these suites have no case that is measured {place}: choose another suite"),
+        ));
     }
     // Files that cannot be written are heard of before the work, not after it.
     for path in args.json.iter().chain(Some(&args.html)) {
@@ -57,14 +60,13 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<u8> {
     let mut report = Report::new(Machine::here(seconds), Vec::new(), Vec::new());
     if report.machine.is_busy() {
         let Machine { load, processors, .. } = &report.machine;
-        say!(
-            "the host is busy (load {load} on {processors} processors): polled figures will tell more about that than about the device"
-        );
+        say!("the host is busy (load {load} on {processors} processors): figures of polled cases will be too high");
     }
     let mut show = Show::new();
     if here {
         let time = Duration::from_secs_f64(seconds);
-        report.rows = native::run(&suites, time, &mut show).context("the native part").or_exit(Exit::Backend)?;
+        report.rows =
+            native::run(&suites, time, &mut show).context("the native suites failed").or_exit(Exit::Backend)?;
         show.end();
     }
     let mut ended = Ok(Exit::Success.code());
@@ -96,14 +98,14 @@ fn finish(args: &BenchArgs, report: &Report) -> Outcome<()> {
         report.write(path).or_exit(Exit::Usage)?;
     }
     let write = || std::fs::write(&args.html, html::page(report));
-    write().with_context(|| format!("--html {}", args.html.display())).or_exit(Exit::Usage)?;
-    say!("the report is {}", args.html.canonicalize().unwrap_or_else(|_| args.html.clone()).display());
+    write().with_context(|| format!("cannot write {}", args.html.display())).or_exit(Exit::Usage)?;
+    say!("the report is in {}", args.html.canonicalize().unwrap_or_else(|_| args.html.clone()).display());
     Ok(())
 }
 
 fn writable(path: &Path) -> anyhow::Result<()> {
     let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
-    file.map(drop).with_context(|| format!("cannot write {}: choose another place", path.display()))
+    file.map(drop).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The guest's suites: rows, counters, and the status that its part of the run leads to. What it measured before it failed is kept.
@@ -214,11 +216,11 @@ impl Observer for Watch<'_> {
                 match &word {
                     Word::Progress { text, done, of } => self.show.line(&format!("guest {done}/{of}  {text}")),
                     Word::Text(text) => self.show.line(&format!("guest: {text}")),
-                    Word::Unknown => tracing::warn!("the guest sent {object}"),
+                    Word::Unknown => tracing::warn!("unknown object from the guest: {object}"),
                     Word::Row(_) | Word::Counters(_) | Word::Done => {}
                 }
                 if !self.collected.take(&word) {
-                    tracing::warn!("the guest sends more than can be kept: {object}");
+                    tracing::warn!("the guest sends too much, so this is dropped: {object}");
                 }
             }
             _ => {}
@@ -236,6 +238,6 @@ mod tests {
     fn a_place_that_cannot_be_written_is_named_before_the_work() {
         let error = writable(Path::new("/no/such/folder/a.html")).unwrap_err();
         let text = format!("{error:#}");
-        assert!(text.contains("/no/such/folder/a.html") && text.contains("another place"), "{text}");
+        assert!(text.contains("cannot write /no/such/folder/a.html"), "{text}");
     }
 }

@@ -83,7 +83,7 @@ impl Story {
                 let (name, value, unit) = (name.to_owned(), object["value"].clone(), text("unit"));
                 self.figures.push(Figure { name, value, unit });
             }
-            _ => tracing::warn!("the guest sent {object}"),
+            _ => tracing::warn!("unknown object from the guest: {object}"),
         }
     }
 }

@@ -13,5 +13,5 @@ pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Outcome<
         std::fs::write(path, text)?;
         Ok(())
     };
-    write().with_context(|| format!("--json {}", path.display())).or_exit(Exit::Usage)
+    write().with_context(|| format!("cannot write {}", path.display())).or_exit(Exit::Usage)
 }

@@ -53,7 +53,7 @@ pub(crate) fn dmar(args: &DmarArgs) -> Outcome<u8> {
         UnitAddress::Auto => learn(args)?,
     };
     write_table(&topology, address, &args.output)?;
-    say!("{}: the unit is at {address:#x}", args.output.display());
+    say!("{}: the IOMMU's BAR is at {address:#x}", args.output.display());
     Ok(Exit::Success.code())
 }
 
@@ -70,7 +70,7 @@ fn learn(args: &DmarArgs) -> Outcome<u64> {
     };
     match guest::run(request, &mut Silent)?.conclude(false)? {
         Ended::Placed(address) => Ok(address),
-        other => Err(Failure::new(Exit::Backend, format!("the unit's BAR was never placed ({other:?})"))),
+        other => Err(Failure::new(Exit::Backend, format!("firmware never placed the IOMMU's BAR ({other:?})"))),
     }
 }
 

@@ -18,13 +18,16 @@ use svadev_launcher::{
 pub(crate) fn run(args: &ServeArgs) -> Outcome<u8> {
     let topology = args.machine.topology()?;
     let folder = socket_dir(args.socket_dir.as_deref())?;
-    make_private_folder(&folder).with_context(|| folder.display().to_string()).or_exit(Exit::Setup)?;
+    make_private_folder(&folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))
+        .or_exit(Exit::Setup)?;
     let mut table = TableFile::open(args.dmar.as_deref(), &topology)?;
     block_on(async {
         let options = BackendOptions { socket_dir: folder, timeout_scale: 1 };
-        let mut backend = Backend::start(&topology, &options).context("starting the backend").or_exit(Exit::Backend)?;
+        let mut backend =
+            Backend::start(&topology, &options).context("cannot start the backend").or_exit(Exit::Backend)?;
         for (bdf, path) in backend.sockets() {
-            say!("{bdf} on {}", path.display());
+            say!("{bdf} listens on {}", path.display());
         }
         let mut reports = 0;
         let ended = serve(&mut backend, &mut table, &mut reports).await;
@@ -38,7 +41,7 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome<u8> {
         }
         match reports {
             1.. if ended.is_ok() => {
-                Err(Failure::new(Exit::Audit, format!("the auditor made {reports} reports: see above")))
+                Err(Failure::new(Exit::Audit, format!("the auditor made {reports} reports: see the messages above")))
             }
             _ => ended,
         }
@@ -64,7 +67,7 @@ async fn serve(backend: &mut Backend, table: &mut TableFile<'_>, reports: &mut u
                 say!("audit: {finding}");
             }
             Some(BackendEvent::Fatal(text)) => return Err(Failure::new(Exit::Backend, text)),
-            None => return Err(Failure::new(Exit::Backend, "the backend ended by itself")),
+            None => return Err(Failure::new(Exit::Backend, "the backend ended unexpectedly")),
         }
     }
 }

@@ -13,6 +13,6 @@ pub(crate) fn socket_dir(choice: Option<&Path>) -> Outcome<PathBuf> {
             .or_exit(Exit::Usage);
     }
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = runtime.context("there is no XDG_RUNTIME_DIR: give a folder with --socket-dir").or_exit(Exit::Usage)?;
+    let base = runtime.context("XDG_RUNTIME_DIR is not set: use --socket-dir").or_exit(Exit::Usage)?;
     Ok(base.join("svadev"))
 }

@@ -33,10 +33,10 @@ pub(crate) fn run(args: &TestArgs) -> Outcome<u8> {
     // The suite's own word that something failed must be among what it printed.
     let failed = summary.count(Verdict::Fail);
     if let (Ok(Ended::Exit(status @ 1..)), 0) = (&finished.report.ended, failed) {
-        problems.push(format!("the suite ended with status {status}, and no test failed"));
+        problems.push(format!("the suite ended with status {status}, but no test failed"));
     }
     if finished.report.ended.as_ref().is_ok_and(|ended| !matches!(ended, Ended::Exit(_))) {
-        problems.push("the guest powered off before the suite had ended".into());
+        problems.push("the guest powered off before the suite ended".into());
     }
     let audit_problems = finished.report.audit.problems();
     for problem in audit_problems.iter().map(|line| format!("audit: {line}")).chain(problems.iter().cloned()) {
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &TestArgs) -> Outcome<u8> {
         summary.count(Verdict::Pass),
         summary.count(Verdict::Skip),
         summary.duration().as_secs_f64(),
-        if problems.is_empty() && audit_problems.is_empty() { "" } else { "; see the lines with # above" }
+        if problems.is_empty() && audit_problems.is_empty() { "" } else { "; see the lines that begin with # above" }
     );
     if let Some(path) = &args.json {
         let mut results = with_problems(summary.results, &problems);

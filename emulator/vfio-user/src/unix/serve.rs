@@ -60,9 +60,9 @@ impl Stop {
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
-    #[error("the client closed it")]
+    #[error("the client closed the connection")]
     Closed,
-    #[error("stopped")]
+    #[error("the server was stopped")]
     Stopped,
     #[error(transparent)]
     Protocol(#[from] ProtocolError),

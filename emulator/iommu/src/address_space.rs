@@ -1,4 +1,6 @@
 //! Address spaces: what the tables say about the requests of one PASID, or of one function in legacy mode. Data only.
+use svadev_spec::vtd::tables::Level;
+
 use crate::cache::CacheTag;
 
 /// Where first-stage tables are and how they are used: the fields of a PASID table entry (§9.6).
@@ -6,8 +8,8 @@ use crate::cache::CacheTag;
 pub(crate) struct FirstStage {
     /// FSPTPTR.
     pub(crate) root: u64,
-    /// 4 or 5 (FSPM).
-    pub(crate) levels: u8,
+    /// Level of the topmost table, 4 or 5 (FSPM).
+    pub(crate) top: Level,
     /// SRE.
     pub(crate) supervisor_requests: bool,
     /// ERE.
@@ -25,8 +27,8 @@ pub(crate) struct FirstStage {
 pub(crate) struct SecondStage {
     /// SSPTPTR.
     pub(crate) root: u64,
-    /// 3 to 5 (AW + 2).
-    pub(crate) levels: u8,
+    /// Level of the topmost table, 3 to 5 (AW + 2).
+    pub(crate) top: Level,
     /// SSADE.
     pub(crate) accessed_dirty: bool,
     /// PWSNP.

@@ -1,5 +1,6 @@
 //! What a unit is built to be, and the capability registers that say so.
 use svadev_spec::vtd::registers::{Capability, ExtendedCapability};
+use svadev_spec::vtd::tables::Level;
 
 use crate::layout::{FAULT_RECORD_OFFSET, IOTLB_REGISTER_OFFSET, MAX_FAULT_RECORDS};
 
@@ -85,7 +86,7 @@ impl UnitConfig {
 
     /// The widest guest address in bits (CAP.MGAW + 1).
     pub(crate) fn guest_address_width(&self) -> u8 {
-        if self.levels5 { 57 } else { 48 }
+        if self.levels5 { Level::FIVE.width() } else { Level::FOUR.width() }
     }
 
     /// The capability register (§11.4.2).

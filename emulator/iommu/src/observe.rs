@@ -6,6 +6,7 @@
 use std::fmt;
 
 use svadev_fabric::{Bdf, InvalidateRange, PageGroupResponse, PageRequest, Pasid};
+use svadev_spec::vtd::tables::Level;
 
 use crate::address_space::{AddressSpace, Stages};
 use crate::cache::{CacheTag, PartialWalk};
@@ -67,7 +68,7 @@ pub(crate) enum CacheSlot {
         /// An address that the entry covers.
         iova: u64,
         /// Level of the entry that points to the next table.
-        level: u8,
+        level: Level,
     },
     /// The PASID cache's entry.
     Pasid {

@@ -1,6 +1,7 @@
 //! From an address space and an address to a page (§3.6 to §3.9): through the IOTLB, else by a walk.
 use svadev_memory::GuestMemory;
 use svadev_mutation::mutant;
+use svadev_spec::vtd::tables::Level;
 use svadev_spec::vtd::{FaultReason, INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST, in_interrupt_range};
 
 use crate::address_space::{AddressSpace, FirstStage, Stages};
@@ -123,8 +124,8 @@ impl<M: GuestMemory> Walker<'_, M> {
             Stages::Nested(first, second) => {
                 let structures = StructureAccess { caches: caches.as_deref_mut(), tag };
                 let mut tables = Nested { memory, second, second_tag, limits, structures };
-                let levels = if mutant!(NestedForgetsLevelFive) { 4 } else { first.levels };
-                let first = FirstStage { levels, ..first };
+                let top = if mutant!(NestedForgetsLevelFive) { Level::FOUR } else { first.top };
+                let first = FirstStage { top, ..first };
                 let outer = first.walk(&mut tables, limits, iova, want)?;
                 // First-stage write permission decides whether this may become a write at all.
                 let want = Want { dirty: want.dirty && outer.write(), ..want };

@@ -3,16 +3,13 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use svadev_fabric::{Bdf, InvalidateRange, Iova, Pasid};
+use svadev_spec::vtd::tables::Level;
 
 use crate::cache::CacheTag;
 use crate::observe::{CacheSlot, CachedEntry, Scope};
 
 /// Sizes a page can have.
 pub(super) const SIZES_LOG2: [u8; 3] = [12, 21, 30];
-/// Levels whose entries can point to a table.
-pub(super) const LEVELS: [u8; 4] = [2, 3, 4, 5];
-/// Set in the class of an entry that points to a table; the level is below it.
-pub(super) const TABLE: u8 = 1 << 6;
 /// In place of a PASID, for requests without one.
 pub(super) const NO_PASID: u64 = 1 << 20;
 /// In place of a PASID, for a context entry.
@@ -36,14 +33,43 @@ pub(super) enum Place {
     Function(Bdf),
 }
 
+/// What kind of entry is held, smallest first in the books.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Class {
+    /// A context or PASID entry.
+    Entry,
+    /// A page, by the log2 of its size.
+    Page(u8),
+    /// An entry at this level that points to a table.
+    Table(Level),
+}
+
+impl Class {
+    /// Log2 of the bytes that such an entry is about; 0 where it is about no addresses.
+    pub(super) fn size_log2(self) -> u8 {
+        match self {
+            Self::Entry => 0,
+            Self::Page(size_log2) => size_log2,
+            Self::Table(level) => level.covers_log2(),
+        }
+    }
+
+    /// Its level, if it points to a table.
+    pub(super) fn level(self) -> Option<Level> {
+        match self {
+            Self::Table(level) => Some(level),
+            Self::Entry | Self::Page(_) => None,
+        }
+    }
+}
+
 /// What is held: see the constructors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
     pub(super) place: Place,
     /// [`CacheTag::word`] in the unit, a PASID, [`NO_PASID`] or [`CONTEXT`] elsewhere.
     pub(super) space: u64,
-    /// Log2 of a page's size, or [`TABLE`] and a level.
-    pub(super) class: u8,
+    pub(super) class: Class,
     /// The address in units of that size, or of what an entry of that level covers.
     pub(super) number: u64,
 }
@@ -60,33 +86,32 @@ impl Key {
     }
 
     pub(super) fn page(space: CacheTag, iova: u64, size_log2: u8) -> Self {
-        Self { place: Place::Unit, space: space.word(), class: size_log2, number: iova >> size_log2 }
+        Self { place: Place::Unit, space: space.word(), class: Class::Page(size_log2), number: iova >> size_log2 }
     }
 
-    pub(super) fn table(space: CacheTag, iova: u64, level: u8) -> Self {
-        let number = iova >> (12 + 9 * (level - 1));
-        Self { place: Place::Unit, space: space.word(), class: TABLE | level, number }
+    pub(super) fn table(space: CacheTag, iova: u64, level: Level) -> Self {
+        Self { place: Place::Unit, space: space.word(), class: Class::Table(level), number: level.region(iova) }
     }
 
     pub(super) fn pasid(requester: Bdf, pasid: u32) -> Self {
-        Self { place: Place::Entries(requester), space: pasid.into(), class: 0, number: 0 }
+        Self { place: Place::Entries(requester), space: pasid.into(), class: Class::Entry, number: 0 }
     }
 
     pub(super) fn context(requester: Bdf) -> Self {
-        Self { place: Place::Entries(requester), space: CONTEXT, class: 0, number: 0 }
+        Self { place: Place::Entries(requester), space: CONTEXT, class: Class::Entry, number: 0 }
     }
 
     pub(super) fn given(requester: Bdf, pasid: Option<Pasid>, iova: u64, size_log2: u8) -> Self {
         let space = pasid.map_or(NO_PASID, |pasid| pasid.get().into());
-        Self { place: Place::Function(requester), space, class: size_log2, number: iova >> size_log2 }
+        Self { place: Place::Function(requester), space, class: Class::Page(size_log2), number: iova >> size_log2 }
     }
 
     pub(super) fn first_in(place: Place) -> Self {
-        Self { place, space: 0, class: 0, number: 0 }
+        Self { place, space: 0, class: Class::Entry, number: 0 }
     }
 
     pub(super) fn last_in(place: Place) -> Self {
-        Self { place, space: u64::MAX, class: u8::MAX, number: u64::MAX }
+        Self { place, space: u64::MAX, class: Class::Table(Level::FIVE), number: u64::MAX }
     }
 
     pub(super) fn space(place: Place, space: u64) -> RangeInclusive<Self> {
@@ -99,7 +124,7 @@ impl Key {
 
     /// Log2 of the bytes that it is about.
     pub(super) fn size_log2(&self) -> u8 {
-        if self.class & TABLE != 0 { 12 + 9 * ((self.class & !TABLE) - 1) } else { self.class }
+        self.class.size_log2()
     }
 
     /// The first address that it is about.

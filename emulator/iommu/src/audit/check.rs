@@ -2,13 +2,13 @@
 use svadev_fabric::{Access, AtsError, Bdf, Pasid, Translation, TranslationRequest};
 use svadev_memory::GuestMemory;
 
-use super::books::{Key, NO_PASID, Place, SIZES_LOG2, TABLE};
+use super::books::{Class, Key, NO_PASID, Place, SIZES_LOG2};
 use super::events::{EventKind, Subject};
 use super::live::{Live, context_outdated, pasid_outdated};
 use super::{Auditor, Cached, Finding, FindingKind};
 use crate::address_space::Stages;
 use crate::admission::Admission;
-use crate::cache::{CacheTag, Mapping, PartialWalk, ScanCursor};
+use crate::cache::{CacheTag, Mapping, ScanCursor};
 use crate::observe::CachedEntry;
 
 /// How far the background has come.
@@ -79,7 +79,7 @@ impl Auditor {
 
     /// A piece inside what a key is about, to look at this time.
     fn piece(&self, key: &Key) -> u64 {
-        if key.class & TABLE != 0 || matches!(key.place, Place::Entries(_)) {
+        if key.class.level().is_some() || matches!(key.place, Place::Entries(_)) {
             return 0;
         }
         // An odd factor visits every piece, far apart ones first.
@@ -95,9 +95,8 @@ impl Auditor {
         offset: u64,
     ) -> Live {
         self.checks += 1;
-        let level = if key.class & TABLE != 0 { key.class & !TABLE } else { 0 };
         let space = (key.place == Place::Unit).then(|| CacheTag::from_word(key.space));
-        admission.live(user, space, key.iova() + offset, level)
+        admission.live(user, space, key.iova() + offset, key.class.level())
     }
 
     /// Whether an entry with this value differs from the tables, and what these say.
@@ -170,17 +169,13 @@ impl Auditor {
     /// Goes on through the unit's caches: what lives there and stands in no book should not live.
     fn check_caches<M: GuestMemory>(&mut self, admission: &Admission<'_, M>, budget: usize) {
         let mut found = Vec::new();
-        admission.walker.caches.each_page(&mut self.cursors.pages, budget, |key, mapping: Mapping| {
-            let (leaf, size_log2) = (mapping.leaf(), mapping.leaf().size().log2());
+        admission.walker.caches.each_page(&mut self.cursors.pages, budget, |tag, iova, mapping: Mapping| {
+            let leaf = mapping.leaf();
             let value = CachedEntry::Page { gpa: leaf.address(), read: leaf.read(), write: leaf.write() };
-            found.push((Key::page(key.tag(), key.number() << size_log2, size_log2), value));
+            found.push((Key::page(tag, iova, leaf.size().log2()), value));
         });
-        admission.walker.caches.each_structure(&mut self.cursors.structures, budget, |key, partial: PartialWalk| {
-            let level = key.class();
-            found.push((
-                Key::table(key.tag(), key.number() << (12 + 9 * (level - 1)), level),
-                CachedEntry::Table(partial),
-            ));
+        admission.walker.caches.each_structure(&mut self.cursors.structures, budget, |tag, level, iova, partial| {
+            found.push((Key::table(tag, iova, level), CachedEntry::Table(partial)));
         });
         admission.entries.each(&mut self.cursors.entries, budget, |(source_id, pasid), entry| {
             found.push((Key::pasid(Bdf(source_id), pasid), CachedEntry::Pasid(*entry)))
@@ -292,12 +287,12 @@ impl Auditor {
         let domain_id = (key.place == Place::Unit).then(|| CacheTag::from_word(key.space).domain_id());
         let events = self.history.about(Subject { domain_id, pasid, page, size_log2 });
         let completed = events.iter().rev().find(|event| event.kind == EventKind::Completed).map(|event| event.at_ns);
-        let cache = match (key.place, &old) {
+        let cache = match (key.place, key.class) {
             (Place::Function(_), _) => Cached::DeviceTlb,
-            (_, CachedEntry::Page { .. }) => Cached::Iotlb,
-            (_, CachedEntry::Table(_)) => Cached::PagingStructure(key.class & !TABLE),
-            (_, CachedEntry::Pasid(_)) => Cached::PasidCache,
-            (_, CachedEntry::Context(_)) => Cached::ContextCache,
+            (_, Class::Table(level)) => Cached::PagingStructure(level),
+            (_, Class::Page(_)) => Cached::Iotlb,
+            (_, Class::Entry) if key.is_context() => Cached::ContextCache,
+            (_, Class::Entry) => Cached::PasidCache,
         };
         let age_ns =
             self.history.now_ns() - since_ns.or(completed).unwrap_or(self.history.now_ns()).min(self.history.now_ns());

@@ -2,8 +2,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use svadev_fabric::{Bdf, Pasid};
+use svadev_spec::vtd::tables::Level;
 
 use super::events::HistoryEvent;
 
@@ -40,13 +41,17 @@ pub enum Cached {
     /// The IOTLB.
     Iotlb,
     /// The paging-structure cache of a level.
-    PagingStructure(u8),
+    PagingStructure(#[serde(serialize_with = "number")] Level),
     /// The PASID cache.
     PasidCache,
     /// The context cache.
     ContextCache,
     /// The function's device TLB.
     DeviceTlb,
+}
+
+fn number<S: Serializer>(level: &Level, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u8(level.number())
 }
 
 impl fmt::Display for Cached {
@@ -93,16 +98,16 @@ pub struct Finding {
     pub events: Vec<HistoryEvent>,
 }
 
-fn as_text<S: serde::Serializer>(bdf: &Bdf, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_text<S: Serializer>(bdf: &Bdf, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(bdf)
 }
 
 #[allow(clippy::ref_option, reason = "serde passes references")]
-fn as_number<S: serde::Serializer>(pasid: &Option<Pasid>, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_number<S: Serializer>(pasid: &Option<Pasid>, serializer: S) -> Result<S::Ok, S::Error> {
     pasid.map(Pasid::get).serialize(serializer)
 }
 
-fn as_lines<S: serde::Serializer>(events: &[HistoryEvent], serializer: S) -> Result<S::Ok, S::Error> {
+fn as_lines<S: Serializer>(events: &[HistoryEvent], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(events.iter().map(HistoryEvent::to_string))
 }
 

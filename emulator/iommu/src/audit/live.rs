@@ -2,8 +2,9 @@
 use svadev_fabric::{Bdf, Pasid};
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::FaultReason;
+use svadev_spec::vtd::tables::Level;
 
-use super::books::TABLE;
+use super::books::Class;
 use crate::address_space::{AddressSpace, FirstStage, SecondStage, Stages};
 use crate::admission::Admission;
 use crate::cache::{CacheTag, PartialWalk};
@@ -19,15 +20,15 @@ const LOOK: Want =
 /// Tables whose entries are looked at only.
 struct Untouched<'a, M> {
     memory: &'a M,
-    /// The level whose structure is wanted, and what it is.
-    level: u8,
+    /// The level whose structure is wanted, if one is.
+    level: Option<Level>,
     partial: Option<PartialWalk>,
     /// The last entry that was read, and where.
     last: (u64, u64),
 }
 
 impl<'a, M> Untouched<'a, M> {
-    fn new(memory: &'a M, level: u8) -> Self {
+    fn new(memory: &'a M, level: Option<Level>) -> Self {
         Self { memory, level, partial: None, last: (0, 0) }
     }
 }
@@ -43,8 +44,8 @@ impl<M: GuestMemory> Tables for Untouched<'_, M> {
         Ok(Ok(()))
     }
 
-    fn keep_structure(&mut self, _address: u64, level: u8, partial: PartialWalk) {
-        if level == self.level {
+    fn keep_structure(&mut self, _address: u64, level: Level, partial: PartialWalk) {
+        if Some(level) == self.level {
             self.partial = Some(partial);
         }
     }
@@ -59,7 +60,7 @@ struct UntouchedNested<'a, M> {
 
 impl<M: GuestMemory> Tables for UntouchedNested<'_, M> {
     fn load(&mut self, address: u64, top: bool) -> Result<u64, FaultReason> {
-        let leaf = self.second.walk(&mut Untouched::new(self.inner.memory, 0), self.limits, address, LOOK)?;
+        let leaf = self.second.walk(&mut Untouched::new(self.inner.memory, None), self.limits, address, LOOK)?;
         self.inner.load(leaf.at(address), top)
     }
 
@@ -67,7 +68,7 @@ impl<M: GuestMemory> Tables for UntouchedNested<'_, M> {
         self.inner.exchange(address, old, new)
     }
 
-    fn keep_structure(&mut self, address: u64, level: u8, partial: PartialWalk) {
+    fn keep_structure(&mut self, address: u64, level: Level, partial: PartialWalk) {
         self.inner.keep_structure(address, level, partial);
     }
 }
@@ -108,10 +109,10 @@ impl Live {
     }
 
     /// For people.
-    pub(super) fn text(&self, class: u8) -> String {
+    pub(super) fn text(&self, class: Class) -> String {
         let (at, entry) = self.entry;
         let source = if at == 0 { String::new() } else { format!(" (entry {entry:#018x} at {at:#x})") };
-        let text = if class & TABLE != 0 {
+        let text = if class.level().is_some() {
             self.partial.map(|partial| CachedEntry::Table(partial).to_string())
         } else {
             self.leaf.map(|(gpa, read, write)| CachedEntry::Page { gpa, read, write }.to_string())
@@ -126,7 +127,7 @@ fn snooped(first: FirstStage) -> FirstStage {
 }
 
 impl<M: GuestMemory> Admission<'_, M> {
-    /// What the tables say about `address` for a requester; `level` is that of a structure that is wanted, or 0.
+    /// What the tables say about `address` for a requester; `level` is that of the structure that is wanted, if one is.
     /// `space`: the caches' tag of what is compared, where it has one; tables of another tag are not what it came
     /// from.
     pub(super) fn live(
@@ -134,7 +135,7 @@ impl<M: GuestMemory> Admission<'_, M> {
         (requester, pasid): (Bdf, Option<Pasid>),
         space: Option<CacheTag>,
         address: u64,
-        level: u8,
+        level: Option<Level>,
     ) -> Live {
         let Some(entry) = self.live_address_space(requester, pasid) else { return Live::NOTHING };
         let domain_id = entry.tag.domain_id();
@@ -161,7 +162,7 @@ impl<M: GuestMemory> Admission<'_, M> {
                 let outer = snooped(first).walk(&mut tables, limits, address, LOOK).ok();
                 let leaf = outer.and_then(|outer| {
                     let gpa = outer.at(address);
-                    let (to, read, write) = live_second(memory, second, limits, gpa, 0).leaf?;
+                    let (to, read, write) = live_second(memory, second, limits, gpa, None).leaf?;
                     Some((to, outer.read() && read, outer.write() && write))
                 });
                 Live { leaf, partial: tables.inner.partial, entry: tables.inner.last }
@@ -175,7 +176,13 @@ impl<M: GuestMemory> Admission<'_, M> {
     }
 }
 
-fn live_second<M: GuestMemory>(memory: &M, second: SecondStage, limits: Limits, address: u64, level: u8) -> Live {
+fn live_second<M: GuestMemory>(
+    memory: &M,
+    second: SecondStage,
+    limits: Limits,
+    address: u64,
+    level: Option<Level>,
+) -> Live {
     let mut tables = Untouched::new(memory, level);
     let second = SecondStage { accessed_dirty: false, ..second };
     let leaf = second.walk(&mut tables, limits, address, LOOK).ok();

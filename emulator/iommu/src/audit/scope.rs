@@ -3,8 +3,9 @@
 use std::ops::RangeInclusive;
 
 use svadev_fabric::{Bdf, InvalidateRange, Iova, Pasid};
+use svadev_spec::vtd::tables::Level;
 
-use super::books::{Held, Key, LEVELS, NO_PASID, Place, SIZES_LOG2, TABLE};
+use super::books::{Class, Held, Key, NO_PASID, Place, SIZES_LOG2};
 use crate::observe::{CachedEntry, Scope};
 
 impl Scope {
@@ -58,7 +59,7 @@ impl Scope {
             (Self::Domain(domain_id), Place::Unit) => key.space >> 21 == u64::from(domain_id),
             (Self::Tag(space), Place::Unit) => key.space == space.word(),
             (Self::Pages { tag: space, iova, pages_log2, leaf_only }, Place::Unit) => {
-                if leaf_only && key.class & TABLE != 0 {
+                if leaf_only && key.class.level().is_some() {
                     return false;
                 }
                 let nested = !space.has_pasid() && held.nested && key.space >> 21 == u64::from(space.domain_id());
@@ -101,11 +102,12 @@ fn by_class(place: Place, space: u64, iova: u64, size_log2: u32) -> Vec<RangeInc
     }
     let first = iova >> size_log2 << size_log2;
     let last = first | ((1u64 << size_log2) - 1);
-    let pages = SIZES_LOG2.iter().map(|&size| (size, size));
-    let tables = LEVELS.iter().map(|&level| (TABLE | level, 12 + 9 * (level - 1)));
+    let pages = SIZES_LOG2.into_iter().map(Class::Page);
+    let tables = Level::WITH_TABLES.into_iter().map(Class::Table);
     pages
         .chain(tables)
-        .map(|(class, shift)| {
+        .map(|class| {
+            let shift = class.size_log2();
             let key = |number| Key { place, space, class, number };
             key(first >> shift)..=key(last >> shift)
         })

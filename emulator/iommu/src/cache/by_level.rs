@@ -1,9 +1,6 @@
 //! A direct-mapped table, a part for each level of page tables.
 use super::key::{CacheTag, Key};
 
-/// Levels whose entries can point to a table, lowest first.
-pub(crate) const TABLE_LEVELS: std::ops::RangeInclusive<u8> = 2..=5;
-
 /// Log2 of the places of a level. In the lowest they are enough for 8 GiB of neighbouring 4 KiB pages, in the others for as many processes that
 /// use the same addresses.
 const PLACES_LOG2: u32 = 12;
@@ -97,12 +94,12 @@ mod tests {
         let mut table = ByLevel::new();
         let key = |level, number| Key::new(tag, level, number);
         let regions = 1 << PLACES_LOG2;
-        for level in TABLE_LEVELS {
+        for level in 2..=5 {
             for number in 0..regions {
                 table.insert(spread, key(level, number), u64::from(level) << 32 | number, 1);
             }
         }
-        for level in TABLE_LEVELS {
+        for level in 2..=5 {
             for number in 0..regions {
                 assert_eq!(table.get(spread, key(level, number), 0), Some(u64::from(level) << 32 | number));
                 assert_eq!(table.get(spread, key(level, number), 1), None, "born no later than its floor");

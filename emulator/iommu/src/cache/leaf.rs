@@ -1,4 +1,5 @@
 //! Pages as walks find them.
+use svadev_spec::vtd::tables::Level;
 
 /// A page size, as the level that maps it, less one: 0 is 4 KiB, 1 is 2 MiB, 2 is 1 GiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,9 +12,9 @@ impl PageSize {
 
     /// What an entry at `level`, 1 to 3, maps.
     #[inline]
-    pub(crate) fn at_level(level: u8) -> Self {
-        debug_assert!((1..=3).contains(&level), "entries at level {level} map nothing");
-        Self(level.wrapping_sub(1) & 3)
+    pub(crate) fn at_level(level: Level) -> Self {
+        debug_assert!(level <= Level::THREE, "entries at level {level} map nothing");
+        Self((level.number() - 1) & 3)
     }
 
     /// Log2 of bytes.

@@ -1,9 +1,9 @@
 //! The paging-structure caches (§6.2.5): ways to tables that walks came along.
 use svadev_mutation::mutant;
-use svadev_spec::vtd::tables::FirstStageEntry;
+use svadev_spec::vtd::tables::{FirstStageEntry, Level};
 
 use super::Clock;
-use super::by_level::{ByLevel, Spread, TABLE_LEVELS};
+use super::by_level::{ByLevel, Spread};
 use super::exact::Exact;
 use super::key::{CacheTag, Key};
 use super::leaf::flag;
@@ -106,8 +106,8 @@ impl StructureTag {
     }
 
     #[inline]
-    fn key(&self, level: u8, iova: u64) -> Key {
-        Key::new(self.tag, level, iova >> region_log2(level))
+    fn key(&self, level: Level, iova: u64) -> Key {
+        Key::new(self.tag, level.number(), level.region(iova))
     }
 }
 
@@ -129,30 +129,32 @@ impl Structures {
         }
     }
 
-    /// The lowest table on the way to `iova` that is known, and its level; `levels` is the top one's.
+    /// The lowest table on the way to `iova` that is known, and its level. `top` is the topmost table's.
     #[inline]
-    pub(crate) fn lowest(&self, tag: &StructureTag, iova: u64, levels: u8) -> Option<(u8, PartialWalk)> {
-        let Self::Direct(direct) = self else { return self.lowest_exactly(tag, iova, levels) };
-        let mut table = TABLE_LEVELS.start() - 1;
-        while table < levels {
-            if let Some(packed) = direct.get(tag.spread, tag.key(table + 1, iova), tag.floor) {
+    pub(crate) fn lowest(&self, tag: &StructureTag, iova: u64, top: Level) -> Option<(Level, PartialWalk)> {
+        let Self::Direct(direct) = self else { return self.lowest_exactly(tag, iova, top) };
+        let mut table = Level::ONE;
+        while table < top {
+            // The entry that points to the table is one level higher.
+            let level = table.above();
+            if let Some(packed) = direct.get(tag.spread, tag.key(level, iova), tag.floor) {
                 return Some((table, PartialWalk(packed)));
             }
-            table += 1;
+            table = level;
         }
         None
     }
 
     #[cold]
-    fn lowest_exactly(&self, tag: &StructureTag, iova: u64, levels: u8) -> Option<(u8, PartialWalk)> {
+    fn lowest_exactly(&self, tag: &StructureTag, iova: u64, top: Level) -> Option<(Level, PartialWalk)> {
         let Self::Exact(exact) = self else { return None };
-        let mut known = (*TABLE_LEVELS.start()..=levels).map(|level| (level, exact.get(tag.key(level, iova))));
-        known.find_map(|(level, packed)| Some((level - 1, PartialWalk(packed?))))
+        let levels = Level::WITH_TABLES.into_iter().take_while(|&level| level <= top);
+        levels.into_iter().find_map(|level| Some((level.below()?, PartialWalk(exact.get(tag.key(level, iova))?))))
     }
 
     /// Remembers what the entry at `level` on the way to `iova` leads to.
     #[inline]
-    pub(crate) fn insert(&mut self, tag: &StructureTag, iova: u64, level: u8, partial: PartialWalk) {
+    pub(crate) fn insert(&mut self, tag: &StructureTag, iova: u64, level: Level, partial: PartialWalk) {
         let key = tag.key(level, iova);
         let packed = partial.0 | tag.flags;
         match self {
@@ -161,15 +163,19 @@ impl Structures {
         }
     }
 
-    /// Calls `f` for the living among the next `count` places or entries.
+    /// Calls `f` for the living among the next `count` places or entries: tag, level, an address that the entry
+    /// covers, and what it says.
     pub(crate) fn each_after(
         &self,
         floors: &TagFloors,
         cursor: &mut ScanCursor,
         count: usize,
-        mut f: impl FnMut(Key, PartialWalk),
+        mut f: impl FnMut(CacheTag, Level, u64, PartialWalk),
     ) {
-        let mut f = |key, packed| f(key, PartialWalk(packed & !NESTED));
+        let mut f = |key: Key, packed| {
+            let level = Level::new(key.class()).expect("the class of a structure's key is its level");
+            f(key.tag(), level, key.number() << level.covers_log2(), PartialWalk(packed & !NESTED));
+        };
         match self {
             Self::Direct(direct) => direct.each_after(&mut cursor.set, count, |key, packed, born| {
                 if floors.lets_live(key.tag_word(), born) {
@@ -183,8 +189,9 @@ impl Structures {
     /// Drops the ways of `tag` to addresses from `first` to `last`. The caller bounds the number of pages between
     /// them unless the store is exact.
     pub(crate) fn drop_range(&mut self, tag: CacheTag, first: u64, last: u64) {
-        for level in TABLE_LEVELS {
-            let (first, last) = (first >> region_log2(level), last >> region_log2(level));
+        for level in Level::WITH_TABLES {
+            let (first, last) = (level.region(first), level.region(last));
+            let level = level.number();
             match self {
                 Self::Direct(direct) => {
                     for number in first..=last {
@@ -208,10 +215,4 @@ impl Structures {
             exact.clear();
         }
     }
-}
-
-/// Log2 of the bytes that an entry at `level` covers.
-#[inline]
-fn region_log2(level: u8) -> u32 {
-    3 + 9 * u32::from(level)
 }

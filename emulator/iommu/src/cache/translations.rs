@@ -1,5 +1,6 @@
 //! The IOTLB (§6.2.4), and what invalidations of it mean for the paging-structure caches.
 use svadev_mutation::mutant;
+use svadev_spec::vtd::tables::Level;
 
 use super::Clock;
 use super::key::{CacheTag, Key};
@@ -96,26 +97,35 @@ impl TranslationCaches {
         StructureTag::new(tag, &self.floors, nested, clock)
     }
 
-    /// The lowest table on the way to `iova` that is known, and its level; `levels` is the top one's.
+    /// The lowest table on the way to `iova` that is known, and its level. `top` is the topmost table's.
     #[inline]
-    pub(crate) fn lowest_structure(&self, tag: &StructureTag, iova: u64, levels: u8) -> Option<(u8, PartialWalk)> {
-        self.structures.lowest(tag, iova, levels)
+    pub(crate) fn lowest_structure(&self, tag: &StructureTag, iova: u64, top: Level) -> Option<(Level, PartialWalk)> {
+        self.structures.lowest(tag, iova, top)
     }
 
     /// Remembers what the entry at `level` on the way to `iova` leads to. It must be present, and accessed must be set in it (§6.2.5).
     /// No invalidation came since the tag was made.
     #[inline]
-    pub(crate) fn keep_structure(&mut self, tag: &StructureTag, iova: u64, level: u8, partial: PartialWalk) {
+    pub(crate) fn keep_structure(&mut self, tag: &StructureTag, iova: u64, level: Level, partial: PartialWalk) {
         self.structures.insert(tag, iova, level, partial);
     }
 
-    /// Calls `f` for mappings among the next `count` places.
-    pub(crate) fn each_page(&self, cursor: &mut ScanCursor, count: usize, mut f: impl FnMut(Key, Mapping)) {
-        self.pages.each_after(&self.floors, cursor, count, |key, packed| f(key, Mapping(packed)));
+    /// Calls `f` for mappings among the next `count` places: tag, first address, and what the entry says.
+    pub(crate) fn each_page(&self, cursor: &mut ScanCursor, count: usize, mut f: impl FnMut(CacheTag, u64, Mapping)) {
+        self.pages.each_after(&self.floors, cursor, count, |key, packed| {
+            let mapping = Mapping(packed);
+            f(key.tag(), key.number() << mapping.leaf().size().log2(), mapping);
+        });
     }
 
-    /// Calls `f` for paging-structure cache entries among the next `count` places; a key's class is the level.
-    pub(crate) fn each_structure(&self, cursor: &mut ScanCursor, count: usize, f: impl FnMut(Key, PartialWalk)) {
+    /// Calls `f` for paging-structure cache entries among the next `count` places: tag, level, an address that the
+    /// entry covers, and what it says.
+    pub(crate) fn each_structure(
+        &self,
+        cursor: &mut ScanCursor,
+        count: usize,
+        f: impl FnMut(CacheTag, Level, u64, PartialWalk),
+    ) {
         self.structures.each_after(&self.floors, cursor, count, f);
     }
 

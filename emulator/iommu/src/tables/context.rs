@@ -123,7 +123,7 @@ impl<M: GuestMemory> TableReader<'_, M> {
             legacy_translation_type::UNTRANSLATED | legacy_translation_type::DEVICE_TLB => {
                 Stages::Second(SecondStage {
                     root: low.frame() << 12,
-                    levels: self.second_stage_levels(high.address_width()).ok_or(invalid)?,
+                    top: self.second_stage_top(high.address_width()).ok_or(invalid)?,
                     accessed_dirty: false,
                     page_walk_snoop: true,
                 })

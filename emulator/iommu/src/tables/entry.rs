@@ -2,6 +2,7 @@
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::registers::RootTableAddress;
+use svadev_spec::vtd::tables::Level;
 
 use crate::config::{Limits, UnitConfig};
 use crate::request::Fault;
@@ -21,10 +22,11 @@ impl<M: GuestMemory> TableReader<'_, M> {
         self.memory.load_u64(GuestAddress(at)).map_err(|_| fault(reason, fpd))
     }
 
-    /// AW is the number of the bit of CAP.SAGAW that must be set, and two less than the levels (§9.3, §9.6).
-    pub(crate) fn second_stage_levels(&self, address_width: u8) -> Option<u8> {
+    /// The topmost level of second-stage tables with this AW. AW is the number of the bit of CAP.SAGAW that must be
+    /// set, and two less than the levels (§9.3, §9.6).
+    pub(crate) fn second_stage_top(&self, address_width: u8) -> Option<Level> {
         let supported = self.config.capability().second_stage_widths() >> address_width & 1 != 0;
-        supported.then_some(address_width + 2)
+        Level::new(address_width + 2).filter(|_| supported)
     }
 }
 

@@ -2,7 +2,7 @@
 use svadev_memory::GuestMemory;
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::tables::{
-    PASID_DIRECTORY_ENTRY_SIZE, PASID_TABLE_BITS, PASID_TABLE_ENTRY_SIZE, PasidDirectoryEntry, PasidTable0,
+    Level, PASID_DIRECTORY_ENTRY_SIZE, PASID_TABLE_BITS, PASID_TABLE_ENTRY_SIZE, PasidDirectoryEntry, PasidTable0,
     PasidTable1, PasidTable2, translation_type,
 };
 
@@ -72,14 +72,14 @@ impl<M: GuestMemory> TableReader<'_, M> {
         if self.limits.frame_too_wide(qw2.first_stage_frame()) {
             return Err(FaultReason::PasidTableReserved);
         }
-        let levels = match qw2.first_stage_paging_mode() {
-            0 => 4,
-            1 if self.config.levels5 => 5,
+        let top = match qw2.first_stage_paging_mode() {
+            0 => Level::FOUR,
+            1 if self.config.levels5 => Level::FIVE,
             _ => return Err(FaultReason::PasidTableInvalid),
         };
         Ok(FirstStage {
             root: qw2.first_stage_frame() << 12,
-            levels,
+            top,
             supervisor_requests: qw2.supervisor_request_enable(),
             execute_requests: qw2.execute_request_enable(),
             write_protect: qw2.write_protect_enable(),
@@ -94,7 +94,7 @@ impl<M: GuestMemory> TableReader<'_, M> {
         }
         Ok(SecondStage {
             root: qw0.second_stage_frame() << 12,
-            levels: self.second_stage_levels(qw0.address_width()).ok_or(FaultReason::PasidTableInvalid)?,
+            top: self.second_stage_top(qw0.address_width()).ok_or(FaultReason::PasidTableInvalid)?,
             accessed_dirty: qw0.second_stage_accessed_dirty(),
             page_walk_snoop: qw1.page_walk_snoop(),
         })

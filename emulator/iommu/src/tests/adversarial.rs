@@ -1,5 +1,6 @@
 //! [`Caching::Adversarial`]: nothing goes that no invalidation names, and no entry makes room before a cache is full.
 use svadev_fabric::{Access, Pasid};
+use svadev_spec::vtd::tables::Level;
 
 use super::world::{
     DEVICE, DOMAIN, Mode, PASID, RAM, SS_R, SS_W, STATUS, USER_PAGE, World, pasid_cache, pasid_iotlb_page,
@@ -26,9 +27,9 @@ fn a_cache_is_filled_to_the_last_entry() {
     // Strides that would meet in few sets of a set-associative cache.
     for stride in [0x1000u64, 0x10_0000, 0x4000_0000] {
         let mut world = adversarial();
-        let root = world.bind_first_stage(4);
+        let root = world.bind_first_stage(Level::FOUR);
         for i in 0..=ENTRIES {
-            world.map(root, 4, i * stride, 0x5000 | USER_PAGE, 12);
+            world.map(root, Level::FOUR, i * stride, 0x5000 | USER_PAGE, 12);
         }
         for round in 0..2 {
             for i in 0..ENTRIES {
@@ -54,8 +55,8 @@ fn a_cache_is_filled_to_the_last_entry() {
 #[test]
 fn other_tags_take_nothing_along() {
     let mut world = adversarial();
-    let root = world.bind_first_stage(4);
-    let leaf = world.map(root, 4, 0x7000, 0x5000 | USER_PAGE, 12);
+    let root = world.bind_first_stage(Level::FOUR);
+    let leaf = world.map(root, Level::FOUR, 0x7000, 0x5000 | USER_PAGE, 12);
     world.translate_ok(0x7000, Access::READ);
     world.store(leaf, 0x6000 | USER_PAGE);
     // More tags than floors: in a table of floors some would share ours.
@@ -77,11 +78,11 @@ fn other_tags_take_nothing_along() {
 fn wide_ranges_take_their_pages_only() {
     for (order, count) in [(7u64, 128u64), (9, 512), (18, 1 << 18)] {
         let mut world = adversarial();
-        let root = world.bind_first_stage(4);
+        let root = world.bind_first_stage(Level::FOUR);
         let end = count << 12;
         // First and last page inside, first page after: each with its old and its new place.
         let pages = [(0, true), (end - 0x1000, true), (end, false)];
-        let leaves = pages.map(|(iova, _)| world.map(root, 4, iova, 0x5000 | USER_PAGE, 12));
+        let leaves = pages.map(|(iova, _)| world.map(root, Level::FOUR, iova, 0x5000 | USER_PAGE, 12));
         for (iova, _) in pages {
             world.translate_ok(iova, Access::READ);
         }
@@ -100,12 +101,12 @@ fn wide_ranges_take_their_pages_only() {
 fn pages_of_a_domain_take_no_first_stage_mapping_along() {
     let mut world = adversarial();
     let (root, nested_root, second_root) = (world.page(), world.page(), world.page());
-    world.bind(DEVICE, 5, 3, Mode::First { root, levels: 4 });
+    world.bind(DEVICE, 5, 3, Mode::First { root, top: Level::FOUR });
     world.bind(DEVICE, 6, 3, Mode::Nested { root: nested_root, second_root });
     for page in (0..RAM).step_by(0x20_0000) {
-        world.map(second_root, 4, page, page | SS_R | SS_W, 21);
+        world.map(second_root, Level::FOUR, page, page | SS_R | SS_W, 21);
     }
-    let leaves = [root, nested_root].map(|root| world.map(root, 4, 0x7000, 0x5000 | USER_PAGE, 12));
+    let leaves = [root, nested_root].map(|root| world.map(root, Level::FOUR, 0x7000, 0x5000 | USER_PAGE, 12));
     let nested = Some(Pasid::from_low_bits(6));
     world.translate_ok(0x7000, Access::READ);
     assert_eq!(world.translate(nested, 0x7000, Access::READ).unwrap().gpa.0, 0x5000);
@@ -120,8 +121,8 @@ fn pages_of_a_domain_take_no_first_stage_mapping_along() {
 #[test]
 fn accessed_dirty_and_rights_stay_as_they_were() {
     let mut world = adversarial();
-    let root = world.bind_first_stage(4);
-    let leaf = world.map(root, 4, 0x7000, 0x5000 | USER_PAGE, 12);
+    let root = world.bind_first_stage(Level::FOUR);
+    let leaf = world.map(root, Level::FOUR, 0x7000, 0x5000 | USER_PAGE, 12);
     world.translate_ok(0x7000, Access::READ_WRITE);
     // Software takes dirty, accessed and the right to write away, and does not invalidate.
     let taken = 0x5000 | USER_PAGE & !2;
@@ -138,8 +139,8 @@ fn accessed_dirty_and_rights_stay_as_they_were() {
 fn resets_and_new_root_tables_leave_nothing() {
     for caching in [Caching::Strict, Caching::Adversarial] {
         let mut world = World::with(UnitConfig { caching, ..UnitConfig::default() });
-        let root = world.bind_first_stage(4);
-        let leaf = world.map(root, 4, 0x7000, 0x5000 | USER_PAGE, 12);
+        let root = world.bind_first_stage(Level::FOUR);
+        let leaf = world.map(root, Level::FOUR, 0x7000, 0x5000 | USER_PAGE, 12);
         world.translate_ok(0x7000, Access::READ);
         world.store(leaf, 0x6000 | USER_PAGE);
         // A new root table pointer drops everything, too (CAP.ESRTPS, §6.6).
@@ -156,8 +157,8 @@ fn resets_and_new_root_tables_leave_nothing() {
 fn a_teardown_as_linux_does_it_leaves_nothing() {
     for caching in [Caching::Strict, Caching::Adversarial] {
         let mut world = World::with(UnitConfig { caching, ..UnitConfig::default() });
-        let root = world.bind_first_stage(5);
-        world.map(root, 5, 0x7000, 0x5000 | USER_PAGE, 12);
+        let root = world.bind_first_stage(Level::FIVE);
+        world.map(root, Level::FIVE, 0x7000, 0x5000 | USER_PAGE, 12);
         world.translate_ok(0x7000, Access::READ_WRITE);
         // intel_pasid_tear_down_entry(): P off, PASID cache, PASID-based IOTLB, device TLB, wait.
         let entry = world.pasid_entry(DEVICE, 5);
@@ -166,8 +167,8 @@ fn a_teardown_as_linux_does_it_leaves_nothing() {
         assert!(world.access(Some(PASID), 0x7000, Access::READ).is_err());
         // The same PASID and domain for another process.
         let other = world.page();
-        world.map(other, 5, 0x8000, 0x6000 | USER_PAGE, 12);
-        world.bind(DEVICE, 5, DOMAIN, Mode::First { root: other, levels: 5 });
+        world.map(other, Level::FIVE, 0x8000, 0x6000 | USER_PAGE, 12);
+        world.bind(DEVICE, 5, DOMAIN, Mode::First { root: other, top: Level::FIVE });
         assert!(!world.translate(Some(PASID), 0x7000, Access::READ).unwrap().is_present(), "{caching:?}");
         assert_eq!(world.translate_ok(0x8000, Access::READ).0, 0x6000);
     }
@@ -176,7 +177,7 @@ fn a_teardown_as_linux_does_it_leaves_nothing() {
 #[test]
 fn a_drain_finds_the_page_requests_before_it_in_the_queue() {
     let mut world = adversarial();
-    world.bind_first_stage(4);
+    world.bind_first_stage(Level::FOUR);
     for i in 0..3 {
         world.page_request(0x7000 + (i << 12), Access::READ, 1, i == 2);
     }

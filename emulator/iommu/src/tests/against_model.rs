@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use svadev_fabric::{Access, AtsError, Iova, Pasid, TranslationRequest};
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::fault::TranslationResponse;
+use svadev_spec::vtd::tables::Level;
 
 use super::model::{Asked, Model, Page};
 use super::world::{DEVICE, DOMAIN, FIRST_FREE, Mode, PS, RAM, ROOT, World, pasid_iotlb_page};
@@ -29,8 +30,8 @@ const PAGES: [(u64, u8); 8] = [
 struct Plan {
     /// PGTT.
     kind: u64,
-    levels: u8,
-    second_levels: u8,
+    top: Level,
+    second_top: Level,
     /// SRE, ERE, WPE and EAFE; PWSNP; SSADE.
     flags: [bool; 6],
     narrow: bool,
@@ -46,6 +47,11 @@ enum Change {
     Set(u64),
     /// Address bits that lead to a table.
     PointTo(prop::sample::Index),
+}
+
+/// From the level with this number up.
+fn level(lowest: u8) -> impl Strategy<Value = Level> {
+    (lowest..=5).prop_map(|number| Level::new(number).unwrap())
 }
 
 fn change() -> impl Strategy<Value = Change> {
@@ -72,17 +78,17 @@ fn leaf_bits() -> impl Strategy<Value = u64> {
 fn plan() -> impl Strategy<Value = Plan> {
     (
         prop_oneof![3 => Just(1u64), 3 => Just(2u64), 4 => Just(3u64), 1 => Just(4u64)],
-        4u8..=5,
-        3u8..=5,
+        level(4),
+        level(3),
         prop::array::uniform6(prop::bool::weighted(0.7)),
         (any::<bool>(), any::<bool>()),
         prop::array::uniform8(leaf_bits()),
         prop::collection::vec((any::<prop::sample::Index>(), change()), 0..5),
     )
-        .prop_map(|(kind, levels, second_levels, flags, (narrow, pages_1gib), leaves, damage)| Plan {
+        .prop_map(|(kind, top, second_top, flags, (narrow, pages_1gib), leaves, damage)| Plan {
             kind,
-            levels,
-            second_levels,
+            top,
+            second_top,
             flags,
             narrow,
             pages_1gib,
@@ -124,17 +130,17 @@ impl Plan {
         let mut world = World::with(self.config(caching));
         let (root, second_root) = (world.page(), world.page());
         let mode = match self.kind {
-            1 => Mode::First { root, levels: self.levels },
-            2 => Mode::Second { root: second_root, levels: self.second_levels },
+            1 => Mode::First { root, top: self.top },
+            2 => Mode::Second { root: second_root, top: self.second_top },
             3 => Mode::Nested { root, second_root },
             _ => Mode::PassThrough,
         };
         let entry = world.bind(DEVICE, PASID, DOMAIN, mode);
         world.bind(DEVICE, 0, DOMAIN, mode);
-        let second_levels = if self.kind == 3 { 4 } else { self.second_levels };
-        let levels = self.levels;
+        let second_top = if self.kind == 3 { Level::FOUR } else { self.second_top };
+        let top = self.top;
         // FSPM; `bind` has set it for a first stage alone.
-        let five = u64::from(self.kind == 3 && levels == 5);
+        let five = u64::from(self.kind == 3 && top == Level::FIVE);
         let [sre, ere, wpe, eafe, snoop, marks] = self.flags.map(u64::from);
         for entry in [entry, world.pasid_entry(DEVICE, 0)] {
             world.store(entry, world.load(entry) | marks << 9);
@@ -142,24 +148,24 @@ impl Plan {
             world.store(entry + 16, world.load(entry + 16) | sre | ere << 1 | five << 2 | wpe << 4 | eafe << 7);
         }
         for (i, (&(iova, size_log2), &bits)) in PAGES.iter().zip(&self.leaves).enumerate() {
-            let iova = if levels == 4 { iova & 0xffff_ffff_ffff } else { iova };
+            let iova = if top == Level::FOUR { iova & 0xffff_ffff_ffff } else { iova };
             let frame = (i as u64 + 1) << size_log2;
             if self.kind != 2 {
-                world.map(root, levels, iova, frame | bits & !PS, size_log2);
-            } else if iova >> (12 + 9 * second_levels) == 0 {
-                world.map(second_root, second_levels, iova, frame | bits & !PS, size_log2);
+                world.map(root, top, iova, frame | bits & !PS, size_log2);
+            } else if iova >> second_top.width() == 0 {
+                world.map(second_root, second_top, iova, frame | bits & !PS, size_log2);
             }
         }
         if self.kind == 3 {
             // Memory to itself: tables in small pages, the rest in large ones, some of it read-only.
             for page in (0..0x20_0000).step_by(0x1000) {
-                world.map(second_root, 4, FIRST_FREE + page, (FIRST_FREE + page) | 3, 12);
+                world.map(second_root, Level::FOUR, FIRST_FREE + page, (FIRST_FREE + page) | 3, 12);
             }
             for page in (0..0x4000_0000u64).step_by(0x20_0000).filter(|&p| p != FIRST_FREE) {
-                world.map(second_root, 4, page, page | if page < 0x40_0000 { 3 } else { 1 }, 21);
+                world.map(second_root, Level::FOUR, page, page | if page < 0x40_0000 { 3 } else { 1 }, 21);
             }
             for page in 1..8 {
-                world.map(second_root, 4, page << 30, page << 30 | 3, if self.pages_1gib { 30 } else { 21 });
+                world.map(second_root, Level::FOUR, page << 30, page << 30 | 3, if self.pages_1gib { 30 } else { 21 });
             }
         }
         let words = words(&world);
@@ -405,20 +411,20 @@ impl History {
 
 /// An address as far as the tables look at it.
 fn in_tables(iova: u64, plan: &Plan) -> u64 {
-    let width = 12 + 9 * if plan.kind == 1 { plan.levels } else { plan.second_levels };
+    let width = if plan.kind == 1 { plan.top } else { plan.second_top }.width();
     let low = iova & ((1 << width) - 1);
     if plan.kind == 1 && iova >> (width - 1) & 1 == 1 { low | u64::MAX << width } else { low }
 }
 
 /// The entries on the way to `iova`, as the tables are now.
 fn way(world: &World, plan: &Plan, iova: u64) -> Vec<u64> {
-    let (mut table, levels) = match plan.kind {
-        1 => (FIRST_FREE, plan.levels),
-        _ => (FIRST_FREE + 0x1000, plan.second_levels),
+    let (mut table, top) = match plan.kind {
+        1 => (FIRST_FREE, plan.top),
+        _ => (FIRST_FREE + 0x1000, plan.second_top),
     };
     let mut way = Vec::new();
-    for level in (1..=levels).rev() {
-        way.push(table + 8 * (iova >> (12 + 9 * (level - 1)) & 511));
+    for level in std::iter::successors(Some(top), |level| level.below()) {
+        way.push(table + level.entry_offset(iova));
         let entry = world.load(way[way.len() - 1]);
         if entry == 0 || entry & PS != 0 {
             break;

@@ -2,6 +2,7 @@
 use svadev_fabric::{Access, Bdf, Iova};
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::registers::offset;
+use svadev_spec::vtd::tables::Level;
 
 use super::world::{
     DEVICE, DOMAIN, Mode, OTHER, PASID, RAM, RW, SS_R, SS_W, USER_PAGE, World, pasid_cache, pasid_device_tlb,
@@ -27,8 +28,8 @@ fn watched(caching: Caching) -> World {
 /// As above, with a first-stage PASID and one page in it; where the page's entry is.
 fn audited(caching: Caching) -> (World, u64) {
     let mut world = watched(caching);
-    let root = world.bind_first_stage(4);
-    let leaf = world.map(root, 4, PAGE, OLD | USER_PAGE, 12);
+    let root = world.bind_first_stage(Level::FOUR);
+    let leaf = world.map(root, Level::FOUR, PAGE, OLD | USER_PAGE, 12);
     (world, leaf)
 }
 
@@ -156,9 +157,9 @@ fn what_software_need_not_invalidate_is_no_finding() {
         assert!(world.audit(0, 60).is_empty(), "{entry:#x}");
     }
     // A page that becomes present was never held.
-    let root = world.bind_first_stage(4);
+    let root = world.bind_first_stage(Level::FOUR);
     assert!(!world.translate(Some(PASID), 0x9000, Access::READ).unwrap().is_present());
-    world.map(root, 4, 0x9000, NEW | USER_PAGE, 12);
+    world.map(root, Level::FOUR, 0x9000, NEW | USER_PAGE, 12);
     assert!(world.audit(60, 150).is_empty());
 }
 
@@ -213,7 +214,7 @@ fn tables_and_pasid_entries_are_compared_too() {
     let findings = world.audit(0, 102);
     let caches: Vec<_> = findings.iter().map(|finding| finding.cache).collect();
     assert!(caches.contains(&Cached::PasidCache), "{findings:#?}");
-    assert!(caches.contains(&Cached::PagingStructure(4)), "{findings:#?}");
+    assert!(caches.contains(&Cached::PagingStructure(Level::FOUR)), "{findings:#?}");
     assert!(findings.iter().all(|finding| finding.kind == FindingKind::MissingInvalidation));
 
     let (mut world, _) = audited(Caching::Adversarial);
@@ -232,8 +233,8 @@ fn tables_and_pasid_entries_are_compared_too() {
 fn leaves_only_leaves_the_tables() {
     let (mut world, _) = audited(Caching::Adversarial);
     world.translate_ok(PAGE, Access::READ);
-    let root = world.bind_first_stage(4);
-    world.map(root, 4, PAGE, NEW | USER_PAGE, 12);
+    let root = world.bind_first_stage(Level::FOUR);
+    world.map(root, Level::FOUR, PAGE, NEW | USER_PAGE, 12);
     // Other tables throughout, but software says that only leaves have changed.
     world.submit_and_wait(&[pasid_cache(DOMAIN, 5), pasid_iotlb_page(DOMAIN, 5, PAGE, 1 << 6)]);
     world.submit_and_wait(&[pasid_device_tlb(DEVICE, 5, PAGE, 0)]);
@@ -249,20 +250,20 @@ fn second_stage_and_nested_translations_are_compared() {
         let (root, second_root) = (world.page(), world.page());
         let mut leaf = 0;
         for page in (0..RAM).step_by(0x20_0000) {
-            world.map(second_root, 4, page, page | SS_R | SS_W, 21);
+            world.map(second_root, Level::FOUR, page, page | SS_R | SS_W, 21);
         }
         if nested {
             world.bind(DEVICE, 5, DOMAIN, Mode::Nested { root, second_root });
-            leaf = world.map(root, 4, PAGE, OLD | USER_PAGE, 12);
+            leaf = world.map(root, Level::FOUR, PAGE, OLD | USER_PAGE, 12);
         } else {
-            world.bind(DEVICE, 5, DOMAIN, Mode::Second { root: second_root, levels: 4 });
+            world.bind(DEVICE, 5, DOMAIN, Mode::Second { root: second_root, top: Level::FOUR });
         }
         world.translate_ok(PAGE, Access::READ_WRITE);
         assert!(world.audit(0, 300).is_empty(), "nested {nested}");
         if nested {
             world.store(leaf, NEW | USER_PAGE);
         } else {
-            world.map(second_root, 4, 0, 0x40_0000 | SS_R | SS_W, 21);
+            world.map(second_root, Level::FOUR, 0, 0x40_0000 | SS_R | SS_W, 21);
         }
         let findings = world.audit(300, 402);
         assert_eq!(only(&findings).kind, FindingKind::MissingInvalidation);
@@ -272,8 +273,8 @@ fn second_stage_and_nested_translations_are_compared() {
 #[test]
 fn every_piece_of_a_large_page_is_looked_at() {
     let (mut world, _) = audited(Caching::Strict);
-    let root = world.bind_first_stage(4);
-    let large = world.map(root, 4, 0x4000_0000, 0x20_0000 | USER_PAGE, 21);
+    let root = world.bind_first_stage(Level::FOUR);
+    let large = world.map(root, Level::FOUR, 0x4000_0000, 0x20_0000 | USER_PAGE, 21);
     world.translate_ok(0x4000_0000, Access::READ);
     assert!(world.audit(0, 20).is_empty());
     // Split: all pieces as before but one.
@@ -368,9 +369,9 @@ fn a_domain_shared_by_functions_is_compared_for_each() {
 #[test]
 fn a_flood_is_bounded() {
     let (mut world, _) = audited(Caching::Adversarial);
-    let root = world.bind_first_stage(4);
+    let root = world.bind_first_stage(Level::FOUR);
     for page in 0..500 {
-        world.map(root, 4, page << 12, OLD | USER_PAGE, 12);
+        world.map(root, Level::FOUR, page << 12, OLD | USER_PAGE, 12);
         world.translate_ok(page << 12, Access::READ);
     }
     let table = world.pasid_entry(DEVICE, 5);

@@ -1,5 +1,6 @@
 use svadev_fabric::Access;
 use svadev_spec::vtd::registers::{FaultStatus, offset};
+use svadev_spec::vtd::tables::Level;
 
 use super::world::{DEVICE, PASID, World};
 use crate::{FAULT_RECORD_OFFSET, FaultReason, UnitConfig};
@@ -14,7 +15,7 @@ fn fault(world: &mut World, iova: u64, access: Access) {
 #[test]
 fn a_record_tells_who_what_and_where() {
     let mut world = World::new();
-    world.bind_first_stage(4);
+    world.bind_first_stage(Level::FOUR);
     fault(&mut world, 0x7fff_1234, Access::WRITE);
     let (low, high) = world.take_fault_record().unwrap();
     assert_eq!(low.fault_info(), 0x7fff1);
@@ -39,7 +40,7 @@ fn a_record_tells_who_what_and_where() {
 #[test]
 fn records_fill_up_overflow_and_start_over() {
     let mut world = World::with(UnitConfig { fault_records: 4, ..UnitConfig::default() });
-    world.bind_first_stage(4);
+    world.bind_first_stage(Level::FOUR);
     for i in 0..6 {
         fault(&mut world, i << 12, Access::READ);
     }
@@ -66,7 +67,7 @@ fn records_fill_up_overflow_and_start_over() {
 #[test]
 fn the_first_pending_record_is_told_around_the_end() {
     let mut world = World::with(UnitConfig { fault_records: 2, ..UnitConfig::default() });
-    world.bind_first_stage(4);
+    world.bind_first_stage(Level::FOUR);
     for i in 0..5 {
         fault(&mut world, i << 12, Access::READ);
         let status = FaultStatus::from(world.read32(offset::FSTS));
@@ -78,7 +79,7 @@ fn the_first_pending_record_is_told_around_the_end() {
 #[test]
 fn a_masked_event_is_held_back_and_sent_on_unmasking() {
     let mut world = World::new();
-    world.bind_first_stage(4);
+    world.bind_first_stage(Level::FOUR);
     world.write32(offset::FECTL, MASKED);
     fault(&mut world, 0, Access::READ);
     assert_eq!(world.ports.take_interrupts(), [0; 0]);
@@ -99,7 +100,7 @@ fn a_masked_event_is_held_back_and_sent_on_unmasking() {
 #[test]
 fn records_are_read_only_but_for_f() {
     let mut world = World::new();
-    world.bind_first_stage(4);
+    world.bind_first_stage(Level::FOUR);
     fault(&mut world, 0x5000, Access::READ);
     let before = world.read64(FAULT_RECORD_OFFSET + 8);
     world.write64(FAULT_RECORD_OFFSET, u64::MAX);
@@ -114,7 +115,7 @@ fn records_are_read_only_but_for_f() {
 #[test]
 fn a_pending_fault_event_is_repeated_until_software_has_seen_the_fault() {
     let mut world = World::new();
-    world.bind_first_stage(4);
+    world.bind_first_stage(Level::FOUR);
     fault(&mut world, 0x1000, Access::READ);
     world.ports.take_interrupts();
     world.unit.repeat_interrupts(&world.ports);

@@ -3,6 +3,7 @@ use svadev_fabric::{
 };
 use svadev_spec::vtd::invalidation::QueueError;
 use svadev_spec::vtd::registers::{FaultStatus, InvalidationQueueError, offset};
+use svadev_spec::vtd::tables::Level;
 
 use super::world::{
     DEVICE, DOMAIN, Mode, OTHER, PASID, RAM, SS_R, SS_W, STATUS, USER_PAGE, World, pasid_cache, pasid_device_tlb,
@@ -13,8 +14,8 @@ use crate::{Caching, UnitConfig};
 /// A cached first-stage page at 0x7000, and where its leaf is.
 fn cached() -> (World, u64) {
     let mut world = World::new();
-    let root = world.bind_first_stage(4);
-    let leaf = world.map(root, 4, 0x7000, 0x5000 | USER_PAGE, 12);
+    let root = world.bind_first_stage(Level::FOUR);
+    let leaf = world.map(root, Level::FOUR, 0x7000, 0x5000 | USER_PAGE, 12);
     assert_eq!(world.translate_ok(0x7000, Access::READ_WRITE), (0x5000, 12));
     world.store(leaf, 0x6000 | USER_PAGE);
     (world, leaf)
@@ -62,13 +63,13 @@ fn translations_stay_until_they_are_invalidated() {
 #[test]
 fn without_caching_nothing_is_stale() {
     let mut world = World::with(UnitConfig { caching: Caching::None, ..UnitConfig::default() });
-    let root = world.bind_first_stage(4);
-    let leaf = world.map(root, 4, 0x7000, 0x5000 | USER_PAGE, 12);
+    let root = world.bind_first_stage(Level::FOUR);
+    let leaf = world.map(root, Level::FOUR, 0x7000, 0x5000 | USER_PAGE, 12);
     world.translate_ok(0x7000, Access::READ);
     world.store(leaf, 0x6000 | USER_PAGE);
     assert_eq!(world.translate_ok(0x7000, Access::READ).0, 0x6000);
     let other_root = world.page();
-    world.bind(DEVICE, 5, DOMAIN, Mode::First { root: other_root, levels: 4 });
+    world.bind(DEVICE, 5, DOMAIN, Mode::First { root: other_root, top: Level::FOUR });
     assert!(world.access(Some(PASID), 0x7000, Access::READ).is_err());
 }
 
@@ -76,8 +77,8 @@ fn without_caching_nothing_is_stale() {
 fn large_pages_go_with_any_page_inside() {
     for (size_log2, inside) in [(21, 0x1f_f000u64), (30, 0x3fff_f000)] {
         let mut world = World::new();
-        let root = world.bind_first_stage(4);
-        let leaf = world.map(root, 4, 0, 0x4000_0000 | USER_PAGE, size_log2);
+        let root = world.bind_first_stage(Level::FOUR);
+        let leaf = world.map(root, Level::FOUR, 0, 0x4000_0000 | USER_PAGE, size_log2);
         world.translate_ok(0, Access::READ);
         world.store(leaf, 0x8000_0000 | USER_PAGE | 1 << 7);
         world.submit_and_wait(&[pasid_iotlb_page(DOMAIN, 5, 1 << size_log2, 0)]);
@@ -91,8 +92,8 @@ fn large_pages_go_with_any_page_inside() {
 fn second_stage_and_nested_mappings_go_by_domain_pages() {
     let mut world = World::new();
     let root = world.page();
-    world.bind(DEVICE, 5, 2, Mode::Second { root, levels: 4 });
-    let leaf = world.map(root, 4, 0x7000, 0x5000 | SS_R | SS_W, 12);
+    world.bind(DEVICE, 5, 2, Mode::Second { root, top: Level::FOUR });
+    let leaf = world.map(root, Level::FOUR, 0x7000, 0x5000 | SS_R | SS_W, 12);
     world.translate_ok(0x7000, Access::READ_WRITE);
     world.store(leaf, 0x6000 | SS_R | SS_W);
     world.submit_and_wait(&[[2 | 3 << 4 | 2 << 16, 0x8000]]);
@@ -103,10 +104,10 @@ fn second_stage_and_nested_mappings_go_by_domain_pages() {
     let (first, second_root) = (world.page(), world.page());
     world.bind(DEVICE, 9, 4, Mode::Nested { root: first, second_root });
     for page in (0..RAM).step_by(0x20_0000) {
-        world.map(second_root, 4, page, page | SS_R | SS_W, 21);
+        world.map(second_root, Level::FOUR, page, page | SS_R | SS_W, 21);
     }
-    let inner = world.map(second_root, 4, 0x80_0000_0000, 0x5000 | SS_R | SS_W, 12);
-    world.map(first, 4, 0x7000, 0x80_0000_0000 | USER_PAGE, 12);
+    let inner = world.map(second_root, Level::FOUR, 0x80_0000_0000, 0x5000 | SS_R | SS_W, 12);
+    world.map(first, Level::FOUR, 0x7000, 0x80_0000_0000 | USER_PAGE, 12);
     let pasid = Pasid::new(9).unwrap();
     assert_eq!(world.translate(Some(pasid), 0x7000, Access::READ).unwrap().gpa.0, 0x5000);
     world.store(inner, 0x6000 | SS_R | SS_W);
@@ -443,10 +444,10 @@ fn many_pasids_and_pages_have_room_beside_each_other() {
         let mut world = World::new();
         let root = world.page();
         for page in 0..pages {
-            world.map(root, 4, page << 12, page << 12 | USER_PAGE, 12);
+            world.map(root, Level::FOUR, page << 12, page << 12 | USER_PAGE, 12);
         }
         for pasid in 0..pasids {
-            world.bind(DEVICE, u32::try_from(pasid).unwrap(), DOMAIN, Mode::First { root, levels: 4 });
+            world.bind(DEVICE, u32::try_from(pasid).unwrap(), DOMAIN, Mode::First { root, top: Level::FOUR });
         }
         for round in 0..2 {
             let before = world.unit.counters().iotlb_misses;

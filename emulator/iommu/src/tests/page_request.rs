@@ -7,6 +7,7 @@ use svadev_fabric::{
 };
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
 use svadev_spec::vtd::registers::offset;
+use svadev_spec::vtd::tables::Level;
 
 use super::world::{DEVICE, PASID, PRQ, RAM, USER_PAGE, World};
 use crate::FaultReason;
@@ -16,7 +17,7 @@ const PRO: u32 = 2;
 
 fn world() -> World {
     let mut world = World::new();
-    world.bind_first_stage(4);
+    world.bind_first_stage(Level::FOUR);
     world
 }
 
@@ -169,8 +170,8 @@ fn blocked_page_requests_are_recorded_and_fail() {
 #[test]
 fn a_page_request_makes_the_unit_look_again() {
     let mut world = World::new();
-    let root = world.bind_first_stage(4);
-    let leaf = world.map(root, 4, 0x7000, 0x5000 | (USER_PAGE & !2), 12);
+    let root = world.bind_first_stage(Level::FOUR);
+    let leaf = world.map(root, Level::FOUR, 0x7000, 0x5000 | (USER_PAGE & !2), 12);
     assert!(!world.translate(Some(PASID), 0x7000, Access::WRITE).unwrap().access.write);
     // Software may give a right without an invalidation, and count on the page request that follows the refusal.
     world.store(leaf, 0x5000 | USER_PAGE);

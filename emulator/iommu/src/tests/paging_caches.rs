@@ -1,6 +1,7 @@
 //! Paging-structure caches (§6.2.5): seen by what a walk finds after software changed an entry that points to a table.
 use svadev_fabric::{Access, Pasid};
 use svadev_spec::vtd::registers::offset;
+use svadev_spec::vtd::tables::Level;
 
 use super::world::{
     DEVICE, DOMAIN, Mode, PASID, RAM, SS_R, SS_W, USER_PAGE, World, pasid_cache, pasid_iotlb_page, wait_descriptor,
@@ -29,9 +30,9 @@ fn redirect(world: &mut World, at: u64, bits: u64, to: u64) {
 /// 0x7000 was translated, so that the way to it is cached; then the way changed. 0x9000, never translated, tells which way is taken.
 fn changed(mode: Caching) -> World {
     let mut world = caching(mode);
-    let root = world.bind_first_stage(4);
-    world.map(root, 4, 0x7000, 0x4000 | USER_PAGE, 12);
-    let leaf = world.map(root, 4, 0x9000, OLD | USER_PAGE, 12);
+    let root = world.bind_first_stage(Level::FOUR);
+    world.map(root, Level::FOUR, 0x7000, 0x4000 | USER_PAGE, 12);
+    let leaf = world.map(root, Level::FOUR, 0x9000, OLD | USER_PAGE, 12);
     world.translate_ok(0x7000, Access::READ);
     let level2 = level2_entry(&world, root, leaf);
     redirect(&mut world, level2, USER_PAGE, NEW);
@@ -88,12 +89,12 @@ fn the_way_to_a_page_stays_until_it_is_invalidated() {
 fn every_level_is_kept_and_the_lowest_is_used() {
     for mode in CACHING {
         let mut world = caching(mode);
-        let root = world.bind_first_stage(5);
+        let root = world.bind_first_stage(Level::FIVE);
         // One address that shares the first `n` levels with 0x7000 each.
         let others = [0x9000u64, 0x20_0000, 1 << 30, 1 << 39];
-        world.map(root, 5, 0x7000, 0x4000 | USER_PAGE, 12);
+        world.map(root, Level::FIVE, 0x7000, 0x4000 | USER_PAGE, 12);
         for other in others {
-            world.map(root, 5, other, OLD | USER_PAGE, 12);
+            world.map(root, Level::FIVE, other, OLD | USER_PAGE, 12);
         }
         world.translate_ok(0x7000, Access::READ);
         // Nobody who starts at the root finds anything any more.
@@ -109,9 +110,9 @@ fn every_level_is_kept_and_the_lowest_is_used() {
 fn rights_above_a_kept_entry_count() {
     for mode in CACHING {
         let mut world = caching(mode);
-        let root = world.bind_first_stage(4);
-        let first = world.map(root, 4, 0x7000, 0x4000 | USER_PAGE, 12);
-        world.map(root, 4, 0x8000, 0x4000 | USER_PAGE, 12);
+        let root = world.bind_first_stage(Level::FOUR);
+        let first = world.map(root, Level::FOUR, 0x7000, 0x4000 | USER_PAGE, 12);
+        world.map(root, Level::FOUR, 0x8000, 0x4000 | USER_PAGE, 12);
         let level2 = level2_entry(&world, root, first);
         world.store(level2, world.load(level2) & !2);
         for iova in [0x7000, 0x8000] {
@@ -124,9 +125,9 @@ fn rights_above_a_kept_entry_count() {
 fn more_rights_above_are_found_at_once_or_after_the_page_request() {
     for (mode, at_once) in [(Caching::Strict, true), (Caching::Adversarial, false)] {
         let mut world = caching(mode);
-        let root = world.bind_first_stage(4);
-        let first = world.map(root, 4, 0x7000, 0x4000 | USER_PAGE, 12);
-        world.map(root, 4, 0x8000, 0x4000 | USER_PAGE, 12);
+        let root = world.bind_first_stage(Level::FOUR);
+        let first = world.map(root, Level::FOUR, 0x7000, 0x4000 | USER_PAGE, 12);
+        world.map(root, Level::FOUR, 0x8000, 0x4000 | USER_PAGE, 12);
         let level2 = level2_entry(&world, root, first);
         world.store(level2, world.load(level2) & !2);
         assert!(world.access(Some(PASID), 0x7000, Access::READ).is_ok());
@@ -142,9 +143,9 @@ fn more_rights_above_are_found_at_once_or_after_the_page_request() {
 fn what_is_not_present_is_no_way() {
     for mode in CACHING {
         let mut world = caching(mode);
-        let root = world.bind_first_stage(4);
+        let root = world.bind_first_stage(Level::FOUR);
         assert!(!world.translate(Some(PASID), 0x7000, Access::READ).unwrap().is_present());
-        world.map(root, 4, 0x7000, OLD | USER_PAGE, 12);
+        world.map(root, Level::FOUR, 0x7000, OLD | USER_PAGE, 12);
         assert_eq!(world.translate_ok(0x7000, Access::READ).0, OLD, "{mode:?}");
     }
 }
@@ -164,9 +165,9 @@ fn second_stage_ways_belong_to_the_domain() {
             let mut world = caching(mode);
             let root = world.page();
             let bits = SS_R | SS_W;
-            world.bind(DEVICE, 5, 2, Mode::Second { root, levels: 4 });
-            world.bind(DEVICE, 6, 2, Mode::Second { root, levels: 4 });
-            world.map(root, 4, 0x7000, 0x4000 | bits, 12);
+            world.bind(DEVICE, 5, 2, Mode::Second { root, top: Level::FOUR });
+            world.bind(DEVICE, 6, 2, Mode::Second { root, top: Level::FOUR });
+            world.map(root, Level::FOUR, 0x7000, 0x4000 | bits, 12);
             let mut table = root;
             for _ in 0..2 {
                 table = world.load(table) & !0xfff;
@@ -195,10 +196,10 @@ fn nested_ways_go_with_pages_of_the_domain() {
             let (root, second_root) = (world.page(), world.page());
             world.bind(DEVICE, 5, 3, Mode::Nested { root, second_root });
             for page in (0..RAM).step_by(0x20_0000) {
-                world.map(second_root, 4, page, page | SS_R | SS_W, 21);
+                world.map(second_root, Level::FOUR, page, page | SS_R | SS_W, 21);
             }
-            world.map(root, 4, 0x7000, 0x4000 | USER_PAGE, 12);
-            let leaf = world.map(root, 4, 0x9000, OLD | USER_PAGE, 12);
+            world.map(root, Level::FOUR, 0x7000, 0x4000 | USER_PAGE, 12);
+            let leaf = world.map(root, Level::FOUR, 0x9000, OLD | USER_PAGE, 12);
             world.translate_ok(0x7000, Access::READ);
             let level2 = level2_entry(&world, root, leaf);
             redirect(&mut world, level2, USER_PAGE, NEW);
@@ -213,9 +214,9 @@ fn the_invalidation_address_register_has_the_hint_too() {
     for (hint, to) in [(IH, OLD), (0, NEW)] {
         let mut world = caching(Caching::Strict);
         let (root, bits) = (world.page(), SS_R | SS_W);
-        world.bind(DEVICE, 5, 2, Mode::Second { root, levels: 3 });
-        world.map(root, 3, 0x7000, 0x4000 | bits, 12);
-        world.map(root, 3, 0x9000, OLD | bits, 12);
+        world.bind(DEVICE, 5, 2, Mode::Second { root, top: Level::THREE });
+        world.map(root, Level::THREE, 0x7000, 0x4000 | bits, 12);
+        world.map(root, Level::THREE, 0x9000, OLD | bits, 12);
         world.translate_ok(0x7000, Access::READ);
         let level2 = world.load(root) & !0xfff;
         redirect(&mut world, level2, bits, NEW);

@@ -2,6 +2,7 @@
 use std::collections::HashMap;
 
 use svadev_spec::vtd::FaultReason;
+use svadev_spec::vtd::tables::Level;
 
 use crate::UnitConfig;
 use crate::address_space::FirstStage;
@@ -36,7 +37,7 @@ const WANT: Want =
 
 const STAGE: FirstStage = FirstStage {
     root: 0x1000,
-    levels: 4,
+    top: Level::FOUR,
     supervisor_requests: false,
     execute_requests: false,
     write_protect: false,

@@ -1,5 +1,6 @@
 use svadev_fabric::{Access, AtsError, Gpa, PageRequestOutcome, Pasid};
 use svadev_spec::vtd::registers::offset;
+use svadev_spec::vtd::tables::Level;
 
 use super::world::{DEVICE, DOMAIN, Mode, OTHER, PASID, RAM, ROOT, USER_PAGE, World, pasid_cache};
 use crate::{Blocked, FaultReason, UnitConfig};
@@ -7,8 +8,8 @@ use crate::{Blocked, FaultReason, UnitConfig};
 /// A world with one first-stage page at 0x7000.
 fn world() -> World {
     let mut world = World::new();
-    let root = world.bind_first_stage(5);
-    world.map(root, 5, 0x7000, 0x9_9000 | USER_PAGE, 12);
+    let root = world.bind_first_stage(Level::FIVE);
+    world.map(root, Level::FIVE, 0x7000, 0x9_9000 | USER_PAGE, 12);
     world
 }
 
@@ -34,8 +35,8 @@ fn devices_16_and_up_use_the_upper_half_of_the_root_entry() {
 fn requests_without_pasid_use_rid_pasid() {
     let mut world = World::new();
     let root = world.page();
-    world.bind(DEVICE, 0, 2, Mode::Second { root, levels: 4 });
-    world.map(root, 4, 0x3000, 0x8_8003, 12);
+    world.bind(DEVICE, 0, 2, Mode::Second { root, top: Level::FOUR });
+    world.map(root, Level::FOUR, 0x3000, 0x8_8003, 12);
     assert_eq!(world.access(None, 0x3000, Access::WRITE).unwrap().gpa, Gpa(0x8_8000));
     let context = world.context_entry(DEVICE);
     world.store(context + 8, 9);
@@ -68,10 +69,10 @@ fn what_is_not_present_is_not_remembered() {
     assert_eq!(world.blocked(0x7000, Access::READ), FaultReason::RootNotPresent);
     let entry = world.pasid_entry(DEVICE, PASID.get());
     assert_eq!(world.blocked(0x7000, Access::READ), FaultReason::PasidTableNotPresent);
-    let root = world.bind_first_stage(4);
+    let root = world.bind_first_stage(Level::FOUR);
     assert_ne!(world.load(entry) & 1, 0);
     assert_eq!(world.blocked(0x7000, Access::READ), FaultReason::FirstStageNotPresent);
-    world.map(root, 4, 0x7000, 0x5000 | USER_PAGE, 12);
+    world.map(root, Level::FOUR, 0x7000, 0x5000 | USER_PAGE, 12);
     assert_eq!(world.translate_ok(0x7000, Access::READ), (0x5000, 12));
 }
 
@@ -189,8 +190,8 @@ fn what_one_kind_of_request_left_in_the_caches_does_not_serve_another() {
     // PASIDE clear: a request without PASID fills the entry of RID_PASID, which a request with that PASID must not use.
     let mut world = World::new();
     let root = world.page();
-    world.bind(DEVICE, 0, DOMAIN, Mode::First { root, levels: 4 });
-    world.map(root, 4, 0x7000, 0x5000 | USER_PAGE, 12);
+    world.bind(DEVICE, 0, DOMAIN, Mode::First { root, top: Level::FOUR });
+    world.map(root, Level::FOUR, 0x7000, 0x5000 | USER_PAGE, 12);
     let at = world.context_entry(DEVICE);
     world.store(at, world.load(at) & !(1 << 3));
     for _ in 0..2 {
@@ -213,7 +214,7 @@ fn privileged_and_execute_requests_do_not_use_what_user_requests_left() {
 #[test]
 fn pasids_beyond_the_directory_or_the_unit_are_refused() {
     let mut world = World::with(UnitConfig { max_pasid_bits: 14, ..UnitConfig::default() });
-    world.bind_first_stage(4);
+    world.bind_first_stage(Level::FOUR);
     let large = Pasid::new(1 << 14).unwrap();
     assert_eq!(world.access(Some(large), 0, Access::READ).unwrap_err(), Blocked::Fault(FaultReason::PasidTooLarge));
     let at = world.context_entry(DEVICE);
@@ -303,7 +304,7 @@ fn legacy_mode_walks_legacy_tables() {
     world.store(at, tables | 1);
     assert_eq!(fault(&mut world, Access::READ), Blocked::Fault(FaultReason::LegacyNoRead));
     assert_eq!(fault(&mut world, Access::WRITE), Blocked::Fault(FaultReason::LegacyNoWrite));
-    world.map(tables, 4, 0x3000, 0x8_8000 | 1, 12);
+    world.map(tables, Level::FOUR, 0x3000, 0x8_8000 | 1, 12);
     assert_eq!(world.access(None, 0x3000, Access::READ).unwrap().gpa, Gpa(0x8_8000));
     assert_eq!(fault(&mut world, Access::WRITE), Blocked::Fault(FaultReason::LegacyNoWrite));
     assert_eq!(

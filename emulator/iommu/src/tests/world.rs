@@ -11,7 +11,8 @@ use svadev_memory::{GuestAddress, GuestMemory, Ram};
 use svadev_spec::vtd::fault::{FaultRecordHigh, FaultRecordLow};
 use svadev_spec::vtd::registers::{FaultStatus, offset};
 use svadev_spec::vtd::tables::{
-    ContextHigh, ContextLow, PasidDirectoryEntry, PasidTable0, PasidTable1, PasidTable2, RootEntry, translation_type,
+    ContextHigh, ContextLow, Level, PasidDirectoryEntry, PasidTable0, PasidTable1, PasidTable2, RootEntry,
+    translation_type,
 };
 
 use crate::{Blocked, FAULT_RECORD_OFFSET, FaultReason, Unit, UnitConfig};
@@ -78,8 +79,8 @@ impl Ports {
 /// Which stages a PASID of the world has.
 #[derive(Clone, Copy)]
 pub(super) enum Mode {
-    First { root: u64, levels: u8 },
-    Second { root: u64, levels: u8 },
+    First { root: u64, top: Level },
+    Second { root: u64, top: Level },
     Nested { root: u64, second_root: u64 },
     PassThrough,
 }
@@ -219,13 +220,13 @@ impl World {
         let qw1 = PasidTable1::new().with_domain_id(domain_id).with_page_walk_snoop(true);
         let mut qw2 = PasidTable2::new();
         let qw0 = match mode {
-            Mode::First { root, levels } => {
-                qw2 = qw2.with_first_stage_paging_mode(levels - 4).with_first_stage_frame(root >> 12);
+            Mode::First { root, top } => {
+                qw2 = qw2.with_first_stage_paging_mode(top.number() - 4).with_first_stage_frame(root >> 12);
                 qw0.with_translation_type(translation_type::FIRST_STAGE)
             }
-            Mode::Second { root, levels } => qw0
+            Mode::Second { root, top } => qw0
                 .with_translation_type(translation_type::SECOND_STAGE)
-                .with_address_width(levels - 2)
+                .with_address_width(top.number() - 2)
                 .with_second_stage_frame(root >> 12),
             Mode::Nested { root, second_root } => {
                 qw2 = qw2.with_first_stage_frame(root >> 12);
@@ -240,22 +241,20 @@ impl World {
     }
 
     /// A first-stage PASID with empty tables; returns the root.
-    pub(super) fn bind_first_stage(&mut self, levels: u8) -> u64 {
+    pub(super) fn bind_first_stage(&mut self, top: Level) -> u64 {
         let root = self.page();
-        self.bind(DEVICE, PASID.get(), DOMAIN, Mode::First { root, levels });
+        self.bind(DEVICE, PASID.get(), DOMAIN, Mode::First { root, top });
         root
     }
 
     /// Maps a page of `1 << size_log2` bytes; returns where the leaf entry is. Tables on the way are open to everything.
-    pub(super) fn map(&mut self, root: u64, levels: u8, iova: u64, leaf: u64, size_log2: u8) -> u64 {
-        let mut table = root;
-        let mut shift = 12 + 9 * (levels - 1);
-        while shift > size_log2 {
-            let at = table + 8 * (iova >> shift & 511);
-            table = self.table(at, USER_PAGE);
-            shift -= 9;
+    pub(super) fn map(&mut self, root: u64, top: Level, iova: u64, leaf: u64, size_log2: u8) -> u64 {
+        let (mut table, mut level) = (root, top);
+        while level.covers_log2() > size_log2 {
+            table = self.table(table + level.entry_offset(iova), USER_PAGE);
+            level = level.below().unwrap();
         }
-        let at = table + 8 * (iova >> shift & 511);
+        let at = table + level.entry_offset(iova);
         self.store(at, leaf | if size_log2 > 12 { PS } else { 0 });
         at
     }

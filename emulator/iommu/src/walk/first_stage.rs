@@ -1,18 +1,18 @@
 //! First-stage translation (§3.6).
 use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
-use svadev_spec::vtd::tables::FirstStageEntry;
+use svadev_spec::vtd::tables::{FirstStageEntry, Level};
 
 use crate::address_space::FirstStage;
 use crate::cache::{Leaf, PageSize, PartialWalk, Rights};
 use crate::config::Limits;
 
-use super::{Lost, Start, Tables, Want, entry_offset, from_the_lowest};
+use super::{Lost, Start, Tables, Want, from_the_lowest, large_page_reserved};
 
 impl FirstStage {
     /// Whether bits 63 to 47 (or 56) are all the same (SGN.1).
     fn is_canonical(&self, address: u64) -> bool {
-        let unused = 64 - (12 + 9 * u32::from(self.levels));
+        let unused = 64 - self.top.width();
         ((address << unused).cast_signed() >> unused).cast_unsigned() == address
     }
 
@@ -33,7 +33,7 @@ impl FirstStage {
         if !self.is_canonical(address) && !mutant!(CanonicalUnchecked) {
             return Err(FaultReason::NotCanonical);
         }
-        let top = (self.levels, PartialWalk::top(self.root));
+        let top = (self.top, PartialWalk::top(self.root));
         let walk = |tables: &mut _, start| self.walk_once(tables, limits, address, want, start);
         from_the_lowest(tables, address, top, walk).unwrap_or(Err(FaultReason::FirstStageUpdateFailed))
     }
@@ -48,8 +48,8 @@ impl FirstStage {
         (mut level, mut path): Start,
     ) -> Result<Result<Leaf, Lost>, FaultReason> {
         loop {
-            let at = path.table() | entry_offset(address, level);
-            let raw = tables.load(at, level == self.levels)?;
+            let at = path.table() | level.entry_offset(address);
+            let raw = tables.load(at, level == self.top)?;
             let entry = FirstStageEntry::from(raw);
             if !entry.present() {
                 return Err(FaultReason::FirstStageNotPresent);
@@ -58,13 +58,15 @@ impl FirstStage {
                 return Err(FaultReason::FirstStageReserved);
             }
             path = path.through(entry);
-            if level > 1 && !(entry.page_size() && level <= 3) {
+            if let Some(below) = level.below()
+                && !(entry.page_size() && level <= Level::THREE)
+            {
                 if let Err(Lost) = self.mark(tables, at, raw, false)? {
                     return Ok(Err(Lost));
                 }
                 let forgetful = mutant!(PagingCachesForgetRights);
                 tables.keep_structure(address, level, if forgetful { PartialWalk::top(path.table()) } else { path });
-                level -= 1;
+                level = below;
                 continue;
             }
             // Rights are those of all levels together (§3.6.1). Without WPE a supervisor may write to read-only pages.
@@ -110,16 +112,9 @@ impl FirstStage {
     }
 }
 
-/// Reserved: address bits from the host address width to 51, PS above level 3 or without the page size, and the address bits
-/// inside a large page, but for bit 12, PAT (§9.7).
+/// Reserved: address bits from the host address width to 51, PS where there are no large pages, and the address bits
+/// inside a large page but for bit 12, PAT (§9.7).
 #[inline]
-fn has_reserved_bits(entry: FirstStageEntry, level: u8, limits: Limits) -> bool {
-    limits.frame_too_wide(entry.frame())
-        || entry.page_size()
-            && match level {
-                1 => false,
-                2 => entry.frame() & 0x1fe != 0,
-                3 => !limits.pages_1gib || entry.frame() & 0x3_fffe != 0,
-                _ => true,
-            }
+fn has_reserved_bits(entry: FirstStageEntry, level: Level, limits: Limits) -> bool {
+    limits.frame_too_wide(entry.frame()) || entry.page_size() && large_page_reserved(entry.frame() & !1, level, limits)
 }

@@ -11,6 +11,7 @@ pub(crate) use second_stage::in_legacy_mode;
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
+use svadev_spec::vtd::tables::Level;
 
 use crate::address_space::SecondStage;
 use crate::cache::{Leaf, PartialWalk, StructureTag, TranslationCaches};
@@ -50,12 +51,12 @@ pub(crate) trait Tables {
     fn exchange(&mut self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason>;
 
     /// The lowest table on the way to `address` that is known without a load, and its level (§6.2.5).
-    fn lowest_structure(&self, _address: u64, _levels: u8) -> Option<(u8, PartialWalk)> {
+    fn lowest_structure(&self, _address: u64, _top: Level) -> Option<(Level, PartialWalk)> {
         None
     }
 
     /// Keeps what a walk to `address` knows after the entry at `level`: the next table, and the rights so far.
-    fn keep_structure(&mut self, _address: u64, _level: u8, _shortcut: PartialWalk) {}
+    fn keep_structure(&mut self, _address: u64, _level: Level, _shortcut: PartialWalk) {}
 
     /// Whether a fault of a walk that began at a cached entry is looked for again from the root before it is reported.
     fn doubts_structures(&self) -> bool {
@@ -79,12 +80,12 @@ pub(crate) struct StructureAccess<'a, 'b> {
 
 impl StructureAccess<'_, '_> {
     #[inline]
-    fn get(&self, address: u64, levels: u8) -> Option<(u8, PartialWalk)> {
-        self.caches.as_ref()?.caches.lowest_structure(&self.tag, address, levels)
+    fn get(&self, address: u64, top: Level) -> Option<(Level, PartialWalk)> {
+        self.caches.as_ref()?.caches.lowest_structure(&self.tag, address, top)
     }
 
     #[inline]
-    fn keep(&mut self, address: u64, level: u8, partial: PartialWalk) {
+    fn keep(&mut self, address: u64, level: Level, partial: PartialWalk) {
         if let Some(WalkCaches { caches, observer, .. }) = &mut self.caches {
             caches.keep_structure(&self.tag, address, level, partial);
             if let Some(observer) = observer {
@@ -103,12 +104,12 @@ impl StructureAccess<'_, '_> {
 macro_rules! by_structures {
     () => {
         #[inline]
-        fn lowest_structure(&self, address: u64, levels: u8) -> Option<(u8, PartialWalk)> {
-            self.structures.get(address, levels)
+        fn lowest_structure(&self, address: u64, top: Level) -> Option<(Level, PartialWalk)> {
+            self.structures.get(address, top)
         }
 
         #[inline]
-        fn keep_structure(&mut self, address: u64, level: u8, partial: PartialWalk) {
+        fn keep_structure(&mut self, address: u64, level: Level, partial: PartialWalk) {
             self.structures.keep(address, level, partial);
         }
 
@@ -217,7 +218,7 @@ impl<M: GuestMemory> Tables for Nested<'_, '_, M> {
 }
 
 /// Where a walk is to begin: a level, and what led to the table there.
-type Start = (u8, PartialWalk);
+type Start = (Level, PartialWalk);
 
 /// Walks from the deepest cached table first. If that walk loses a race for an A or D bit, or finds a fault that
 /// cached entries may have caused, walks again from the root, a bounded number of times. `None`: every attempt lost
@@ -243,8 +244,11 @@ fn from_the_lowest<T: Tables>(
     None
 }
 
-/// Nine bits of `address` choose an entry at `level` (1 is the lowest): the entry's offset in its table.
+/// Whether an entry with PS at `level` has a reserved bit: PS itself where there are no large pages, or a bit of
+/// `frame` inside the page.
 #[inline]
-fn entry_offset(address: u64, level: u8) -> u64 {
-    address >> (9 * u32::from(level)) & 0xff8
+fn large_page_reserved(frame: u64, level: Level, limits: Limits) -> bool {
+    let inside = (1 << (level.covers_log2() - 12)) - 1;
+    // At level 1 the bit is not PS: it is PAT, or ignored.
+    level > Level::ONE && (!level.has_large_pages(limits.pages_1gib) || frame & inside != 0)
 }

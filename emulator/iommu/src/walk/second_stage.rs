@@ -1,13 +1,13 @@
 //! Second-stage translation (§3.7).
 use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
-use svadev_spec::vtd::tables::SecondStageEntry;
+use svadev_spec::vtd::tables::{Level, SecondStageEntry};
 
 use crate::address_space::SecondStage;
 use crate::cache::{Leaf, PageSize, PartialWalk, Rights};
 use crate::config::Limits;
 
-use super::{Lost, Start, Tables, Want, entry_offset, from_the_lowest};
+use super::{Lost, Start, Tables, Want, from_the_lowest, large_page_reserved};
 
 impl SecondStage {
     /// Walks the tables for `address`. `want.execute` and `want.privileged` have no meaning here.
@@ -18,11 +18,11 @@ impl SecondStage {
         address: u64,
         want: Want,
     ) -> Result<Leaf, FaultReason> {
-        let width = (12 + 9 * self.levels).min(limits.guest_address_width);
+        let width = self.top.width().min(limits.guest_address_width);
         if address >> width != 0 {
             return Err(FaultReason::AddressTooWide);
         }
-        let top = (self.levels, PartialWalk::top(self.root));
+        let top = (self.top, PartialWalk::top(self.root));
         let walk = |tables: &mut _, start| self.walk_once(tables, limits, address, want, start);
         from_the_lowest(tables, address, top, walk).unwrap_or(Err(FaultReason::SecondStageUpdateFailed))
     }
@@ -38,8 +38,8 @@ impl SecondStage {
     ) -> Result<Result<Leaf, Lost>, FaultReason> {
         let (mut table, mut read, mut write) = (start.table(), start.read(), start.write());
         loop {
-            let at = table + entry_offset(address, level);
-            let raw = tables.load(at, level == self.levels)?;
+            let at = table + level.entry_offset(address);
+            let raw = tables.load(at, level == self.top)?;
             let entry = SecondStageEntry::from(raw);
             if !entry.read() && !entry.write() {
                 return Err(FaultReason::SecondStageNotPresent);
@@ -49,13 +49,15 @@ impl SecondStage {
             }
             read &= entry.read();
             write &= entry.write();
-            if level > 1 && !(entry.page_size() && level <= 3) {
+            if let Some(below) = level.below()
+                && !(entry.page_size() && level <= Level::THREE)
+            {
                 if let Err(Lost) = self.mark(tables, at, raw, false)? {
                     return Ok(Err(Lost));
                 }
                 table = entry.frame() << 12;
                 tables.keep_structure(address, level, PartialWalk::second_stage(table, write, read));
-                level -= 1;
+                level = below;
                 continue;
             }
             if want.write && !write {
@@ -95,18 +97,11 @@ impl SecondStage {
     }
 }
 
-/// Reserved: address bits from the host address width to 51, PS above level 3 or without the page size, and the address bits
+/// Reserved: address bits from the host address width to 51, PS where there are no large pages, and the address bits
 /// inside a large page (§9.8).
 #[inline]
-fn has_reserved_bits(entry: SecondStageEntry, level: u8, limits: Limits) -> bool {
-    limits.frame_too_wide(entry.frame())
-        || entry.page_size()
-            && match level {
-                1 => false,
-                2 => entry.frame() & 0x1ff != 0,
-                3 => !limits.pages_1gib || entry.frame() & 0x3_ffff != 0,
-                _ => true,
-            }
+fn has_reserved_bits(entry: SecondStageEntry, level: Level, limits: Limits) -> bool {
+    limits.frame_too_wide(entry.frame()) || entry.page_size() && large_page_reserved(entry.frame(), level, limits)
 }
 
 /// The legacy-mode condition for one of scalable mode (§7.1.3): the walk is the same, the codes are not.

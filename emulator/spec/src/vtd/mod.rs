@@ -4,6 +4,7 @@
 //! mnemonic. Multi-byte values are little-endian; registers and table entries are views of the integer that was read.
 pub mod fault;
 pub mod invalidation;
+mod level;
 pub mod page_request;
 pub mod registers;
 pub mod tables;

@@ -1,6 +1,8 @@
 //! Structures in memory: root, context, PASID and page tables (chapter 9).
 use bitfield_struct::bitfield;
 
+pub use super::level::Level;
+
 /// One half of a scalable-mode root entry, or the low half of a legacy one (§9.1, §9.2).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]

@@ -11,7 +11,7 @@ use svadev_accelerator::Function;
 use svadev_fabric::InvalidateAck;
 use svadev_spec::device::{BAR_DOORBELLS, BAR_REGISTERS};
 use svadev_spec::vfio_user::{self as spec, DmaMapFlags, Header, RegionAccess, command, region};
-use svadev_vfio_user::memory::{Client, Message};
+use svadev_vfio_user::client::{LoopbackClient, Message};
 use svadev_vfio_user::{
     Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqInfo, Limits, RegionInfo, ReplyToken, ResetReply, Sender, Server,
     SetIrqs, UnmapReply,
@@ -44,7 +44,7 @@ struct Endpoint {
 /// A function behind vfio-user, as a VMM sees it.
 pub struct Wire {
     server: Server,
-    client: Client,
+    client: LoopbackClient,
     endpoint: Endpoint,
     /// Pieces of messages that the server has not received.
     pipe: VecDeque<Vec<u8>>,
@@ -64,7 +64,7 @@ impl Wire {
     pub fn new(function: Function, rng: Rng, log: Arc<Log>, mutant: Option<Mutant>) -> Self {
         let mut server = Server::new(Limits::default());
         let sender = server.sender();
-        let client = Client::connect(&mut server, CAPACITY);
+        let client = LoopbackClient::connect(&mut server, CAPACITY);
         let endpoint = Endpoint { function, sender, unmaps: BTreeMap::new(), resets: VecDeque::new() };
         let mut wire = Self {
             server,
@@ -241,7 +241,7 @@ impl Wire {
         self.pipe.clear();
         self.due.clear();
         self.released.clear();
-        self.client = Client::connect(&mut self.server, CAPACITY);
+        self.client = LoopbackClient::connect(&mut self.server, CAPACITY);
         self.greet();
     }
 

@@ -21,7 +21,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("svadev-vfio-user", &["svadev-spec"]),
     ("svadev-host", MODELS),
     ("svadev-launcher", &["svadev-spec", "svadev-fabric", "svadev-iommu", "svadev-host"]),
-    ("svadev-bench", &["svadev-spec", "svadev-fabric", "svadev-memory", "svadev-iommu", "svadev-host"]),
+    (
+        "svadev-bench",
+        &["svadev-spec", "svadev-fabric", "svadev-memory", "svadev-iommu", "svadev-vfio-user", "svadev-host"],
+    ),
     ("svadev", &["svadev-fabric", "svadev-launcher", "svadev-bench"]),
     ("svadev-sim", MODELS_AND_HOST),
     ("svadev-fuzz", FROM_BELOW),

@@ -6,7 +6,7 @@
 //!   out; no socket, thread or clock.
 //! - [`Sender`]: what other threads hold, to answer later ([`ReplyToken`]) and to send DMA_READ and DMA_WRITE.
 //! - [`unix`]: the transport over a unix socket, and the loop of the thread that serves one.
-//! - [`memory`]: the transport without one, for tests and simulations.
+//! - [`client`]: the other side, over a unix socket or in the server's own thread, for tests and benchmarks.
 //!
 //! # What it does not implement
 //! Migration (DEVICE_FEATURE, MIG_DATA_*), dirty tracking, ioeventfd and ioregionfd sub-regions, the twin socket. Clients get
@@ -17,9 +17,9 @@
 //! no command is read. 1024 server-sent requests may be unanswered.
 //!
 //! Source: vfio-user Protocol Specification 0.9.2; see [`svadev_spec::vfio_user`].
+pub mod client;
 mod device;
 mod input;
-pub mod memory;
 mod outbox;
 mod sender;
 mod server;

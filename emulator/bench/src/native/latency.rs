@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::AsFd as _;
 use svadev_spec::vfio_user::irq;
 
 use super::Session;
@@ -210,7 +210,7 @@ fn interrupt(session: &mut Session<'_>, world: &World, ring: &mut Ring<'_>) -> a
     let case = "64 B copy, interrupt";
     session.case(Suite::Latency, case);
     let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
-    world.function.set_irq(irq::MSIX, 0, event.as_raw_fd())?;
+    world.function.set_irq(irq::MSIX, 0, event.as_fd())?;
     let samples = alone(session.time, || {
         let start = Instant::now();
         ring.put(&ring::with_interrupt(small()));

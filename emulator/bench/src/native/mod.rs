@@ -1,6 +1,5 @@
 //! The same engines, unit and sockets with nobody in the guest: this thread is VMM, kernel and program, so that an emulated
 //! processor is not what is measured.
-mod client;
 mod copy;
 mod invalidate;
 mod latency;

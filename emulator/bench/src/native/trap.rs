@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use svadev_spec::device::{BAR_REGISTERS, regs};
 use svadev_spec::vfio_user::{Header, RegionAccess, TYPE_REPLY};
+use svadev_vfio_user::client::SocketClient;
 
 use super::Session;
-use super::client::Client;
 use super::world::Size;
 use crate::row::{Goal, Row, Suite, Target};
 use crate::stats::{Samples, paired};
@@ -33,7 +33,7 @@ fn blocking_server(mut stream: UnixStream) {
 }
 
 /// One turn of reads with pauses between them; µs of each, in the middle.
-fn turn(client: &Client, pause: Option<Duration>, count: usize) -> anyhow::Result<f64> {
+fn turn(client: &SocketClient, pause: Option<Duration>, count: usize) -> anyhow::Result<f64> {
     let mut trips = Vec::new();
     for _ in 0..count {
         if let Some(pause) = pause {
@@ -51,8 +51,8 @@ pub(super) fn run(session: &mut Session<'_>) -> anyhow::Result<()> {
     let (ours, theirs) = UnixStream::pair()?;
     let spawn = || std::thread::Builder::new().name("blocking server".into()).spawn(move || blocking_server(theirs));
     let server = session.processors.apart(1, spawn).context("cannot start the blocking server's thread")?;
-    let blocking = Client::over(ours)?;
-    let read = |client: &Client, pause, count| turn(client, pause, count);
+    let blocking = SocketClient::over(ours)?;
+    let read = |client: &SocketClient, pause, count| turn(client, pause, count);
 
     let case = "register read, one after another";
     session.case(Suite::Trap, case);

@@ -1,6 +1,7 @@
 //! The whole backend as it runs beside QEMU, and this thread in the place of QEMU, kernel and program: functions brought up over
 //! their sockets, tables and rings in memory that both sides map, doorbell pages mapped from the function's own file.
 use std::cell::{Cell, RefCell};
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -20,8 +21,8 @@ use svadev_spec::vtd::invalidation::{
     pasid_iotlb_granularity,
 };
 use svadev_spec::vtd::registers::offset;
+use svadev_vfio_user::client::SocketClient;
 
-use super::client::Client;
 use super::memory::Shared;
 use super::processors::Processors;
 use super::tables::{DOMAIN, Tables};
@@ -108,9 +109,9 @@ impl Default for Size {
 #[derive(Debug)]
 pub(crate) struct World {
     // Dropped in this order: connections, then the threads behind them, then the memory that those use.
-    unit: Client,
+    unit: SocketClient,
     /// The accelerator's socket.
-    pub function: Client,
+    pub function: SocketClient,
     host: Host,
     doorbells: Shared,
     /// Guest memory.
@@ -140,8 +141,11 @@ impl World {
         let config = host_config(size, folder.path().to_owned());
         let host = processors.apart(size.engines, || Host::start(&config, drop))?;
         let connect = |bdf: Bdf| {
-            let client = Client::connect(&socket_path(folder.path(), bdf))?;
-            client.map(&file, MEMORY)?;
+            let path = socket_path(folder.path(), bdf);
+            let client =
+                SocketClient::connect(&path).with_context(|| format!("cannot connect to {}", path.display()))?;
+            client.negotiate(r#"{"capabilities":{}}"#)?;
+            client.map(0, MEMORY, file.as_fd())?;
             anyhow::Ok(client)
         };
         let (unit, function) = (connect(UNIT)?, connect(FUNCTION)?);
@@ -181,13 +185,17 @@ impl World {
     /// What a driver and the kernel write before a function works.
     fn start_function(&self) -> anyhow::Result<()> {
         let config = |at: u64, value: u16| self.function.write(region::CONFIG, at, &value.to_le_bytes());
-        let ats = self.function.extended_capability(extended_capability::ATS)?;
-        let pasid = self.function.extended_capability(extended_capability::PASID)?;
+        let capability = |id: u16| -> anyhow::Result<u64> {
+            self.function
+                .extended_capability(id)?
+                .with_context(|| format!("the function has no extended capability {id:#x}"))
+        };
+        let (ats, pasid) = (capability(extended_capability::ATS)?, capability(extended_capability::PASID)?);
         // Memory space and bus mastering.
         config(header::COMMAND.into(), 6)?;
         config(pasid + u64::from(pcie::pasid::CONTROL), 1)?;
         config(ats + u64::from(pcie::ats::CONTROL), 1 << 15)?;
-        self.function.write(BAR_REGISTERS, regs::CONTROL, &1u32.to_le_bytes())
+        Ok(self.function.write(BAR_REGISTERS, regs::CONTROL, &1u32.to_le_bytes())?)
     }
 
     /// Engines of the function.
@@ -248,7 +256,7 @@ impl World {
     /// The trapped write that wakes a queue's engine.
     pub(crate) fn wake(&self, queue: u16) -> anyhow::Result<()> {
         let half = bar_doorbells_size(self.size.queues.into()) / 2;
-        self.function.write(BAR_DOORBELLS, half + u64::from(queue) * DOORBELL_STRIDE, &0u32.to_le_bytes())
+        Ok(self.function.write(BAR_DOORBELLS, half + u64::from(queue) * DOORBELL_STRIDE, &0u32.to_le_bytes())?)
     }
 
     /// Puts what Linux sends for one unmapped page of a bound process into the invalidation queue: IOTLB, device TLB, and a wait

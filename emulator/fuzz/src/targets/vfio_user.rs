@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::fcntl::OFlag;
 use nix::unistd::{pipe2, read};
 use svadev_spec::vfio_user::{self as spec, Header, IrqSetFlags, command, irq, region};
-use svadev_vfio_user::memory::Client;
+use svadev_vfio_user::client::LoopbackClient;
 use svadev_vfio_user::{
     Action, Data, Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqInfo, Limits, ProtocolError, RegionInfo, ReplyToken,
     ResetReply, Sender, Server, SetIrqs, UnmapReply,
@@ -195,7 +195,7 @@ struct Rig {
     server: Server,
     sender: Sender,
     device: Probe,
-    client: Client,
+    client: LoopbackClient,
     expected: Expected,
     ended: bool,
     /// DMA_READs that were taken on, and completions that came.
@@ -214,7 +214,7 @@ pub(super) fn run(data: &[u8]) {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).expect("a pipe can be made");
     let mut server = Server::new(LIMITS);
     let sender = server.sender();
-    let client = Client::connect(&mut server, 1 << 20);
+    let client = LoopbackClient::connect(&mut server, 1 << 20);
     let mut rig = Rig {
         server,
         sender,
@@ -373,7 +373,7 @@ impl Rig {
         self.server.disconnect(&mut self.device);
         assert_eq!(self.device.disconnects, before + 1, "the device is told");
         assert_eq!(self.completions.load(Ordering::Relaxed), self.reads, "every read ends with its connection");
-        self.client = Client::connect(&mut self.server, room);
+        self.client = LoopbackClient::connect(&mut self.server, room);
         self.expected = Expected::default();
         self.requests.clear();
         (self.ended, self.piece) = (false, usize::MAX);

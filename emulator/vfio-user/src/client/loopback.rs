@@ -1,46 +1,26 @@
-//! The transport without a socket: a client in the same thread, for tests and simulations. Nothing blocks, and nothing
-//! happens unless [`Client::pump`] is called, so a run depends on its inputs alone.
+//! A client in the server's own thread. Nothing blocks, and nothing happens unless [`LoopbackClient::pump`] is called, so
+//! a run depends on its inputs alone.
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
-use svadev_spec::vfio_user::{self as spec, Header, Version, command};
+use svadev_spec::vfio_user::{self as spec, Header, command};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::{Message, request};
 use crate::device::Device;
 use crate::input::ProtocolError;
 use crate::outbox::Transmit;
 use crate::server::{Progress, Server};
 
 /// The client's end of an in-memory connection.
-pub struct Client {
+pub struct LoopbackClient {
     stream: Arc<Mutex<Stream>>,
-    /// Sent, and not yet taken by the server.
+    /// Messages that were sent and that the server has not taken yet.
     outgoing: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
     next_id: u16,
-}
-
-/// A message as the client receives it.
-#[derive(Debug)]
-pub struct Message {
-    /// The header.
-    pub header: Header,
-    /// All that follows it.
-    pub payload: Vec<u8>,
-    /// Descriptors that came with it.
-    pub fds: Vec<OwnedFd>,
-}
-
-impl Message {
-    /// The payload of a reply, or the errno it reports.
-    pub fn result(&self) -> Result<&[u8], Errno> {
-        if self.header.flags & spec::FLAG_ERROR == 0 {
-            return Ok(&self.payload);
-        }
-        Err(i32::try_from(self.header.error).map_or(Errno::UnknownErrno, Errno::from_raw))
-    }
 }
 
 /// What the server has sent and the client has not received.
@@ -56,8 +36,8 @@ struct Stream {
 
 struct MemoryTransmit(Arc<Mutex<Stream>>);
 
-impl Client {
-    /// Connect to `server`, whose replies wait for us up to `capacity` bytes, as in a socket's buffer.
+impl LoopbackClient {
+    /// Connects to `server`. Up to `capacity` bytes of its messages wait for the client, as in a socket's buffer.
     pub fn connect(server: &mut Server, capacity: usize) -> Self {
         let stream = Stream { bytes: VecDeque::new(), fds: VecDeque::new(), position: 0, capacity, closed: false };
         let stream = Arc::new(Mutex::new(stream));
@@ -65,27 +45,27 @@ impl Client {
         Self { stream, outgoing: VecDeque::new(), next_id: 0 }
     }
 
-    /// Send a command. Returns its message ID.
+    /// Sends a command. Returns its message ID.
     pub fn send(&mut self, command: u16, payload: &[u8], fds: Vec<OwnedFd>) -> u16 {
         self.send_flags(command, 0, payload, fds)
     }
 
-    /// Send a command that wants no reply.
+    /// Sends a command that wants no reply.
     pub fn post(&mut self, command: u16, payload: &[u8], fds: Vec<OwnedFd>) {
         self.send_flags(command, spec::FLAG_NO_REPLY, payload, fds);
     }
 
-    /// Reply to a command of the server's.
+    /// Replies to a command of the server's.
     pub fn reply(&mut self, to: &Header, result: Result<&[u8], Errno>) {
         let (flags, error, payload) = match result {
             Ok(payload) => (spec::TYPE_REPLY, 0, payload),
             Err(errno) => (spec::TYPE_REPLY | spec::FLAG_ERROR, errno as i32 as u32, &[][..]),
         };
-        let header = Header { message_size: message_size(payload), flags, error, ..*to };
+        let header = Header { message_size: request::message_size(payload), flags, error, ..*to };
         self.send_bytes([header.as_bytes(), payload].concat(), Vec::new());
     }
 
-    /// Send any bytes at all, in one piece.
+    /// Sends any bytes at all, in one piece.
     pub fn send_bytes(&mut self, bytes: Vec<u8>, fds: Vec<OwnedFd>) {
         self.outgoing.push_back((bytes, fds));
     }
@@ -93,12 +73,12 @@ impl Client {
     fn send_flags(&mut self, command: u16, flags: u32, payload: &[u8], fds: Vec<OwnedFd>) -> u16 {
         let message_id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);
-        let header = Header { message_id, command, message_size: message_size(payload), flags, error: 0 };
-        self.send_bytes([header.as_bytes(), payload].concat(), fds);
+        self.send_bytes(request::message(message_id, command, flags, payload), fds);
         message_id
     }
 
-    /// Let the server handle what was sent, until that is done or it is congested. Errors: it wants the connection ended.
+    /// Lets the server handle what was sent, until that is done or the server is congested. Errors: the connection must
+    /// be ended.
     pub fn pump(&mut self, server: &mut Server, device: &mut dyn Device) -> Result<Progress, ProtocolError> {
         loop {
             server.flush();
@@ -121,12 +101,12 @@ impl Client {
         }
     }
 
-    /// Let `bytes` more of the server's messages wait for us.
+    /// Lets `bytes` more of the server's messages wait.
     pub fn grow_room(&mut self, bytes: usize) {
         self.stream.lock().expect("nothing panics while it holds the stream").capacity += bytes;
     }
 
-    /// The next whole message from the server.
+    /// Receives the next whole message from the server, if there is one.
     pub fn receive(&mut self) -> Option<Message> {
         let mut stream = self.stream.lock().expect("nothing panics while it holds the stream");
         let fixed: Vec<u8> = stream.bytes.iter().take(size_of::<Header>()).copied().collect();
@@ -143,7 +123,7 @@ impl Client {
         Some(Message { header, payload, fds })
     }
 
-    /// Send a command and return its reply. Messages that arrive before it are dropped: [`None`] when it does not come.
+    /// Sends a command and returns its reply, or [`None`] if it does not come. Messages that arrive before it are dropped.
     pub fn call(
         &mut self,
         server: &mut Server,
@@ -156,21 +136,19 @@ impl Client {
         self.pump(server, device).ok()?;
         loop {
             let message = self.receive()?;
-            if message.header.message_id == id && message.header.flags & spec::TYPE_MASK == spec::TYPE_REPLY {
+            if message.is_reply_to(id) {
                 return Some(message);
             }
         }
     }
 
-    /// Agree on a version, proposing `json` (without its NUL), and return the reply.
+    /// Agrees on a version, proposing `json` (without its NUL), and returns the reply.
     pub fn negotiate(&mut self, server: &mut Server, device: &mut dyn Device, json: &str) -> Option<Message> {
-        let version = Version { major: spec::VERSION_MAJOR, minor: spec::VERSION_MINOR };
-        let payload = [version.as_bytes(), json.as_bytes(), &[0]].concat();
-        self.call(server, device, command::VERSION, &payload, Vec::new())
+        self.call(server, device, command::VERSION, &request::version(json), Vec::new())
     }
 }
 
-impl Drop for Client {
+impl Drop for LoopbackClient {
     fn drop(&mut self) {
         if let Ok(mut stream) = self.stream.lock() {
             stream.closed = true;
@@ -196,8 +174,4 @@ impl Transmit for MemoryTransmit {
         stream.bytes.extend(&bytes[..n]);
         Ok(n)
     }
-}
-
-fn message_size(payload: &[u8]) -> u32 {
-    u32::try_from(size_of::<Header>() + payload.len()).expect("a client's message is short")
 }

@@ -1,173 +1,208 @@
-//! The VMM's end of a function's socket: as much of a vfio-user client as it takes to bring a function up and to access its
-//! registers, with blocking reads, as QEMU's threads wait.
-use std::cell::{Cell, RefCell};
-use std::io::{IoSlice, IoSliceMut, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+//! A client on a unix socket.
+use std::cell::Cell;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
-use svadev_spec::vfio_user::{
-    DmaMap, DmaMapFlags, FLAG_ERROR, Header, IrqSet, IrqSetFlags, RegionAccess, RegionInfo, TYPE_MASK, TYPE_REPLY,
-    Version, command, region,
-};
-use zerocopy::{FromBytes as _, IntoBytes as _};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use svadev_spec::vfio_user::{Header, IrqSet, IrqSetFlags, RegionAccess, RegionInfo, command, region};
+use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
-/// How long a reply may take before the benchmark gives up, seconds.
-const PATIENCE: u64 = 20;
-/// Most bytes of a message here: a region's description is the longest.
-const MAX_MESSAGE: usize = 512;
+use super::{Message, request};
+use crate::unix::socket;
 
-/// A connection to one function. Used by one thread.
+/// How long the client waits for the server, seconds.
+const PATIENCE_S: u16 = 20;
+/// Bytes of a REGION_READ request. The reply has the data in addition.
+const READ_REQUEST: usize = 32;
+const _: () = assert!(READ_REQUEST == size_of::<Header>() + size_of::<RegionAccess>());
+/// Longest message that a server may send, bytes: more than any default limit of data, and fixed fields.
+const MAX_MESSAGE: usize = 2 << 20;
+
+/// What can go wrong with a command.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The socket failed, the server closed it, or no reply came in time.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The server answered with an errno.
+    #[error("vfio-user command {command} was refused: {errno}")]
+    Refused {
+        /// The command.
+        command: u16,
+        /// The errno in the reply.
+        errno: Errno,
+    },
+    /// The server sent something that is not a reply to the command, or a reply without what was asked for.
+    #[error("unexpected answer to vfio-user command {command}")]
+    Unexpected {
+        /// The command.
+        command: u16,
+    },
+}
+
+/// A connection to a function's socket, used by one thread. Its calls block until the reply comes.
 #[derive(Debug)]
-pub(crate) struct Client {
-    stream: RefCell<UnixStream>,
+pub struct SocketClient {
+    stream: UnixStream,
     next_id: Cell<u16>,
 }
 
-/// The bytes of a REGION_READ request.
-pub(crate) fn read_request(message_id: u16, region: u32, offset: u64, count: u32) -> [u8; 32] {
-    let header = Header { message_id, command: command::REGION_READ, message_size: 32, ..Header::default() };
-    let mut bytes = [0; 32];
-    bytes[..16].copy_from_slice(header.as_bytes());
-    bytes[16..].copy_from_slice(RegionAccess { offset, region, count }.as_bytes());
-    bytes
-}
-
-impl Client {
-    /// Connects and agrees on a version. Errors: the socket's, or a server that does not speak the protocol.
-    pub(crate) fn connect(path: &Path) -> anyhow::Result<Self> {
-        let stream = UnixStream::connect(path).with_context(|| path.display().to_string())?;
-        let client = Self::over(stream)?;
-        let version = Version { major: 0, minor: 0 };
-        client.call(command::VERSION, &[version.as_bytes(), b"{\"capabilities\":{}}\0"].concat(), &[])?;
-        Ok(client)
+impl SocketClient {
+    /// Connects to the socket at a path. No version is agreed on yet.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        Self::over(UnixStream::connect(path)?)
     }
 
-    /// Over a stream whose other end is ready for anything.
-    pub(crate) fn over(stream: UnixStream) -> anyhow::Result<Self> {
-        stream.set_read_timeout(Some(Duration::from_secs(PATIENCE)))?;
-        Ok(Self { stream: RefCell::new(stream), next_id: Cell::new(0) })
+    /// Uses a stream that is connected to a server.
+    pub fn over(stream: UnixStream) -> io::Result<Self> {
+        stream.set_read_timeout(Some(Duration::from_secs(PATIENCE_S.into())))?;
+        Ok(Self { stream, next_id: Cell::new(0) })
     }
 
-    /// Loads a register of 4 bytes: what the `trap` suite measures.
-    pub(crate) fn read_register(&self, region: u32, offset: u64) -> anyhow::Result<u32> {
-        let id = self.next_id.replace(self.next_id.get().wrapping_add(1));
-        let mut stream = self.stream.borrow_mut();
-        stream.write_all(&read_request(id, region, offset, 4))?;
-        let mut reply = [0; 36];
-        stream.read_exact(&mut reply)?;
-        ensure!(reply[0..2] == id.to_ne_bytes(), "a reply to something else");
-        Ok(u32::from_ne_bytes([reply[32], reply[33], reply[34], reply[35]]))
+    /// The stream, to send and receive anything else.
+    pub fn stream(&self) -> &UnixStream {
+        &self.stream
     }
 
-    /// Loads `N` bytes.
-    pub(crate) fn read<const N: usize>(&self, region: u32, offset: u64) -> anyhow::Result<[u8; N]> {
-        let access = RegionAccess { offset, region, count: u32::try_from(N)? };
-        let (payload, _) = self.call(command::REGION_READ, access.as_bytes(), &[])?;
-        payload[size_of::<RegionAccess>()..].try_into().context("a read of another length")
+    /// Sends a command. Returns its message ID.
+    pub fn send(&self, command: u16, payload: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<u16> {
+        let message_id = self.take_id();
+        let bytes = request::message(message_id, command, 0, payload);
+        let mut sent = 0;
+        while sent < bytes.len() {
+            // Descriptors go with the first byte.
+            match socket::send(&self.stream, &bytes[sent..], if sent == 0 { fds } else { &[] }) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(PollFlags::POLLOUT)?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(message_id)
     }
 
-    /// Stores.
-    pub(crate) fn write(&self, region: u32, offset: u64, data: &[u8]) -> anyhow::Result<()> {
-        let access = RegionAccess { offset, region, count: u32::try_from(data.len())? };
-        self.call(command::REGION_WRITE, &[access.as_bytes(), data].concat(), &[]).map(drop)
+    /// Receives the next message. Errors: the server closed the connection or sends none in time.
+    pub fn receive(&self) -> io::Result<Message> {
+        let (mut header, mut fds) = (Header::new_zeroed(), Vec::new());
+        self.fill(header.as_mut_bytes(), &mut fds)?;
+        let size = (header.message_size as usize).checked_sub(size_of::<Header>());
+        let size = size.filter(|&size| size <= MAX_MESSAGE).ok_or(io::ErrorKind::InvalidData)?;
+        let mut payload = vec![0; size];
+        self.fill(&mut payload, &mut fds)?;
+        Ok(Message { header, payload, fds })
     }
 
-    /// Gives the function guest memory: `size` bytes from guest-physical address 0.
-    pub(crate) fn map(&self, file: &OwnedFd, size: u64) -> anyhow::Result<()> {
-        let flags = DmaMapFlags::READ | DmaMapFlags::WRITE;
-        let map =
-            DmaMap { argsz: u32::try_from(size_of::<DmaMap>())?, flags: flags.bits(), offset: 0, address: 0, size };
-        self.call(command::DMA_MAP, map.as_bytes(), &[file.as_raw_fd()]).map(drop)
+    /// Sends a command and waits for its reply, which must be the next message.
+    pub fn call(&self, command: u16, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Message, ClientError> {
+        let id = self.send(command, payload, fds)?;
+        let reply = self.receive()?;
+        if !reply.is_reply_to(id) || reply.header.command != command {
+            return Err(ClientError::Unexpected { command });
+        }
+        match reply.result() {
+            Ok(_) => Ok(reply),
+            Err(errno) => Err(ClientError::Refused { command, errno }),
+        }
+    }
+
+    /// Agrees on a version, proposing `json` (without its NUL).
+    pub fn negotiate(&self, json: &str) -> Result<Message, ClientError> {
+        self.call(command::VERSION, &request::version(json), &[])
+    }
+
+    /// Loads a register of 4 bytes with one system call to send and one to receive.
+    pub fn read_register(&self, region: u32, offset: u64) -> Result<u32, ClientError> {
+        let message_id = self.take_id();
+        let header = Header { message_id, command: command::REGION_READ, message_size: 32, ..Header::default() };
+        let mut bytes = [0; READ_REQUEST];
+        bytes[..size_of::<Header>()].copy_from_slice(header.as_bytes());
+        bytes[size_of::<Header>()..].copy_from_slice(request::region_read(region, offset, 4).as_bytes());
+        (&self.stream).write_all(&bytes)?;
+        let mut reply = [0; READ_REQUEST + 4];
+        (&self.stream).read_exact(&mut reply)?;
+        if reply[..2] != message_id.to_ne_bytes() {
+            return Err(ClientError::Unexpected { command: command::REGION_READ });
+        }
+        let (_, value) = reply.split_at(READ_REQUEST);
+        u32::read_from_bytes(value).map_err(|_| ClientError::Unexpected { command: command::REGION_READ })
+    }
+
+    /// Loads `N` bytes of a region.
+    pub fn read<const N: usize>(&self, region: u32, offset: u64) -> Result<[u8; N], ClientError> {
+        let command = command::REGION_READ;
+        let count = u32::try_from(N).map_err(|_| ClientError::Unexpected { command })?;
+        let reply = self.call(command, request::region_read(region, offset, count).as_bytes(), &[])?;
+        let data = reply.payload.get(size_of::<RegionAccess>()..);
+        data.and_then(|data| data.try_into().ok()).ok_or(ClientError::Unexpected { command })
+    }
+
+    /// Stores to a region.
+    pub fn write(&self, region: u32, offset: u64, data: &[u8]) -> Result<(), ClientError> {
+        self.call(command::REGION_WRITE, &request::region_write(region, offset, data), &[]).map(drop)
+    }
+
+    /// Maps `size` bytes of a file, from its beginning, at a guest-physical address.
+    pub fn map(&self, address: u64, size: u64, file: BorrowedFd<'_>) -> Result<(), ClientError> {
+        self.call(command::DMA_MAP, request::dma_map(address, size, 0).as_bytes(), &[file]).map(drop)
     }
 
     /// Connects an eventfd to one interrupt of a type.
-    pub(crate) fn set_irq(&self, index: u32, start: u32, eventfd: RawFd) -> anyhow::Result<()> {
+    pub fn set_irq(&self, index: u32, start: u32, eventfd: BorrowedFd<'_>) -> Result<(), ClientError> {
         let flags = (IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER).bits();
-        let set = IrqSet { argsz: u32::try_from(size_of::<IrqSet>())?, flags, index, start, count: 1 };
+        let set = IrqSet { argsz: request::argsz::<IrqSet>(), flags, index, start, count: 1 };
         self.call(command::DEVICE_SET_IRQS, set.as_bytes(), &[eventfd]).map(drop)
     }
 
     /// The file behind a region that can be mapped.
-    pub(crate) fn region_file(&self, index: u32) -> anyhow::Result<OwnedFd> {
-        let info = RegionInfo { argsz: 256, index, ..RegionInfo::default() };
-        let (_, file) = self.call(command::DEVICE_GET_REGION_INFO, info.as_bytes(), &[])?;
-        file.with_context(|| format!("region {index} came without a file"))
+    pub fn region_file(&self, index: u32) -> Result<OwnedFd, ClientError> {
+        let command = command::DEVICE_GET_REGION_INFO;
+        // Room for the description of the areas that can be mapped.
+        let info = RegionInfo { argsz: 4096, index, ..RegionInfo::default() };
+        let reply = self.call(command, info.as_bytes(), &[])?;
+        reply.fds.into_iter().next_back().ok_or(ClientError::Unexpected { command })
     }
 
-    /// Offset of an extended capability in configuration space (PCIe 6.0 §7.6.3).
-    pub(crate) fn extended_capability(&self, id: u16) -> anyhow::Result<u64> {
+    /// Offset of an extended capability in configuration space (PCIe 6.0 §7.6.3); `None` if the function lacks it.
+    pub fn extended_capability(&self, id: u16) -> Result<Option<u64>, ClientError> {
         let mut at = 0x100;
         while at != 0 {
             let word = u32::from_le_bytes(self.read(region::CONFIG, at)?);
             if word & 0xffff == u32::from(id) {
-                return Ok(at);
+                return Ok(Some(at));
             }
             at = u64::from(word >> 20);
         }
-        bail!("the function has no extended capability {id:#x}")
+        Ok(None)
     }
 
-    /// Sends a command and takes its reply's payload, with a descriptor if one came.
-    fn call(&self, command: u16, payload: &[u8], fds: &[RawFd]) -> anyhow::Result<(Vec<u8>, Option<OwnedFd>)> {
-        let message_id = self.next_id.replace(self.next_id.get().wrapping_add(1));
-        let message_size = u32::try_from(size_of::<Header>() + payload.len())?;
-        let header = Header { message_id, command, message_size, ..Header::default() };
-        let bytes = [header.as_bytes(), payload].concat();
-        let rights = [ControlMessage::ScmRights(fds)];
-        let rights = if fds.is_empty() { &[][..] } else { &rights };
-        let mut stream = self.stream.borrow_mut();
-        let sent =
-            sendmsg::<UnixAddr>(stream.as_raw_fd(), &[IoSlice::new(&bytes)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
-        stream.write_all(&bytes[sent..])?;
-        receive(&mut stream, message_id).with_context(|| format!("vfio-user command {command}"))
+    fn take_id(&self) -> u16 {
+        self.next_id.replace(self.next_id.get().wrapping_add(1))
     }
-}
 
-/// Takes one reply.
-fn receive(stream: &mut UnixStream, message_id: u16) -> anyhow::Result<(Vec<u8>, Option<OwnedFd>)> {
-    let mut bytes = [0; MAX_MESSAGE];
-    let mut control = nix::cmsg_space!([RawFd; 1]);
-    let mut file = None;
-    let mut got = {
-        let mut parts = [IoSliceMut::new(&mut bytes)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message = recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-        for part in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(fds) = part {
-                file = fds.into_iter().map(own).next_back();
+    /// Receives exactly `into.len()` bytes, and the descriptors that come with them.
+    fn fill(&self, mut into: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<()> {
+        while !into.is_empty() {
+            match socket::receive(&self.stream, into) {
+                Ok(received) if received.bytes == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(received) => {
+                    fds.extend(received.fds);
+                    into = &mut into[received.bytes..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(PollFlags::POLLIN)?,
+                Err(error) => return Err(error),
             }
         }
-        message.bytes
-    };
-    while got < size_of::<Header>() {
-        got += more(stream, &mut bytes[got..size_of::<Header>()])?;
+        Ok(())
     }
-    let header = Header::read_from_bytes(&bytes[..size_of::<Header>()]).map_err(|_| anyhow::anyhow!("no header"))?;
-    let size = usize::try_from(header.message_size)?;
-    ensure!((size_of::<Header>()..=MAX_MESSAGE).contains(&size), "a reply of {size} bytes");
-    while got < size {
-        got += more(stream, &mut bytes[got..size])?;
-    }
-    ensure!(header.message_id == message_id && header.flags & TYPE_MASK == TYPE_REPLY, "a reply to something else");
-    if header.flags & FLAG_ERROR != 0 {
-        bail!("refused: {}", std::io::Error::from_raw_os_error(i32::try_from(header.error)?));
-    }
-    Ok((bytes[size_of::<Header>()..size].to_vec(), file))
-}
 
-fn more(stream: &mut UnixStream, into: &mut [u8]) -> anyhow::Result<usize> {
-    match stream.read(into)? {
-        0 => bail!("the function closed its socket"),
-        count => Ok(count),
+    fn wait(&self, events: PollFlags) -> io::Result<()> {
+        match poll(&mut [PollFd::new(self.stream.as_fd(), events)], PollTimeout::from(PATIENCE_S * 1000)) {
+            Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
-}
-
-#[allow(unsafe_code, reason = "nix hands received descriptors over as numbers")]
-fn own(fd: RawFd) -> OwnedFd {
-    // SAFETY: the kernel just opened it for us, and nothing else knows it.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }

@@ -1,19 +1,12 @@
 //! REGION_READ, REGION_WRITE, REGION_WRITE_MULTI, posted commands.
 use nix::errno::Errno;
-use svadev_spec::vfio_user::{RegionAccess, WriteMulti, WriteOne, command, region};
+use svadev_spec::vfio_user::{WriteMulti, WriteOne, command, region};
 use zerocopy::IntoBytes;
 
 use super::Rig;
 use super::fake::{ABSENT, Call, READ_ONLY, TRAPPED};
 use crate::Limits;
-
-fn access(region: u32, offset: u64, count: u32) -> RegionAccess {
-    RegionAccess { offset, region, count }
-}
-
-fn write_message(region: u32, offset: u64, data: &[u8]) -> Vec<u8> {
-    [access(region, offset, u32::try_from(data.len()).unwrap()).as_bytes(), data].concat()
-}
+use crate::client::request::{region_read, region_write};
 
 fn multi(wr_cnt: u64, writes: &[WriteOne], padding: usize) -> Vec<u8> {
     [WriteMulti { wr_cnt }.as_bytes(), writes.as_bytes(), &vec![0; padding]].concat()
@@ -23,17 +16,17 @@ fn multi(wr_cnt: u64, writes: &[WriteOne], padding: usize) -> Vec<u8> {
 fn what_is_written_is_read() {
     let mut rig = Rig::new();
     for (offset, data) in [(0u64, &[1u8, 2, 3, 4][..]), (0x10, &[5; 8]), (0xfff, &[6]), (0x101, &[7; 100])] {
-        let reply = rig.call(command::REGION_WRITE, &write_message(TRAPPED, offset, data)).unwrap();
+        let reply = rig.call(command::REGION_WRITE, &region_write(TRAPPED, offset, data)).unwrap();
         let count = u32::try_from(data.len()).unwrap();
-        assert_eq!(reply, access(TRAPPED, offset, count).as_bytes(), "offset, region and count, no data");
-        let reply = rig.call(command::REGION_READ, access(TRAPPED, offset, count).as_bytes()).unwrap();
-        assert_eq!(reply, write_message(TRAPPED, offset, data));
+        assert_eq!(reply, region_read(TRAPPED, offset, count).as_bytes(), "offset, region and count, no data");
+        let reply = rig.call(command::REGION_READ, region_read(TRAPPED, offset, count).as_bytes()).unwrap();
+        assert_eq!(reply, region_write(TRAPPED, offset, data));
         assert_eq!(
             rig.device.take_calls(),
             [Call::Write(TRAPPED, offset, data.to_vec()), Call::Read(TRAPPED, offset, data.len())]
         );
     }
-    let reply = rig.call(command::REGION_READ, access(region::CONFIG, 0, 4096).as_bytes()).unwrap();
+    let reply = rig.call(command::REGION_READ, region_read(region::CONFIG, 0, 4096).as_bytes()).unwrap();
     assert_eq!(&reply[16..], [0xa5; 4096]);
 }
 
@@ -51,12 +44,12 @@ fn an_access_stays_inside_its_region() {
         (region::COUNT, 0, 4),
         (u32::MAX, 0, 4),
     ] {
-        let read = access(region, offset, count);
+        let read = region_read(region, offset, count);
         assert_eq!(rig.call(command::REGION_READ, read.as_bytes()), Err(Errno::EINVAL));
-        let write = write_message(region, offset, &vec![0; count as usize]);
+        let write = region_write(region, offset, &vec![0; count as usize]);
         assert_eq!(rig.call(command::REGION_WRITE, &write), Err(Errno::EINVAL));
     }
-    assert_eq!(rig.call(command::REGION_WRITE, &write_message(READ_ONLY, 0, &[0; 4])), Err(Errno::EPERM));
+    assert_eq!(rig.call(command::REGION_WRITE, &region_write(READ_ONLY, 0, &[0; 4])), Err(Errno::EPERM));
     assert!(rig.device.calls.is_empty());
 }
 
@@ -64,13 +57,16 @@ fn an_access_stays_inside_its_region() {
 fn counts_and_lengths_must_agree() {
     let mut rig = Rig::new();
     for data in [&[0u8; 3][..], &[0; 5], &[]] {
-        let message = [access(TRAPPED, 0, 4).as_bytes(), data].concat();
+        let message = [region_read(TRAPPED, 0, 4).as_bytes(), data].concat();
         assert_eq!(rig.call(command::REGION_WRITE, &message), Err(Errno::EINVAL));
     }
     for command in [command::REGION_READ, command::REGION_WRITE] {
-        assert_eq!(rig.call(command, &access(TRAPPED, 0, 4).as_bytes()[..15]), Err(Errno::EINVAL));
-        assert_eq!(rig.call(command, access(TRAPPED, 0, 1 << 21).as_bytes()), Err(Errno::E2BIG));
-        assert_eq!(rig.call(command, access(TRAPPED, 8, 0).as_bytes()).unwrap(), access(TRAPPED, 8, 0).as_bytes());
+        assert_eq!(rig.call(command, &region_read(TRAPPED, 0, 4).as_bytes()[..15]), Err(Errno::EINVAL));
+        assert_eq!(rig.call(command, region_read(TRAPPED, 0, 1 << 21).as_bytes()), Err(Errno::E2BIG));
+        assert_eq!(
+            rig.call(command, region_read(TRAPPED, 8, 0).as_bytes()).unwrap(),
+            region_read(TRAPPED, 8, 0).as_bytes()
+        );
     }
     assert!(rig.device.calls.is_empty(), "an access of nothing is none");
 }
@@ -78,9 +74,9 @@ fn counts_and_lengths_must_agree() {
 #[test]
 fn the_transfer_limit_is_ours() {
     let mut rig = Rig::with_limits(Limits { max_data_xfer_size: 64, ..Limits::default() });
-    assert!(rig.call(command::REGION_READ, access(TRAPPED, 0, 64).as_bytes()).is_ok());
-    assert_eq!(rig.call(command::REGION_READ, access(TRAPPED, 0, 65).as_bytes()), Err(Errno::E2BIG));
-    assert_eq!(rig.call(command::REGION_WRITE, &write_message(TRAPPED, 0, &[0; 65])), Err(Errno::E2BIG));
+    assert!(rig.call(command::REGION_READ, region_read(TRAPPED, 0, 64).as_bytes()).is_ok());
+    assert_eq!(rig.call(command::REGION_READ, region_read(TRAPPED, 0, 65).as_bytes()), Err(Errno::E2BIG));
+    assert_eq!(rig.call(command::REGION_WRITE, &region_write(TRAPPED, 0, &[0; 65])), Err(Errno::E2BIG));
 }
 
 #[test]
@@ -88,23 +84,23 @@ fn the_devices_errno_is_the_reply() {
     let mut rig = Rig::new();
     for errno in [Errno::ENXIO, Errno::EIO] {
         rig.device.errors.push_back(errno);
-        assert_eq!(rig.call(command::REGION_READ, access(TRAPPED, 0, 4).as_bytes()), Err(errno));
+        assert_eq!(rig.call(command::REGION_READ, region_read(TRAPPED, 0, 4).as_bytes()), Err(errno));
         rig.device.errors.push_back(errno);
-        assert_eq!(rig.call(command::REGION_WRITE, &write_message(TRAPPED, 0, &[0; 4])), Err(errno));
+        assert_eq!(rig.call(command::REGION_WRITE, &region_write(TRAPPED, 0, &[0; 4])), Err(errno));
     }
     rig.device.errors.push_back(Errno::UnknownErrno);
-    let reply = rig.call(command::REGION_READ, access(TRAPPED, 0, 4).as_bytes());
+    let reply = rig.call(command::REGION_READ, region_read(TRAPPED, 0, 4).as_bytes());
     assert_eq!(reply, Err(Errno::EIO), "an error reply never says that nothing is wrong");
 }
 
 #[test]
 fn posted_commands_are_never_replied_to() {
     let mut rig = Rig::new();
-    rig.client.post(command::REGION_WRITE, &write_message(TRAPPED, 0, &[1; 4]), vec![]);
+    rig.client.post(command::REGION_WRITE, &region_write(TRAPPED, 0, &[1; 4]), vec![]);
     rig.pump();
     rig.device.errors.push_back(Errno::EIO);
-    rig.client.post(command::REGION_READ, access(TRAPPED, 0, 4).as_bytes(), vec![]);
-    rig.client.post(command::REGION_WRITE, &write_message(TRAPPED, 0x2000, &[1; 4]), vec![]);
+    rig.client.post(command::REGION_READ, region_read(TRAPPED, 0, 4).as_bytes(), vec![]);
+    rig.client.post(command::REGION_WRITE, &region_write(TRAPPED, 0x2000, &[1; 4]), vec![]);
     rig.client.post(command::REGION_WRITE, &[], vec![]);
     rig.client.post(command::DMA_MAP, &[], vec![]);
     rig.client.post(command::DMA_UNMAP, &[], vec![]);

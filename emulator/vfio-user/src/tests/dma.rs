@@ -191,7 +191,7 @@ fn a_reply_may_be_completed_before_the_device_returns() {
     }
     let mut server = crate::Server::new(Limits::default());
     let mut device = Eager(server.sender());
-    let mut client = crate::memory::Client::connect(&mut server, 4096);
+    let mut client = crate::client::LoopbackClient::connect(&mut server, 4096);
     client.negotiate(&mut server, &mut device, "{}").unwrap();
     for _ in 0..2 {
         let reply = client.call(&mut server, &mut device, command::DEVICE_RESET, &[], vec![]).unwrap();
@@ -259,7 +259,7 @@ fn a_token_of_an_earlier_connection_answers_nothing() {
     rig.pump();
     rig.disconnect();
     let mut old = std::mem::take(&mut rig.device.tokens);
-    rig.client = crate::memory::Client::connect(&mut rig.server, 1 << 20);
+    rig.client = crate::client::LoopbackClient::connect(&mut rig.server, 1 << 20);
     rig.client.negotiate(&mut rig.server, &mut rig.device, "{}").unwrap();
     let id = rig.client.send(command::DEVICE_RESET, &[], vec![]);
     rig.pump();
@@ -298,7 +298,7 @@ fn a_disconnected_client_leaves_no_maps() {
     rig.disconnect();
     rig.disconnect();
     assert_eq!(rig.device.take_calls(), [Call::Disconnected], "once");
-    rig.client = crate::memory::Client::connect(&mut rig.server, 1 << 20);
+    rig.client = crate::client::LoopbackClient::connect(&mut rig.server, 1 << 20);
     rig.client.negotiate(&mut rig.server, &mut rig.device, "{}").unwrap();
     rig.map(0, PAGE).unwrap();
 }

@@ -127,7 +127,7 @@ fn feed(rig: &mut Rig, stream: &[u8], pieces: &[usize]) -> Result<(), TestCaseEr
         }
         // Whatever happened, the next client is served.
         rig.disconnect();
-        rig.client = crate::memory::Client::connect(&mut rig.server, 1 << 20);
+        rig.client = crate::client::LoopbackClient::connect(&mut rig.server, 1 << 20);
         rig.client.negotiate(&mut rig.server, &mut rig.device, QEMU_PROPOSAL)
     });
     prop_assert!(peak < MEMORY, "{} bytes", peak);

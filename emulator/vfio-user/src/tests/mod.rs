@@ -21,7 +21,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::memory::{Client, Message};
+use crate::client::{LoopbackClient, Message};
 use crate::{Limits, Progress, Server};
 use fake::Fake;
 
@@ -32,7 +32,7 @@ const QEMU_PROPOSAL: &str = r#"{"capabilities": {"max_dma_maps": 65535, "write_m
 struct Rig {
     server: Server,
     device: Fake,
-    client: Client,
+    client: LoopbackClient,
 }
 
 impl Rig {
@@ -49,7 +49,7 @@ impl Rig {
     /// Connected, with no version agreed on.
     fn unconnected(limits: Limits) -> Self {
         let mut server = Server::new(limits);
-        let client = Client::connect(&mut server, 16 << 20);
+        let client = LoopbackClient::connect(&mut server, 16 << 20);
         Self { server, device: Fake::new(), client }
     }
 

@@ -6,7 +6,7 @@ use svadev_spec::vfio_user::{DmaAccess, FLAG_ERROR, Header, RegionAccess, TYPE_R
 use zerocopy::IntoBytes;
 
 use super::{Rig, alloc};
-use crate::memory::{Client, Message};
+use crate::client::{LoopbackClient, Message};
 use crate::{Limits, Progress, SendError, Server};
 
 type Outcome = Result<Vec<u8>, Errno>;
@@ -156,7 +156,7 @@ fn unanswered_requests_are_bounded_and_ids_are_not_mixed_up() {
 fn a_client_that_does_not_read_costs_bounded_memory_and_loses_nothing() {
     let mut server = Server::new(Limits::default());
     let mut device = super::fake::Fake::new();
-    let mut client = Client::connect(&mut server, 1000);
+    let mut client = LoopbackClient::connect(&mut server, 1000);
     client.negotiate(&mut server, &mut device, "{}").unwrap();
     let read = RegionAccess { offset: 0, region: 0, count: 4096 };
     let reads = 10_000;

@@ -1,20 +1,18 @@
 //! Over a real socket, with the loop of a real thread.
-use std::io::{ErrorKind, IoSlice, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nix::cmsg_space;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
-use svadev_spec::vfio_user::{
-    DmaAccess, DmaMap, DmaUnmap, Header, RegionAccess, RegionInfo, TYPE_REPLY, Version, command,
-};
+use svadev_spec::vfio_user::{DmaAccess, DmaUnmap, Header, TYPE_REPLY, Version, command};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::fake::{Call, Fake, SPARSE, TRAPPED};
 use super::{memfd, same_file};
+use crate::client::SocketClient;
+use crate::client::request::dma_map;
 use crate::unix::{Options, Stop, serve};
 use crate::{Limits, Sender, Server};
 
@@ -52,10 +50,15 @@ impl Served {
         self.dir.path().join("socket")
     }
 
-    pub(super) fn connect(&self) -> Peer {
-        let stream = UnixStream::connect(self.path()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        Peer { stream, next_id: 0 }
+    fn connect(&self) -> SocketClient {
+        SocketClient::connect(&self.path()).unwrap()
+    }
+
+    /// Connects and agrees on a version.
+    fn negotiate(&self) -> SocketClient {
+        let peer = self.connect();
+        peer.negotiate(super::QEMU_PROPOSAL).unwrap();
+        peer
     }
 
     /// End the thread and take what the device saw.
@@ -65,129 +68,58 @@ impl Served {
     }
 }
 
-/// A client that knows no more than the header.
-pub(super) struct Peer {
-    stream: UnixStream,
-    next_id: u16,
-}
-
-impl Peer {
-    fn send(&mut self, command: u16, payload: &[u8], fds: &[OwnedFd]) -> u16 {
-        let message_id = self.next_id;
-        self.next_id += 1;
-        let message_size = u32::try_from(16 + payload.len()).unwrap();
-        let header = Header { message_id, command, message_size, ..Header::default() };
-        let bytes = [header.as_bytes(), payload].concat();
-        let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        let rights = [ControlMessage::ScmRights(&raw)];
-        let rights = if raw.is_empty() { &[][..] } else { &rights };
-        let iov = [IoSlice::new(&bytes)];
-        let n = sendmsg::<UnixAddr>(self.stream.as_raw_fd(), &iov, rights, MsgFlags::empty(), None).unwrap();
-        self.stream.write_all(&bytes[n..]).unwrap();
-        message_id
+/// Waits until the server closes the connection.
+fn expect_end(peer: &SocketClient) {
+    match peer.stream().read(&mut [0]) {
+        Ok(n) => assert_eq!(n, 0),
+        Err(e) => assert_eq!(e.kind(), ErrorKind::ConnectionReset),
     }
-
-    fn receive(&mut self) -> (Header, Vec<u8>) {
-        let mut header = Header::default();
-        self.stream.read_exact(header.as_mut_bytes()).unwrap();
-        let mut payload = vec![0; header.message_size as usize - 16];
-        self.stream.read_exact(&mut payload).unwrap();
-        (header, payload)
-    }
-
-    fn call(&mut self, command: u16, payload: &[u8], fds: &[OwnedFd]) -> Vec<u8> {
-        let id = self.send(command, payload, fds);
-        let (header, payload) = self.receive();
-        assert_eq!((header.message_id, header.command, header.flags), (id, command, TYPE_REPLY));
-        payload
-    }
-
-    fn negotiate(&mut self) {
-        let version = Version { major: 0, minor: 0 };
-        self.call(command::VERSION, &[version.as_bytes(), super::QEMU_PROPOSAL.as_bytes(), &[0]].concat(), &[]);
-    }
-
-    fn read(&mut self, region: u32, offset: u64, count: u32) -> Vec<u8> {
-        self.call(command::REGION_READ, RegionAccess { offset, region, count }.as_bytes(), &[]).split_off(16)
-    }
-
-    fn write(&mut self, region: u32, offset: u64, data: &[u8]) {
-        let count = u32::try_from(data.len()).unwrap();
-        self.call(command::REGION_WRITE, &[RegionAccess { offset, region, count }.as_bytes(), data].concat(), &[]);
-    }
-
-    /// Wait until the server closes the connection.
-    fn expect_end(mut self) {
-        let mut byte = [0];
-        match self.stream.read(&mut byte) {
-            Ok(n) => assert_eq!(n, 0),
-            Err(e) => assert_eq!(e.kind(), ErrorKind::ConnectionReset),
-        }
-    }
-}
-
-fn map(address: u64, size: u64) -> DmaMap {
-    DmaMap { argsz: 32, flags: 3, offset: 0, address, size }
 }
 
 #[test]
 fn accesses_with_and_without_spinning() {
     for max_spin_us in [0, 100, 1_000_000] {
         let served = Served::start(Options { max_spin_us });
-        let mut peer = served.connect();
-        peer.negotiate();
+        let peer = served.negotiate();
         for i in 0..200u32 {
-            peer.write(TRAPPED, u64::from(i % 64) * 4, &i.to_ne_bytes());
-            assert_eq!(peer.read(TRAPPED, u64::from(i % 64) * 4, 4), i.to_ne_bytes());
+            peer.write(TRAPPED, u64::from(i % 64) * 4, &i.to_ne_bytes()).unwrap();
+            assert_eq!(peer.read(TRAPPED, u64::from(i % 64) * 4).unwrap(), i.to_ne_bytes());
         }
         let device = served.stop();
         assert_eq!(device.calls.len(), 401);
         assert_eq!(device.calls.last(), Some(&Call::Disconnected));
-        peer.expect_end();
+        expect_end(&peer);
     }
 }
 
 #[test]
 fn descriptors_go_both_ways_and_are_closed_on_exec() {
     let served = Served::start(Options::default());
-    let mut peer = served.connect();
-    peer.negotiate();
+    let peer = served.negotiate();
     let file = memfd(0x4000);
-    assert!(peer.call(command::DMA_MAP, map(0, 0x4000).as_bytes(), &[file.try_clone().unwrap()]).is_empty());
-    peer.send(
-        command::DEVICE_GET_REGION_INFO,
-        RegionInfo { argsz: 4096, index: SPARSE, ..Default::default() }.as_bytes(),
-        &[],
-    );
-    let mut buf = [0; 4096];
-    let mut control = cmsg_space!([i32; 4]);
-    let mut iov = [std::io::IoSliceMut::new(&mut buf)];
-    let message =
-        recvmsg::<UnixAddr>(peer.stream.as_raw_fd(), &mut iov, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC).unwrap();
-    let Some(ControlMessageOwned::ScmRights(fds)) = message.cmsgs().unwrap().next() else { panic!("no descriptor") };
-    assert_eq!(fds.len(), 1);
-    let theirs = std::fs::File::open(format!("/proc/self/fd/{}", fds[0])).unwrap();
-    nix::unistd::close(fds[0]).unwrap();
+    peer.map(0, 0x4000, file.as_fd()).unwrap();
+    let theirs = peer.region_file(SPARSE).unwrap();
     let device = served.stop();
     assert!(same_file(&theirs, &device.shared_memory));
     assert!(same_file(&file, &device.fds[0]));
-    let flags = nix::fcntl::fcntl(&device.fds[0], nix::fcntl::FcntlArg::F_GETFD).unwrap();
-    assert_eq!(flags, libc::FD_CLOEXEC);
+    for fd in [&theirs, &device.fds[0]] {
+        assert_eq!(nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFD).unwrap(), libc::FD_CLOEXEC);
+    }
 }
 
 #[test]
 fn pipelined_messages_keep_their_descriptors() {
     let served = Served::start(Options::default());
-    let mut peer = served.connect();
-    peer.negotiate();
+    let peer = served.negotiate();
     let files: Vec<OwnedFd> = (1..=8).map(|i| memfd(i * 4096)).collect();
     // As QEMU does when an address space changes: no waiting between the messages.
     for (i, file) in (0u64..).zip(&files) {
-        peer.send(command::DMA_MAP, map(i << 20, (i + 1) * 4096).as_bytes(), &[file.try_clone().unwrap()]);
-        peer.send(command::DMA_MAP, map((i << 20) + (1 << 19), 4096).as_bytes(), &[]);
+        let (with_file, without) = (dma_map(i << 20, (i + 1) * 4096, 0), dma_map((i << 20) + (1 << 19), 4096, 0));
+        peer.send(command::DMA_MAP, with_file.as_bytes(), &[file.as_fd()]).unwrap();
+        peer.send(command::DMA_MAP, without.as_bytes(), &[]).unwrap();
     }
     for id in 1..=16 {
-        let (header, _) = peer.receive();
+        let header = peer.receive().unwrap().header;
         assert_eq!((header.message_id, header.flags), (id, TYPE_REPLY));
     }
     let device = served.stop();
@@ -205,13 +137,12 @@ fn a_client_that_goes_away_in_the_middle_of_a_message_makes_room_for_the_next() 
         [header.as_bytes(), version.as_bytes()].concat()
     };
     for cut in [0, 1, 15, 16, 19] {
-        let mut peer = served.connect();
-        peer.stream.write_all(&whole[..cut]).unwrap();
+        let peer = served.connect();
+        peer.stream().write_all(&whole[..cut]).unwrap();
         drop(peer);
-        let mut peer = served.connect();
-        peer.negotiate();
-        peer.write(TRAPPED, 0, &[7]);
-        assert_eq!(peer.read(TRAPPED, 0, 1), [7]);
+        let peer = served.negotiate();
+        peer.write(TRAPPED, 0, &[7]).unwrap();
+        assert_eq!(peer.read(TRAPPED, 0).unwrap(), [7]);
     }
     let device = served.stop();
     assert_eq!(device.calls.iter().filter(|c| **c == Call::Disconnected).count(), 10);
@@ -220,30 +151,28 @@ fn a_client_that_goes_away_in_the_middle_of_a_message_makes_room_for_the_next() 
 #[test]
 fn a_second_client_waits_in_the_backlog() {
     let served = Served::start(Options::default());
-    let mut first = served.connect();
-    first.negotiate();
-    let mut second = served.connect();
+    let first = served.negotiate();
+    let second = served.connect();
     let version = Version { major: 0, minor: 0 };
-    second.send(command::VERSION, version.as_bytes(), &[]);
-    first.write(TRAPPED, 0, &[1]);
-    second.stream.set_nonblocking(true).unwrap();
-    assert_eq!(second.stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
-    second.stream.set_nonblocking(false).unwrap();
+    second.send(command::VERSION, version.as_bytes(), &[]).unwrap();
+    first.write(TRAPPED, 0, &[1]).unwrap();
+    second.stream().set_nonblocking(true).unwrap();
+    assert_eq!(second.stream().read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    second.stream().set_nonblocking(false).unwrap();
     drop(first);
-    let (header, _) = second.receive();
+    let header = second.receive().unwrap().header;
     assert_eq!(header.command, command::VERSION);
-    assert_eq!(second.read(TRAPPED, 0, 1), [1], "device state outlives a client");
+    assert_eq!(second.read(TRAPPED, 0).unwrap(), [1], "device state outlives a client");
 }
 
 #[test]
 fn a_protocol_error_closes_the_connection_and_no_other() {
     let served = Served::start(Options::default());
-    let mut peer = served.connect();
-    peer.negotiate();
+    let peer = served.negotiate();
     let header = Header { message_size: 15, ..Header::default() };
-    peer.stream.write_all(header.as_bytes()).unwrap();
-    peer.expect_end();
-    served.connect().negotiate();
+    peer.stream().write_all(header.as_bytes()).unwrap();
+    expect_end(&peer);
+    served.negotiate();
 }
 
 #[test]
@@ -251,30 +180,28 @@ fn a_stop_ends_a_loop_that_waits_for_a_client_or_a_message() {
     let served = Served::start(Options::default());
     assert!(served.stop().calls.is_empty());
     let served = Served::start(Options { max_spin_us: 0 });
-    let mut peer = served.connect();
-    peer.negotiate();
+    let peer = served.negotiate();
     assert_eq!(served.stop().calls, [Call::Disconnected]);
-    peer.expect_end();
+    expect_end(&peer);
 }
 
 #[test]
 fn other_threads_send_while_the_loop_sleeps() {
     let served = Served::start(Options { max_spin_us: 0 });
-    let mut peer = served.connect();
-    peer.negotiate();
+    let peer = served.negotiate();
     let sender = served.sender.clone();
     std::thread::spawn(move || sender.dma_write(0x1000, b"data")).join().unwrap().unwrap();
-    let (write, payload) = peer.receive();
-    assert_eq!((write.command, &payload[16..]), (command::DMA_WRITE, &b"data"[..]));
+    let write = peer.receive().unwrap();
+    assert_eq!((write.header.command, &write.payload[16..]), (command::DMA_WRITE, &b"data"[..]));
     let (tx, rx) = mpsc::channel();
     served
         .sender
         .dma_read(0x2000, 3, move |data| tx.send((data.map(<[u8]>::to_vec), std::thread::current().id())).unwrap())
         .unwrap();
-    let (read, _) = peer.receive();
+    let read = peer.receive().unwrap().header;
     let reply = Header { flags: TYPE_REPLY, message_size: 35, ..read };
     let access = DmaAccess { address: 0x2000, count: 3 };
-    peer.stream.write_all(&[reply.as_bytes(), access.as_bytes(), b"abc"].concat()).unwrap();
+    peer.stream().write_all(&[reply.as_bytes(), access.as_bytes(), b"abc"].concat()).unwrap();
     let (data, thread) = rx.recv_timeout(Duration::from_secs(20)).unwrap();
     assert_eq!(data.unwrap(), b"abc");
     assert_ne!(thread, std::thread::current().id(), "on the socket thread");
@@ -287,10 +214,9 @@ fn a_deferred_reply_reaches_a_client_that_waits() {
         device.complete_resets_on_a_thread(sender);
         device
     });
-    let mut peer = served.connect();
-    peer.negotiate();
+    let peer = served.negotiate();
     for _ in 0..50 {
-        assert!(peer.call(command::DEVICE_RESET, &[], &[]).is_empty());
+        assert!(peer.call(command::DEVICE_RESET, &[], &[]).unwrap().payload.is_empty());
     }
     drop(peer);
     served.stop();
@@ -299,8 +225,7 @@ fn a_deferred_reply_reaches_a_client_that_waits() {
 #[test]
 fn a_full_socket_loses_nothing_and_blocks_nobody() {
     let served = Served::start(Options { max_spin_us: 0 });
-    let mut peer = served.connect();
-    peer.negotiate();
+    let peer = served.negotiate();
     // Neither side reads: what fits in no socket waits in the queue, and then senders are refused.
     let block = vec![0x5a; 64 << 10];
     let mut sent = 0;
@@ -309,13 +234,13 @@ fn a_full_socket_loses_nothing_and_blocks_nobody() {
     }
     assert!((64..1024).contains(&sent), "{sent} of 64 KiB");
     let unmap = DmaUnmap { argsz: 24, flags: 2, address: 0, size: 0 };
-    let id = peer.send(command::DMA_UNMAP, unmap.as_bytes(), &[]);
+    let id = peer.send(command::DMA_UNMAP, unmap.as_bytes(), &[]).unwrap();
     for i in 0..sent {
-        let (header, payload) = peer.receive();
-        assert_eq!(header.command, command::DMA_WRITE);
-        let (access, data) = DmaAccess::read_from_prefix(&payload).unwrap();
+        let write = peer.receive().unwrap();
+        assert_eq!(write.header.command, command::DMA_WRITE);
+        let (access, data) = DmaAccess::read_from_prefix(&write.payload).unwrap();
         assert_eq!((access.address, data), (i, block.as_slice()));
     }
-    let (header, _) = peer.receive();
+    let header = peer.receive().unwrap().header;
     assert_eq!((header.message_id, header.command), (id, command::DMA_UNMAP));
 }

@@ -99,7 +99,7 @@ fn another_major_version_closes_the_connection() {
 fn a_new_connection_negotiates_again() {
     let mut rig = Rig::new();
     rig.disconnect();
-    rig.client = crate::memory::Client::connect(&mut rig.server, 1 << 20);
+    rig.client = crate::client::LoopbackClient::connect(&mut rig.server, 1 << 20);
     assert_eq!(rig.call(command::DEVICE_RESET, &[]), Err(Errno::EINVAL));
     rig.client.negotiate(&mut rig.server, &mut rig.device, QEMU_PROPOSAL).unwrap().result().unwrap();
     assert_eq!(rig.call(command::DEVICE_RESET, &[]), Ok(vec![]));

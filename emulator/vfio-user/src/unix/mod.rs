@@ -1,6 +1,6 @@
 //! The transport over a unix socket, and the loop of the thread that serves one.
 mod serve;
-mod socket;
+pub(crate) mod socket;
 mod spin;
 
 pub use serve::{Options, Stop, serve};

@@ -17,17 +17,17 @@ const CONTROL_WORDS: usize = 2 + (SCM_MAX_FD * size_of::<RawFd>()).div_ceil(8);
 
 /// What one receive brought.
 #[derive(Debug, Default)]
-pub(super) struct Received {
+pub(crate) struct Received {
     /// Bytes; 0 at the end of the stream.
-    pub(super) bytes: usize,
+    pub(crate) bytes: usize,
     /// Descriptors, closed on exec.
-    pub(super) fds: Vec<OwnedFd>,
+    pub(crate) fds: Vec<OwnedFd>,
     /// There were more, which the kernel could not pass on.
-    pub(super) fds_lost: bool,
+    pub(crate) fds_lost: bool,
 }
 
 /// Receive into `buf` without blocking. Errors: `WouldBlock` when nothing is there.
-pub(super) fn receive(stream: &UnixStream, buf: &mut [u8]) -> io::Result<Received> {
+pub(crate) fn receive(stream: &UnixStream, buf: &mut [u8]) -> io::Result<Received> {
     let mut control = [MaybeUninit::<u64>::uninit(); CONTROL_WORDS];
     let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     let mut msg = empty_msghdr(&mut iov);
@@ -58,35 +58,40 @@ pub(super) fn receive(stream: &UnixStream, buf: &mut [u8]) -> io::Result<Receive
 }
 
 /// The sending end of a connection.
-pub(super) struct UnixTransmit(pub(super) Arc<UnixStream>);
+pub(crate) struct UnixTransmit(pub(crate) Arc<UnixStream>);
 
 impl Transmit for UnixTransmit {
     fn send(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
-        assert!(fds.len() <= SCM_MAX_FD, "a reply has few descriptors");
-        let mut control = [0u64; CONTROL_WORDS];
-        let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-        let mut msg = empty_msghdr(&mut iov);
-        if !fds.is_empty() {
-            let len = u32::try_from(size_of_val(fds)).expect("few descriptors");
-            msg.msg_control = control.as_mut_ptr().cast();
-            // SAFETY: CMSG_SPACE only computes. `control` has room for SCM_MAX_FD descriptors and one header.
-            msg.msg_controllen = unsafe { libc::CMSG_SPACE(len) } as usize;
-            // SAFETY: `control` is zeroed, aligned and longer than `msg_controllen`, so the first header is inside it, and the
-            // descriptors after it; BorrowedFd is a transparent RawFd, and the borrows outlive the call.
-            unsafe {
-                let cmsg = libc::CMSG_FIRSTHDR(&msg);
-                (*cmsg).cmsg_level = libc::SOL_SOCKET;
-                (*cmsg).cmsg_type = libc::SCM_RIGHTS;
-                (*cmsg).cmsg_len = libc::CMSG_LEN(len) as usize;
-                let data = libc::CMSG_DATA(cmsg).cast::<RawFd>();
-                data.copy_from_nonoverlapping(fds.as_ptr().cast(), fds.len());
-            }
-        }
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: `msg` points to `iov`, which describes `bytes` (only read, despite the cast), and to `control`.
-        let n = unsafe { libc::sendmsg(self.0.as_raw_fd(), &msg, flags) };
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        send(&self.0, bytes, fds)
     }
+}
+
+/// Sends without blocking, the descriptors with the first byte. Errors: `WouldBlock` if there is no room.
+pub(crate) fn send(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    assert!(fds.len() <= SCM_MAX_FD, "a reply has few descriptors");
+    let mut control = [0u64; CONTROL_WORDS];
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut msg = empty_msghdr(&mut iov);
+    if !fds.is_empty() {
+        let len = u32::try_from(size_of_val(fds)).expect("few descriptors");
+        msg.msg_control = control.as_mut_ptr().cast();
+        // SAFETY: CMSG_SPACE only computes. `control` has room for SCM_MAX_FD descriptors and one header.
+        msg.msg_controllen = unsafe { libc::CMSG_SPACE(len) } as usize;
+        // SAFETY: `control` is zeroed, aligned and longer than `msg_controllen`, so the first header is inside it, and the
+        // descriptors after it; BorrowedFd is a transparent RawFd, and the borrows outlive the call.
+        unsafe {
+            let cmsg = libc::CMSG_FIRSTHDR(&msg);
+            (*cmsg).cmsg_level = libc::SOL_SOCKET;
+            (*cmsg).cmsg_type = libc::SCM_RIGHTS;
+            (*cmsg).cmsg_len = libc::CMSG_LEN(len) as usize;
+            let data = libc::CMSG_DATA(cmsg).cast::<RawFd>();
+            data.copy_from_nonoverlapping(fds.as_ptr().cast(), fds.len());
+        }
+    }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: `msg` points to `iov`, which describes `bytes` (only read, despite the cast), and to `control`.
+    let n = unsafe { libc::sendmsg(stream.as_raw_fd(), &msg, flags) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
 /// A message with data and nothing else.

@@ -8,11 +8,11 @@ use svadev_spec::vtd::registers::{RootTableAddress, translation_table_mode};
 use crate::address_space::AddressSpace;
 use crate::cache::Leaf;
 use crate::entry_cache::EntryCaches;
+use crate::fault_codes::fault_in;
 use crate::observe::{CacheSlot, CachedEntry};
 use crate::request::{Fault, Request, RequestKind};
 use crate::tables::{Context, ScalableContext, TableReader, fault};
 use crate::translate::{Walker, want};
-use crate::walk::in_legacy_mode;
 
 /// The parts of a unit that find the address space of a request (§3.4), and those that look up addresses in it.
 pub(crate) struct Admission<'a, M: GuestMemory + 'a> {
@@ -168,9 +168,6 @@ impl<M: GuestMemory> Admission<'_, M> {
     pub(crate) fn resolve(mut self, request: &Request) -> Result<Leaf, Fault> {
         let (space, privileged) = self.address_space(request)?;
         let want = want(request, privileged);
-        self.walker.in_space(&space, request, want).map_err(|reason| Fault {
-            reason: if space.legacy { in_legacy_mode(reason, want) } else { reason },
-            fault_processing_disable: space.fault_processing_disable,
-        })
+        self.walker.in_space(&space, request, want).map_err(|fault| fault_in(&space, fault, want))
     }
 }

@@ -32,6 +32,7 @@ mod cache;
 mod config;
 mod counters;
 mod entry_cache;
+mod fault_codes;
 mod fault_log;
 mod interrupts;
 mod invalidation;

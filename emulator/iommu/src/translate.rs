@@ -2,7 +2,7 @@
 use svadev_memory::GuestMemory;
 use svadev_mutation::mutant;
 use svadev_spec::vtd::tables::Level;
-use svadev_spec::vtd::{FaultReason, INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST, in_interrupt_range};
+use svadev_spec::vtd::{INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST, in_interrupt_range};
 
 use crate::address_space::{AddressSpace, FirstStage, Stages};
 use crate::cache::{CacheTag, Clock, Leaf, Mapping, PageSize, Rights, TranslationCaches};
@@ -10,7 +10,7 @@ use crate::config::{Caching, Limits, UnitConfig};
 use crate::counters::Counters;
 use crate::observe::{CacheSlot, CachedEntry, Observing};
 use crate::request::{Request, RequestKind};
-use crate::walk::{InMemory, Nested, SecondStageTables, StructureAccess, WalkCaches, Want};
+use crate::walk::{Direct, InMemory, Stage, StructureAccess, ThroughSecondStage, WalkFault, Want};
 
 /// The parts of a unit that look up addresses in an address space. They see memory as it was at the beginning: one view for all the
 /// structures on the way, so that no change of the memory map falls between them.
@@ -45,12 +45,7 @@ impl TranslationCaches {
 }
 
 impl<M: GuestMemory> Walker<'_, M> {
-    pub(crate) fn in_space(
-        &mut self,
-        space: &AddressSpace,
-        request: &Request,
-        want: Want,
-    ) -> Result<Leaf, FaultReason> {
+    pub(crate) fn in_space(&mut self, space: &AddressSpace, request: &Request, want: Want) -> Result<Leaf, WalkFault> {
         let iova = request.iova.0;
         if space.stages == Stages::PassThrough {
             return self.pass_through(iova);
@@ -71,7 +66,7 @@ impl<M: GuestMemory> Walker<'_, M> {
         request: &Request,
         want: Want,
         cacheable: bool,
-    ) -> Result<Leaf, FaultReason> {
+    ) -> Result<Leaf, WalkFault> {
         let iova = request.iova.0;
         self.counters.iotlb_misses += 1;
         self.counters.walks += 1;
@@ -95,7 +90,7 @@ impl<M: GuestMemory> Walker<'_, M> {
     }
 
     #[inline]
-    fn walk(&mut self, space: &AddressSpace, iova: u64, want: Want) -> Result<Leaf, FaultReason> {
+    fn walk(&mut self, space: &AddressSpace, iova: u64, want: Want) -> Result<Leaf, WalkFault> {
         let limits = self.limits;
         let memory = &self.memory;
         let nested = matches!(space.stages, Stages::Nested(..));
@@ -106,31 +101,32 @@ impl<M: GuestMemory> Walker<'_, M> {
         } else {
             tag
         };
-        let mut caches = WalkCaches {
-            caches: &mut *self.caches,
+        let mut structures = StructureAccess {
+            caches: (self.config.caching != Caching::None).then_some(&mut *self.caches),
             observer: self.observer.as_deref_mut(),
             doubted: self.config.caching != Caching::Adversarial,
+            tag,
         };
-        let mut caches = (self.config.caching != Caching::None).then_some(&mut caches);
         match space.stages {
             Stages::First(first) => {
-                let mut tables = InMemory { memory, structures: StructureAccess { caches, tag } };
+                let mut tables = InMemory { memory, stage: Stage::First, addresses: Direct, structures };
                 first.walk(&mut tables, limits, iova, want)
             }
             Stages::Second(second) => {
-                let mut tables = SecondStageTables { memory, structures: StructureAccess { caches, tag } };
+                let mut tables = InMemory { memory, stage: Stage::Second, addresses: Direct, structures };
                 second.walk(&mut tables, limits, iova, want)
             }
             Stages::Nested(first, second) => {
-                let structures = StructureAccess { caches: caches.as_deref_mut(), tag };
-                let mut tables = Nested { memory, second, second_tag, limits, structures };
+                let addresses = ThroughSecondStage { second, tag: second_tag, limits };
+                let mut tables = InMemory { memory, stage: Stage::First, addresses, structures: structures.under(tag) };
                 let top = if mutant!(NestedForgetsLevelFive) { Level::FOUR } else { first.top };
                 let first = FirstStage { top, ..first };
                 let outer = first.walk(&mut tables, limits, iova, want)?;
                 // First-stage write permission decides whether this may become a write at all.
                 let want = Want { dirty: want.dirty && outer.write(), ..want };
                 let address = outer.at(iova);
-                let mut tables = SecondStageTables { memory, structures: StructureAccess { caches, tag: second_tag } };
+                structures.tag = second_tag;
+                let mut tables = InMemory { memory, stage: Stage::Second, addresses: Direct, structures };
                 let inner = second.walk(&mut tables, limits, address, want)?;
                 let ignored = mutant!(NestedIgnoresSecondStageRights);
                 let rights = Rights {
@@ -146,9 +142,9 @@ impl<M: GuestMemory> Walker<'_, M> {
     }
 
     /// §3.9: untranslated addresses are host addresses.
-    fn pass_through(&self, iova: u64) -> Result<Leaf, FaultReason> {
+    fn pass_through(&self, iova: u64) -> Result<Leaf, WalkFault> {
         if iova >> self.config.host_address_width != 0 {
-            return Err(FaultReason::AddressBeyondHost);
+            return Err(WalkFault::BeyondHost);
         }
         without_interrupt_range(Leaf::new(iova, PageSize::SIZE_2MIB, Rights::READ_WRITE), iova)
     }
@@ -184,14 +180,14 @@ pub(crate) fn given(page: Leaf, want: Want) -> Leaf {
 
 /// No translation leads into the interrupt range (LGN.4, SGN.8, §3.14). A large page that reaches into it is served in 4 KiB pieces.
 #[inline]
-fn without_interrupt_range(leaf: Leaf, iova: u64) -> Result<Leaf, FaultReason> {
+fn without_interrupt_range(leaf: Leaf, iova: u64) -> Result<Leaf, WalkFault> {
     let (address, offsets) = (leaf.address(), leaf.size().mask());
     if address > INTERRUPT_RANGE_LAST || address + offsets < INTERRUPT_RANGE_FIRST {
         return Ok(leaf);
     }
     let address = leaf.at(iova);
     if in_interrupt_range(address) && !mutant!(InterruptRangeUnchecked) {
-        return Err(FaultReason::InterruptAddress);
+        return Err(WalkFault::InterruptRange);
     }
     Ok(Leaf::new(address, PageSize::SIZE_4KIB, leaf.rights()))
 }

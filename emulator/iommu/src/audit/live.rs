@@ -1,7 +1,6 @@
 //! What the tables say now: walks that no cache shortens and that leave no trace.
 use svadev_fabric::{Bdf, Pasid};
 use svadev_memory::{GuestAddress, GuestMemory};
-use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::tables::Level;
 
 use super::books::Class;
@@ -11,7 +10,7 @@ use crate::cache::{CacheTag, PartialWalk};
 use crate::config::Limits;
 use crate::observe::CachedEntry;
 use crate::tables::Context;
-use crate::walk::{Lost, Tables, Want};
+use crate::walk::{Stage, Tables, WalkEnd, WalkFault, Want};
 
 /// Asks for everything and changes nothing.
 const LOOK: Want =
@@ -34,14 +33,16 @@ impl<'a, M> Untouched<'a, M> {
 }
 
 impl<M: GuestMemory> Tables for Untouched<'_, M> {
-    fn load(&mut self, address: u64, _top: bool) -> Result<u64, FaultReason> {
-        let entry = self.memory.load_u64(GuestAddress(address)).map_err(|_| FaultReason::FirstStageAccess)?;
+    fn load(&mut self, address: u64, level: Level) -> Result<u64, WalkFault> {
+        // Which stage it is does not matter: nobody asks why there is no page.
+        let unreadable = |_| WalkFault::at(WalkFault::Unreadable, Stage::First, level);
+        let entry = self.memory.load_u64(GuestAddress(address)).map_err(unreadable)?;
         self.last = (address, entry);
         Ok(entry)
     }
 
-    fn exchange(&mut self, _address: u64, _old: u64, _new: u64) -> Result<Result<(), Lost>, FaultReason> {
-        Ok(Ok(()))
+    fn exchange(&mut self, _address: u64, _level: Level, _old: u64, _new: u64) -> Result<(), WalkEnd> {
+        Ok(())
     }
 
     fn keep_structure(&mut self, _address: u64, level: Level, partial: PartialWalk) {
@@ -59,13 +60,13 @@ struct UntouchedNested<'a, M> {
 }
 
 impl<M: GuestMemory> Tables for UntouchedNested<'_, M> {
-    fn load(&mut self, address: u64, top: bool) -> Result<u64, FaultReason> {
+    fn load(&mut self, address: u64, level: Level) -> Result<u64, WalkFault> {
         let leaf = self.second.walk(&mut Untouched::new(self.inner.memory, None), self.limits, address, LOOK)?;
-        self.inner.load(leaf.at(address), top)
+        self.inner.load(leaf.at(address), level)
     }
 
-    fn exchange(&mut self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason> {
-        self.inner.exchange(address, old, new)
+    fn exchange(&mut self, address: u64, level: Level, old: u64, new: u64) -> Result<(), WalkEnd> {
+        self.inner.exchange(address, level, old, new)
     }
 
     fn keep_structure(&mut self, address: u64, level: Level, partial: PartialWalk) {

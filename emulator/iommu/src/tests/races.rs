@@ -1,14 +1,13 @@
 //! A guest that changes entries under the walker's hands.
 use std::collections::HashMap;
 
-use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::tables::Level;
 
 use crate::UnitConfig;
 use crate::address_space::FirstStage;
 use crate::cache::Leaf;
 use crate::config::Limits;
-use crate::walk::{Lost, Tables, Want};
+use crate::walk::{Stage, Tables, WalkEnd, WalkFault, Want};
 
 /// Tables in which the next `losses` exchanges find that somebody was quicker: the right to write is gone.
 struct Contended {
@@ -17,18 +16,18 @@ struct Contended {
 }
 
 impl Tables for Contended {
-    fn load(&mut self, address: u64, _: bool) -> Result<u64, FaultReason> {
+    fn load(&mut self, address: u64, _: Level) -> Result<u64, WalkFault> {
         Ok(self.entries.get(&address).copied().unwrap_or(0))
     }
 
-    fn exchange(&mut self, address: u64, old: u64, new: u64) -> Result<Result<(), Lost>, FaultReason> {
+    fn exchange(&mut self, address: u64, _: Level, old: u64, new: u64) -> Result<(), WalkEnd> {
         if let Some(left) = self.losses.checked_sub(1) {
             self.losses = left;
             self.entries.insert(address, old & !2);
-            return Ok(Err(Lost));
+            return Err(WalkEnd::LostRace);
         }
         self.entries.insert(address, new);
-        Ok(Ok(()))
+        Ok(())
     }
 }
 
@@ -50,7 +49,7 @@ fn limits() -> Limits {
 }
 
 /// Four levels where only the leaf's dirty bit is still to be set. Returns the walk's end and the leaf after it.
-fn walk(losses: u32) -> (Result<Leaf, FaultReason>, u64) {
+fn walk(losses: u32) -> (Result<Leaf, WalkFault>, u64) {
     let entries = (1..=4u64).map(|table| (table << 12, (table + 1) << 12 | 0x27)).collect();
     let mut tables = Contended { entries, losses };
     let end = STAGE.walk(&mut tables, limits(), 0, WANT);
@@ -69,6 +68,6 @@ fn a_lost_race_is_walked_again_with_the_new_entry() {
 #[test]
 fn a_race_lost_for_ever_ends() {
     let mut tables = Contended { entries: [(0x1000, 0x2007)].into(), losses: u32::MAX };
-    assert_eq!(STAGE.walk(&mut tables, limits(), 0, WANT), Err(FaultReason::FirstStageUpdateFailed));
+    assert_eq!(STAGE.walk(&mut tables, limits(), 0, WANT), Err(WalkFault::NotUpdated(Stage::First)));
     assert!(tables.losses > u32::MAX - 100, "after a few walks");
 }

@@ -8,6 +8,7 @@ use svadev_spec::vtd::{FaultReason, in_interrupt_range};
 use super::{Unit, walker};
 use crate::cache::{Leaf, PageSize};
 use crate::config::Caching;
+use crate::fault_codes::fault_in;
 use crate::request::{Blocked, Fault, Request, RequestKind};
 use crate::translate::{given, want};
 
@@ -138,9 +139,7 @@ impl<M: GuestMemory> Unit<M> {
                 self.counters.iotlb_hits += 1;
                 Ok(given(leaf, want))
             }
-            None => walker!(self)
-                .by_tables(entry, request, want, true)
-                .map_err(|reason| Fault { reason, fault_processing_disable: entry.fault_processing_disable }),
+            None => walker!(self).by_tables(entry, request, want, true).map_err(|fault| fault_in(entry, fault, want)),
         }
     }
 }

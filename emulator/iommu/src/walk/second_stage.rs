@@ -1,13 +1,12 @@
 //! Second-stage translation (§3.7).
 use svadev_mutation::mutant;
-use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::tables::{Level, SecondStageEntry};
 
+use super::fault::{Stage, WalkEnd, WalkFault};
+use super::{Start, Tables, Want, from_the_lowest, large_page_reserved};
 use crate::address_space::SecondStage;
 use crate::cache::{Leaf, PageSize, PartialWalk, Rights};
 use crate::config::Limits;
-
-use super::{Lost, Start, Tables, Want, from_the_lowest, large_page_reserved};
 
 impl SecondStage {
     /// Walks the tables for `address`. `want.execute` and `want.privileged` have no meaning here.
@@ -17,16 +16,17 @@ impl SecondStage {
         limits: Limits,
         address: u64,
         want: Want,
-    ) -> Result<Leaf, FaultReason> {
+    ) -> Result<Leaf, WalkFault> {
         let width = self.top.width().min(limits.guest_address_width);
         if address >> width != 0 {
-            return Err(FaultReason::AddressTooWide);
+            return Err(WalkFault::Address(Stage::Second));
         }
         let top = (self.top, PartialWalk::top(self.root));
         let walk = |tables: &mut _, start| self.walk_once(tables, limits, address, want, start);
-        from_the_lowest(tables, address, top, walk).unwrap_or(Err(FaultReason::SecondStageUpdateFailed))
+        from_the_lowest(tables, Stage::Second, address, top, walk)
     }
 
+    /// One attempt, from a known table down.
     #[inline]
     fn walk_once(
         &self,
@@ -35,52 +35,50 @@ impl SecondStage {
         address: u64,
         want: Want,
         (mut level, start): Start,
-    ) -> Result<Result<Leaf, Lost>, FaultReason> {
+    ) -> Result<Leaf, WalkEnd> {
         let (mut table, mut read, mut write) = (start.table(), start.read(), start.write());
         loop {
-            let at = table + level.entry_offset(address);
-            let raw = tables.load(at, level == self.top)?;
+            let entry_address = table + level.entry_offset(address);
+            let raw = tables.load(entry_address, level)?;
             let entry = SecondStageEntry::from(raw);
             if !entry.read() && !entry.write() {
-                return Err(FaultReason::SecondStageNotPresent);
+                return Err(WalkFault::at(WalkFault::NotPresent, Stage::Second, level).into());
             }
             if has_reserved_bits(entry, level, limits) && !mutant!(SecondStageReservedUnchecked) {
-                return Err(FaultReason::SecondStageReserved);
+                return Err(WalkFault::at(WalkFault::Reserved, Stage::Second, level).into());
             }
             read &= entry.read();
             write &= entry.write();
             if let Some(below) = level.below()
                 && !(entry.page_size() && level <= Level::THREE)
             {
-                if let Err(Lost) = self.mark(tables, at, raw, false)? {
-                    return Ok(Err(Lost));
-                }
+                // The entry points to a table.
+                self.mark(tables, entry_address, level, raw, false)?;
                 table = entry.frame() << 12;
                 tables.keep_structure(address, level, PartialWalk::second_stage(table, write, read));
                 level = below;
                 continue;
             }
+            // The entry maps a page. Rights are those of all levels together.
             if want.write && !write {
-                return Err(FaultReason::NoWrite);
+                return Err(WalkFault::NoWrite.into());
             }
             if want.read && !read {
-                return Err(FaultReason::NoRead);
+                return Err(WalkFault::NoRead.into());
             }
             if !read && !write {
-                return Err(FaultReason::SecondStageNotPresent);
+                return Err(WalkFault::at(WalkFault::NotPresent, Stage::Second, level).into());
             }
-            if let Err(Lost) = self.mark(tables, at, raw, want.dirty && write)? {
-                return Ok(Err(Lost));
-            }
+            self.mark(tables, entry_address, level, raw, want.dirty && write)?;
             let rights = Rights { read, write, execute: read };
-            return Ok(Ok(Leaf::new(entry.frame() << 12, PageSize::at_level(level), rights)));
+            return Ok(Leaf::new(entry.frame() << 12, PageSize::at_level(level), rights));
         }
     }
 
-    /// Sets accessed and dirty as due, if they are not yet (§3.7.2).
-    fn mark(&self, tables: &mut impl Tables, at: u64, raw: u64, dirty: bool) -> Result<Result<(), Lost>, FaultReason> {
+    /// Sets accessed and dirty as the rules ask for (§3.7.2), if they are not set yet.
+    fn mark(&self, tables: &mut impl Tables, address: u64, level: Level, raw: u64, dirty: bool) -> Result<(), WalkEnd> {
         if !self.accessed_dirty {
-            return Ok(Ok(()));
+            return Ok(());
         }
         let mut entry = SecondStageEntry::from(raw).with_accessed(true);
         if dirty && !mutant!(ForgetSecondStageDirty) {
@@ -88,12 +86,12 @@ impl SecondStage {
         }
         let marked = u64::from(entry);
         if marked == raw {
-            return Ok(Ok(()));
+            return Ok(());
         }
         if !self.page_walk_snoop {
-            return Err(FaultReason::SecondStageUpdateNotSnooped);
+            return Err(WalkFault::at(WalkFault::NotSnooped, Stage::Second, level).into());
         }
-        tables.exchange(at, raw, marked)
+        tables.exchange(address, level, raw, marked)
     }
 }
 
@@ -102,18 +100,4 @@ impl SecondStage {
 #[inline]
 fn has_reserved_bits(entry: SecondStageEntry, level: Level, limits: Limits) -> bool {
     limits.frame_too_wide(entry.frame()) || entry.page_size() && large_page_reserved(entry.frame(), level, limits)
-}
-
-/// The legacy-mode condition for one of scalable mode (§7.1.3): the walk is the same, the codes are not.
-pub(crate) fn in_legacy_mode(reason: FaultReason, want: Want) -> FaultReason {
-    match reason {
-        FaultReason::SecondStageAccess | FaultReason::SecondStagePointer => FaultReason::LegacySecondStageAccess,
-        FaultReason::SecondStageReserved => FaultReason::LegacySecondStageReserved,
-        FaultReason::AddressTooWide | FaultReason::AddressBeyondHost => FaultReason::LegacyAddressTooWide,
-        FaultReason::SecondStageNotPresent if want.write => FaultReason::LegacyNoWrite,
-        FaultReason::SecondStageNotPresent | FaultReason::NoRead => FaultReason::LegacyNoRead,
-        FaultReason::NoWrite => FaultReason::LegacyNoWrite,
-        FaultReason::InterruptAddress => FaultReason::LegacyInterruptAddress,
-        other => other,
-    }
 }

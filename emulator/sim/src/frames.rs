@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
+pub use svadev_tables::FRAME;
+use svadev_tables::FrameSource;
 
 use crate::checker::Checker;
 use crate::log::Log;
 
-/// Bytes of a frame.
-pub const FRAME: u64 = 0x1000;
 /// As an array length.
 pub const FRAME_BYTES: usize = 0x1000;
 /// So many frames at the start of a large frame are used; nobody touches the others, and they cost nothing.
@@ -28,6 +28,20 @@ pub struct Frames {
     freed: Vec<u64>,
     /// Free large frames, with their log2 of bytes, alike.
     large: Vec<(u8, u64)>,
+}
+
+impl FrameSource for Frames {
+    fn contiguous(&mut self, count: u64) -> u64 {
+        self.fresh(count)
+    }
+
+    fn allocate(&mut self) -> u64 {
+        Self::allocate(self)
+    }
+
+    fn free(&mut self, frame: u64) {
+        Self::free(self, frame);
+    }
 }
 
 impl Frames {

@@ -11,6 +11,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("svadev-fabric", &["svadev-spec"]),
     ("svadev-mutation", &[]),
     ("svadev-memory", &["svadev-spec", "svadev-mutation"]),
+    ("svadev-tables", &["svadev-spec", "svadev-fabric", "svadev-memory"]),
     ("svadev-iommu", &["svadev-spec", "svadev-fabric", "svadev-memory", "svadev-mutation"]),
     ("svadev-pci", &["svadev-spec"]),
     ("svadev-endpoint", &["svadev-spec", "svadev-fabric", "svadev-memory", "svadev-mutation"]),
@@ -23,10 +24,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("svadev-launcher", &["svadev-spec", "svadev-fabric", "svadev-iommu", "svadev-host"]),
     (
         "svadev-bench",
-        &["svadev-spec", "svadev-fabric", "svadev-memory", "svadev-iommu", "svadev-vfio-user", "svadev-host"],
+        &[
+            "svadev-spec",
+            "svadev-fabric",
+            "svadev-memory",
+            "svadev-iommu",
+            "svadev-tables",
+            "svadev-vfio-user",
+            "svadev-host",
+        ],
     ),
     ("svadev", &["svadev-fabric", "svadev-launcher", "svadev-bench"]),
-    ("svadev-sim", MODELS_AND_HOST),
+    ("svadev-sim", BELOW_SIM),
     ("svadev-fuzz", FROM_BELOW),
     ("svadev-guest", &["svadev-spec"]),
     ("svadev-suites", &["svadev-spec", "svadev-guest"]),
@@ -44,12 +53,14 @@ const FROM_BELOW: &[&str] = &[
     "svadev-accelerator",
     "svadev-vfio-user",
     "svadev-host",
+    "svadev-tables",
     "svadev-sim",
 ];
 
 /// All that is below `host`.
-const MODELS: &[&str] = FROM_BELOW.split_at(FROM_BELOW.len() - 2).0;
-const MODELS_AND_HOST: &[&str] = FROM_BELOW.split_at(FROM_BELOW.len() - 1).0;
+const MODELS: &[&str] = FROM_BELOW.split_at(FROM_BELOW.len() - 3).0;
+/// All that the simulation is made of.
+const BELOW_SIM: &[&str] = FROM_BELOW.split_at(FROM_BELOW.len() - 1).0;
 
 /// Crates that would bring I/O, threads or clocks into a sans-I/O crate.
 const IMPURE: [&str; 4] = ["tokio", "mio", "rand", "crossbeam-channel"];

@@ -1,34 +1,49 @@
-//! Builder of the tables that a unit walks: root, context and PASID tables of scalable mode, first-stage page tables. It shares
-//! types with the walker and no code, and does changes the way a kernel does: each is one store of 8 bytes.
-use std::sync::Arc;
-
+//! What a kernel keeps in memory for a VT-d unit: root, context and PASID tables of scalable mode, and page tables.
+//!
+//! It is for tests, benchmarks and the simulated kernel. It knows the layouts of `svadev-spec` and shares no code with the
+//! unit's walk. It must not know the unit, nor who owns the memory: [`TableMemory`] and [`FrameSource`] are arguments.
+//! Changes are made as a kernel makes them: each is one store of 8 bytes, and the one that makes an entry present comes
+//! last.
+//!
+//! The path: [`DeviceTables::attach`] makes a function's context entry. [`PageTables::map`] maps pages.
+//! [`PageTables::binding`] and [`DeviceTables::set_pasid`] give a PASID of the function these pages.
+//! [`context_entry`], [`pasid_entry`] and [`leaf_entry`] find or make the place of one entry, for tests that write any
+//! bits into it.
+//!
+//! Where new things go: a kind of address space in [`Stages`], a change of a page in [`PageTables`].
 use svadev_fabric::{Bdf, Pasid};
-use svadev_memory::{GuestAddress, GuestMemory, Ram};
+use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::tables::{
     CONTEXT_ENTRY_SIZE, ContextLow, FirstStageEntry, PASID_TABLE_BITS, PASID_TABLE_ENTRY_SIZE, PasidDirectoryEntry,
     PasidTable0, PasidTable1, PasidTable2, ROOT_ENTRY_SIZE, RootEntry, SecondStageEntry, translation_type,
 };
 
-use crate::frames::{FRAME, Frames};
+/// Bytes of a frame.
+pub const FRAME: u64 = 0x1000;
 
-/// 64-bit words of guest memory.
-#[derive(Clone, Debug)]
-struct Words(Arc<Ram>);
+/// Memory as the processor that changes the tables sees it, in aligned words of 64 bits. Addresses are in memory.
+pub trait TableMemory {
+    /// Loads a word.
+    fn load(&self, at: u64) -> u64;
 
-impl Words {
-    fn load(&self, at: u64) -> u64 {
-        self.0.load_u64(GuestAddress(at)).expect("tables are in memory")
-    }
+    /// Replaces a word in one step and returns what it was. The unit may set accessed and dirty bits at any time.
+    fn exchange(&self, at: u64, value: u64) -> u64;
 
+    /// Stores a word. The unit sees it after all that was stored before.
     fn store(&self, at: u64, value: u64) {
         self.exchange(at, value);
     }
+}
 
-    /// The unit sets accessed and dirty bits meanwhile, so that a change takes what it finds.
+impl<M: GuestMemory> TableMemory for M {
+    fn load(&self, at: u64) -> u64 {
+        self.load_u64(GuestAddress(at)).expect("tables are in memory")
+    }
+
     fn exchange(&self, at: u64, value: u64) -> u64 {
         let mut current = self.load(at);
         loop {
-            match self.0.compare_exchange_u64(GuestAddress(at), current, value).expect("tables are in memory") {
+            match self.compare_exchange_u64(GuestAddress(at), current, value).expect("tables are in memory") {
                 Ok(old) => return old,
                 Err(found) => current = found,
             }
@@ -36,10 +51,122 @@ impl Words {
     }
 }
 
+/// Where frames for tables come from. They are filled with zeros.
+pub trait FrameSource {
+    /// Takes `count` frames in a row that are never given back; returns the address of the first.
+    fn contiguous(&mut self, count: u64) -> u64;
+
+    /// Takes one frame.
+    fn allocate(&mut self) -> u64 {
+        self.contiguous(1)
+    }
+
+    /// Gives a frame back that [`allocate`](Self::allocate) returned.
+    fn free(&mut self, frame: u64);
+}
+
+/// Frames of a range, one after the other. None of them is used again.
+#[derive(Clone, Debug)]
+pub struct FrameRange {
+    next: u64,
+    end: u64,
+}
+
+impl FrameRange {
+    /// The frames of a range of addresses.
+    pub fn new(range: std::ops::Range<u64>) -> Self {
+        Self { next: range.start, end: range.end }
+    }
+
+    /// The first frame that was not handed out.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+}
+
+impl FrameSource for FrameRange {
+    fn contiguous(&mut self, count: u64) -> u64 {
+        let first = self.next;
+        self.next += count * FRAME;
+        assert!(self.next <= self.end, "there are too few frames for the tables");
+        first
+    }
+
+    fn free(&mut self, _: u64) {}
+}
+
+/// Physical addresses have at most 52 bits.
+const FRAME_MASK: u64 = 0xf_ffff_ffff_f000;
+
+/// The table that the entry at `at` points to. If the entry is not present, a new table takes its place, with the bits of
+/// `open` beside its address.
+fn table_below(memory: &(impl TableMemory + ?Sized), frames: &mut impl FrameSource, at: u64, open: u64) -> u64 {
+    let entry = memory.load(at);
+    if entry != 0 {
+        return entry & FRAME_MASK;
+    }
+    let frame = frames.allocate();
+    memory.store(at, open | frame);
+    frame
+}
+
+/// Where the entry of a function is in the tables below a root table. Makes the context table if there is none.
+pub fn context_entry(memory: &impl TableMemory, frames: &mut impl FrameSource, root: u64, bdf: Bdf) -> u64 {
+    let half = if bdf.device() < 16 { 0 } else { 8 };
+    let at = root + ROOT_ENTRY_SIZE * u64::from(bdf.bus()) + half;
+    let table = table_below(memory, frames, at, RootEntry::new().with_present(true).into());
+    table + CONTEXT_ENTRY_SIZE * u64::from(bdf.devfn() % 128)
+}
+
+/// Where the entry of a PASID is in the tables below a directory. Makes the PASID table if there is none.
+pub fn pasid_entry(memory: &impl TableMemory, frames: &mut impl FrameSource, directory: u64, pasid: u32) -> u64 {
+    let at = directory + 8 * u64::from(pasid >> PASID_TABLE_BITS);
+    let table = table_below(memory, frames, at, PasidDirectoryEntry::new().with_present(true).into());
+    table + PASID_TABLE_ENTRY_SIZE * u64::from(pasid & ((1 << PASID_TABLE_BITS) - 1))
+}
+
+/// Where the entry is that maps a page of `1 << size_log2` bytes at `iova`, in page tables of `levels` levels. Makes the
+/// tables on the way, with the bits of `open` in the entries that lead to them.
+pub fn leaf_entry(
+    memory: &impl TableMemory,
+    frames: &mut impl FrameSource,
+    (root, levels): (u64, u8),
+    iova: u64,
+    size_log2: u8,
+    open: u64,
+) -> u64 {
+    let (mut table, mut shift) = (root, 12 + 9 * (levels - 1));
+    while shift > size_log2 {
+        table = table_below(memory, frames, table + 8 * (iova >> shift & 511), open);
+        shift -= 9;
+    }
+    table + 8 * (iova >> shift & 511)
+}
+
+/// PASID directories have room for 2^20 PASIDs: 2^14 entries, PDTS 7.
+const DIRECTORY_FRAMES: u64 = 32;
+
+/// Makes a context entry present: ATS, PASID and page requests on, RID_PASID 0, room for 2^20 PASIDs. Returns the PASID
+/// directory.
+pub fn fill_context_entry(memory: &impl TableMemory, frames: &mut impl FrameSource, entry: u64) -> u64 {
+    let directory = frames.contiguous(DIRECTORY_FRAMES);
+    let low = ContextLow::new()
+        .with_present(true)
+        .with_device_tlb_enable(true)
+        .with_pasid_enable(true)
+        .with_page_request_enable(true)
+        .with_pasid_directory_size(7)
+        .with_frame(directory >> 12);
+    // The second quadword is RID_PASID 0 and not privileged; the entry becomes present with its first.
+    memory.store(entry + 8, 0);
+    memory.store(entry, low.into());
+    directory
+}
+
 /// First-stage page tables of one address space (VT-d 4.1 §9.7).
 #[derive(Debug)]
-pub struct PageTables {
-    words: Words,
+pub struct PageTables<M> {
+    memory: M,
     root: u64,
     /// 4 or 5; less where these were detached from others.
     levels: u8,
@@ -49,17 +176,17 @@ pub struct PageTables {
     tables: Vec<u64>,
 }
 
-impl PageTables {
+impl<M: TableMemory + Clone> PageTables<M> {
     /// Empty tables of 4 or 5 levels.
-    pub fn new(ram: Arc<Ram>, frames: &mut Frames, levels: u8) -> Self {
-        Self::nested(ram, frames, levels, 0)
+    pub fn new(memory: M, frames: &mut impl FrameSource, levels: u8) -> Self {
+        Self::nested(memory, frames, levels, 0)
     }
 
     /// As [`new`](Self::new), in front of a second stage that maps `offset` plus an address to that address.
-    pub fn nested(ram: Arc<Ram>, frames: &mut Frames, levels: u8, offset: u64) -> Self {
+    pub fn nested(memory: M, frames: &mut impl FrameSource, levels: u8, offset: u64) -> Self {
         assert!(levels == 4 || levels == 5, "first-stage tables have 4 or 5 levels");
         let root = frames.allocate();
-        Self { words: Words(ram), root, levels, offset, tables: vec![root] }
+        Self { memory, root, levels, offset, tables: vec![root] }
     }
 
     /// Address of the root table, as the stage behind these tables knows it.
@@ -77,7 +204,7 @@ impl PageTables {
         let mut table = self.root;
         let mut shift = 12 + 9 * (self.levels - 1);
         while shift > size_log2 {
-            let entry = FirstStageEntry::from(self.words.load(table + 8 * (iova >> shift & 511)));
+            let entry = FirstStageEntry::from(self.memory.load(table + 8 * (iova >> shift & 511)));
             if !entry.present() {
                 return None;
             }
@@ -90,14 +217,21 @@ impl PageTables {
 
     /// Maps a page of `1 << size_log2` bytes (12, 21 or 30) at `iova` to `gpa`, for user mode, neither accessed nor dirty.
     /// Returns the entry that was there.
-    pub fn map(&mut self, frames: &mut Frames, iova: u64, gpa: u64, size_log2: u8, writable: bool) -> FirstStageEntry {
+    pub fn map(
+        &mut self,
+        frames: &mut impl FrameSource,
+        iova: u64,
+        gpa: u64,
+        size_log2: u8,
+        writable: bool,
+    ) -> FirstStageEntry {
         assert!(matches!(size_log2, 12 | 21 | 30), "first-stage pages are of 4 KiB, 2 MiB or 1 GiB");
         assert!((iova | gpa).is_multiple_of(1 << size_log2), "pages are naturally aligned");
         let mut table = self.root;
         let mut shift = 12 + 9 * (self.levels - 1);
         while shift > size_log2 {
             let at = table + 8 * (iova >> shift & 511);
-            let entry = FirstStageEntry::from(self.words.load(at));
+            let entry = FirstStageEntry::from(self.memory.load(at));
             assert!(!entry.page_size(), "a larger page is in the way of {iova:#x}");
             table = if entry.present() {
                 (entry.frame() << 12) - self.offset
@@ -105,7 +239,7 @@ impl PageTables {
                 let next = frames.allocate();
                 self.tables.push(next);
                 let open = FirstStageEntry::new().with_present(true).with_writable(true).with_user(true);
-                self.words.store(at, open.with_frame((next + self.offset) >> 12).into());
+                self.memory.store(at, open.with_frame((next + self.offset) >> 12).into());
                 next
             };
             shift -= 9;
@@ -116,12 +250,22 @@ impl PageTables {
             .with_user(true)
             .with_page_size(size_log2 > 12)
             .with_frame((gpa + self.offset) >> 12);
-        self.words.exchange(table + 8 * (iova >> shift & 511), leaf.into()).into()
+        self.memory.exchange(table + 8 * (iova >> shift & 511), leaf.into()).into()
     }
 
     /// The entry of a page of `1 << size_log2` bytes, all zero where there is none.
     pub fn get(&self, iova: u64, size_log2: u8) -> FirstStageEntry {
-        self.entry(iova, size_log2).map_or(FirstStageEntry::new(), |at| self.words.load(at).into())
+        self.entry(iova, size_log2).map_or(FirstStageEntry::new(), |at| self.memory.load(at).into())
+    }
+
+    /// Sets accessed and dirty in every entry, as if each page had been written: a walk has nothing to write.
+    pub fn set_accessed_and_dirty(&self) {
+        for at in self.tables.iter().flat_map(|table| (0..512).map(move |n| table + 8 * n)) {
+            let entry = FirstStageEntry::from(self.memory.load(at));
+            if entry.present() {
+                self.memory.store(at, entry.with_accessed(true).with_dirty(true).into());
+            }
+        }
     }
 
     /// Replaces the entry of a page, whose tables must be there, by what `change` makes of it; returns the old one.
@@ -132,8 +276,8 @@ impl PageTables {
         change: impl FnOnce(FirstStageEntry) -> FirstStageEntry,
     ) -> FirstStageEntry {
         let at = self.entry(iova, size_log2).expect("only mapped pages are changed");
-        let new = change(self.words.load(at).into());
-        self.words.exchange(at, new.into()).into()
+        let new = change(self.memory.load(at).into());
+        self.memory.exchange(at, new.into()).into()
     }
 
     /// Clears the entry of a page; returns what it was, accessed and dirty included.
@@ -146,7 +290,7 @@ impl PageTables {
     pub fn detach(&mut self, iova: u64, size_log2: u8) -> Option<Self> {
         assert!(matches!(size_log2, 21 | 30), "behind an entry that can be of a larger page");
         let at = self.entry(iova, size_log2)?;
-        let old = FirstStageEntry::from(self.words.exchange(at, 0));
+        let old = FirstStageEntry::from(self.memory.exchange(at, 0));
         assert!(!old.page_size(), "a larger page is in the way of {iova:#x}");
         if !old.present() {
             return None;
@@ -154,7 +298,7 @@ impl PageTables {
         let root = (old.frame() << 12) - self.offset;
         let mut tables = vec![root];
         if size_log2 == 30 {
-            let entries = (0..512).map(|n| FirstStageEntry::from(self.words.load(root + 8 * n)));
+            let entries = (0..512).map(|n| FirstStageEntry::from(self.memory.load(root + 8 * n)));
             for entry in entries.filter(|entry| entry.present()) {
                 assert!(!entry.page_size(), "a larger page is in the way of {iova:#x}");
                 tables.push((entry.frame() << 12) - self.offset);
@@ -162,11 +306,11 @@ impl PageTables {
         }
         self.tables.retain(|table| !tables.contains(table));
         let levels = (size_log2 - 12) / 9;
-        Some(Self { words: self.words.clone(), root, levels, offset: self.offset, tables })
+        Some(Self { memory: self.memory.clone(), root, levels, offset: self.offset, tables })
     }
 
     /// Gives the tables themselves back: only after the invalidations that cover them.
-    pub fn free(self, frames: &mut Frames) {
+    pub fn free(self, frames: &mut impl FrameSource) {
         for table in self.tables {
             frames.free(table);
         }
@@ -175,8 +319,8 @@ impl PageTables {
 
 /// Root, context and PASID tables of one unit (VT-d 4.1 §9.2, §9.4 to §9.6).
 #[derive(Debug)]
-pub struct DeviceTables {
-    words: Words,
+pub struct DeviceTables<M> {
+    memory: M,
     root: u64,
 }
 
@@ -214,7 +358,7 @@ pub struct Binding {
     pub domain_id: u16,
 }
 
-impl PageTables {
+impl<M: TableMemory + Clone> PageTables<M> {
     /// These tables in a domain, in front of a second stage if they were made for one.
     pub fn binding(&self, domain_id: u16, second: Option<u64>) -> Binding {
         let (root, levels) = (self.root(), self.levels);
@@ -228,36 +372,27 @@ impl PageTables {
 
 /// Maps `bytes` from `iova` on to memory from 0 on in new second-stage tables of 4 levels (VT-d 4.1 §9.8), by pages of
 /// `1 << size_log2` bytes. Returns the root. `iova` is a multiple of 1 GiB.
-pub fn second_stage(ram: &Arc<Ram>, frames: &mut Frames, iova: u64, bytes: u64, size_log2: u8) -> u64 {
+pub fn second_stage(
+    memory: &impl TableMemory,
+    frames: &mut impl FrameSource,
+    iova: u64,
+    bytes: u64,
+    size_log2: u8,
+) -> u64 {
     assert!(matches!(size_log2, 12 | 21 | 30), "second-stage pages are of 4 KiB, 2 MiB or 1 GiB");
-    let words = Words(Arc::clone(ram));
     let root = frames.allocate();
+    let open = SecondStageEntry::new().with_read(true).with_write(true);
     for page in (0..bytes).step_by(1 << size_log2) {
-        let (mut table, mut shift) = (root, 39);
-        while shift > size_log2 {
-            let at = table + 8 * ((iova + page) >> shift & 511);
-            let entry = SecondStageEntry::from(words.load(at));
-            table = entry.frame() << 12;
-            if !entry.read() {
-                table = frames.allocate();
-                let open = SecondStageEntry::new().with_read(true).with_write(true);
-                words.store(at, open.with_frame(table >> 12).into());
-            }
-            shift -= 9;
-        }
-        let leaf = SecondStageEntry::new().with_read(true).with_write(true).with_page_size(size_log2 > 12);
-        words.store(table + 8 * ((iova + page) >> shift & 511), leaf.with_frame(page >> 12).into());
+        let at = leaf_entry(memory, frames, (root, 4), iova + page, size_log2, open.into());
+        memory.store(at, open.with_page_size(size_log2 > 12).with_frame(page >> 12).into());
     }
     root
 }
 
-/// PASID directories have room for 2^20 PASIDs: 2^14 entries, PDTS 7.
-const DIRECTORY_FRAMES: u64 = 32;
-
-impl DeviceTables {
+impl<M: TableMemory> DeviceTables<M> {
     /// An empty root table.
-    pub fn new(ram: Arc<Ram>, frames: &mut Frames) -> Self {
-        Self { words: Words(ram), root: frames.allocate() }
+    pub fn new(memory: M, frames: &mut impl FrameSource) -> Self {
+        Self { memory, root: frames.allocate() }
     }
 
     /// Address of the root table.
@@ -265,63 +400,32 @@ impl DeviceTables {
         self.root
     }
 
-    fn table(&self, frames: &mut Frames, at: u64, make: impl FnOnce(u64) -> u64) -> u64 {
-        let entry = self.words.load(at);
-        if entry & 1 != 0 {
-            return entry & !(FRAME - 1);
-        }
-        let frame = frames.allocate();
-        self.words.store(at, make(frame >> 12));
-        frame
-    }
-
     /// Copies the root table to another frame, which becomes the root table; returns the old one.
-    pub fn move_root(&mut self, frames: &mut Frames) -> u64 {
+    pub fn move_root(&mut self, frames: &mut impl FrameSource) -> u64 {
         let new = frames.allocate();
         for at in (0..FRAME).step_by(8) {
-            self.words.store(new + at, self.words.load(self.root + at));
+            self.memory.store(new + at, self.memory.load(self.root + at));
         }
         std::mem::replace(&mut self.root, new)
     }
 
     /// Makes the context entry of a function: ATS, PASID and page requests on, RID_PASID 0.
-    pub fn attach(&mut self, frames: &mut Frames, bdf: Bdf) {
-        let half = if bdf.device() < 16 { 0 } else { 8 };
-        let at = self.root + ROOT_ENTRY_SIZE * u64::from(bdf.bus()) + half;
-        let table = self.table(frames, at, |frame| RootEntry::new().with_present(true).with_frame(frame).into());
-        let entry = table + CONTEXT_ENTRY_SIZE * u64::from(bdf.devfn() % 128);
-        let directory = frames.fresh(DIRECTORY_FRAMES);
-        let low = ContextLow::new()
-            .with_present(true)
-            .with_device_tlb_enable(true)
-            .with_pasid_enable(true)
-            .with_page_request_enable(true)
-            .with_pasid_directory_size(7)
-            .with_frame(directory >> 12);
-        // The second quadword is RID_PASID 0 and not privileged; the entry becomes present with its first.
-        self.words.store(entry + 8, 0);
-        self.words.store(entry, low.into());
+    pub fn attach(&mut self, frames: &mut impl FrameSource, bdf: Bdf) {
+        let entry = context_entry(&self.memory, frames, self.root, bdf);
+        fill_context_entry(&self.memory, frames, entry);
     }
 
-    fn directory(&self, bdf: Bdf) -> u64 {
-        let half = if bdf.device() < 16 { 0 } else { 8 };
-        let table = self.words.load(self.root + ROOT_ENTRY_SIZE * u64::from(bdf.bus()) + half) & !(FRAME - 1);
-        let low = ContextLow::from(self.words.load(table + CONTEXT_ENTRY_SIZE * u64::from(bdf.devfn() % 128)));
+    fn pasid_entry(&mut self, frames: &mut impl FrameSource, bdf: Bdf, pasid: Pasid) -> u64 {
+        let entry = context_entry(&self.memory, frames, self.root, bdf);
+        let low = ContextLow::from(self.memory.load(entry));
         assert!(low.present(), "{bdf} is attached");
-        low.frame() << 12
-    }
-
-    fn pasid_entry(&mut self, frames: &mut Frames, bdf: Bdf, pasid: Pasid) -> u64 {
-        let at = self.directory(bdf) + 8 * u64::from(pasid.get() >> PASID_TABLE_BITS);
-        let present = |frame| PasidDirectoryEntry::new().with_present(true).with_frame(frame).into();
-        let table = self.table(frames, at, present);
-        table + PASID_TABLE_ENTRY_SIZE * u64::from(pasid.get() & ((1 << PASID_TABLE_BITS) - 1))
+        pasid_entry(&self.memory, frames, low.frame() << 12, pasid.get())
     }
 
     /// Fills in a PASID table entry that is not present, the quadword with P last.
-    pub fn set_pasid(&mut self, frames: &mut Frames, bdf: Bdf, pasid: Pasid, to: Binding) {
+    pub fn set_pasid(&mut self, frames: &mut impl FrameSource, bdf: Bdf, pasid: Pasid, to: Binding) {
         let at = self.pasid_entry(frames, bdf, pasid);
-        assert_eq!(self.words.load(at) & 1, 0, "PASID {pasid} of {bdf} is in use");
+        assert_eq!(self.memory.load(at) & 1, 0, "PASID {pasid} of {bdf} is in use");
         let domain = PasidTable1::new().with_domain_id(to.domain_id).with_page_walk_snoop(true);
         let first = |root: u64, levels: u8| {
             PasidTable2::new().with_first_stage_paging_mode(levels - 4).with_first_stage_frame(root >> 12)
@@ -341,14 +445,56 @@ impl DeviceTables {
             }
             Stages::PassThrough => (low.with_translation_type(translation_type::PASS_THROUGH), PasidTable2::new()),
         };
-        self.words.store(at + 16, first.into());
-        self.words.store(at + 8, domain.into());
-        self.words.store(at, low.into());
+        self.memory.store(at + 16, first.into());
+        self.memory.store(at + 8, domain.into());
+        self.memory.store(at, low.into());
     }
 
     /// Clears P, and sets FPD where faults of what is under way are expected.
-    pub fn clear_pasid(&mut self, frames: &mut Frames, bdf: Bdf, pasid: Pasid, fault_processing_disable: bool) {
+    pub fn clear_pasid(
+        &mut self,
+        frames: &mut impl FrameSource,
+        bdf: Bdf,
+        pasid: Pasid,
+        fault_processing_disable: bool,
+    ) {
         let at = self.pasid_entry(frames, bdf, pasid);
-        self.words.store(at, PasidTable0::new().with_fault_processing_disable(fault_processing_disable).into());
+        self.memory.store(at, PasidTable0::new().with_fault_processing_disable(fault_processing_disable).into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use svadev_memory::Ram;
+
+    use super::*;
+
+    #[test]
+    fn a_binding_leads_from_the_root_table_to_the_page() {
+        let ram = Arc::new(Ram::new(1 << 20).expect("a megabyte can be had"));
+        let mut frames = FrameRange::new(FRAME..1 << 20);
+        let (bdf, pasid) = (Bdf(0x00a8), Pasid::from_low_bits(77));
+        let mut devices = DeviceTables::new(Arc::clone(&ram), &mut frames);
+        let mut pages = PageTables::new(Arc::clone(&ram), &mut frames, 5);
+        devices.attach(&mut frames, bdf);
+        pages.map(&mut frames, 0x7f_ffff_f000, 0x5000, 12, true);
+        devices.set_pasid(&mut frames, bdf, pasid, pages.binding(3, None));
+
+        let context = context_entry(&ram, &mut frames, devices.root(), bdf);
+        let directory = ContextLow::from(ram.load(context)).frame() << 12;
+        let entry = pasid_entry(&ram, &mut frames, directory, pasid.get());
+        assert!(PasidTable0::from(ram.load(entry)).present());
+        assert_eq!(PasidTable1::from(ram.load(entry + 8)).domain_id(), 3);
+        let root = PasidTable2::from(ram.load(entry + 16)).first_stage_frame() << 12;
+        let before = frames.next();
+        let leaf = leaf_entry(&ram, &mut frames, (root, 5), 0x7f_ffff_f000, 12, 1);
+        assert_eq!(FirstStageEntry::from(ram.load(leaf)), pages.get(0x7f_ffff_f000, 12));
+        assert_eq!(frames.next(), before, "every table was there");
+        pages.set_accessed_and_dirty();
+        let entry = pages.clear(0x7f_ffff_f000, 12);
+        assert!(entry.accessed() && entry.dirty() && entry.frame() == 5);
+        assert!(!pages.get(0x7f_ffff_f000, 12).present());
     }
 }

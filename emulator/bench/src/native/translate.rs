@@ -51,7 +51,7 @@ impl Translator {
         } else {
             (0..FAR).for_each(|n| tables.map(far(n), n << 12, 1 << 12, 12));
         }
-        let root = tables.root();
+        let root = tables.finish();
         let map = Arc::new(MemoryMap::new(Mappings::new()));
         let gpa = GuestAddress(0);
         map.map(Region { gpa, size: MEMORY, offset: 0, read: true, write: true, fd: Some(file) })?;

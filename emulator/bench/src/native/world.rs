@@ -135,7 +135,7 @@ impl World {
             let len = mapped.end - mapped.start;
             tables.map(pages.address(mapped.start), mapped.start, len, pages.size_log2());
         }
-        let root = tables.root();
+        let root = tables.finish();
 
         let folder = tempfile::tempdir().context("cannot make a folder for the sockets")?;
         let config = host_config(size, folder.path().to_owned());

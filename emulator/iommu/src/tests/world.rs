@@ -1,5 +1,4 @@
-//! A guest in small: memory, a table builder that shares types but no code with the walker, a driver for the registers, and
-//! functions that record what they are told.
+//! A small guest: memory with tables in it, a driver for the registers, and functions that record what they are told.
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
@@ -10,10 +9,8 @@ use svadev_fabric::{
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
 use svadev_spec::vtd::fault::{FaultRecordHigh, FaultRecordLow};
 use svadev_spec::vtd::registers::{FaultStatus, offset};
-use svadev_spec::vtd::tables::{
-    ContextHigh, ContextLow, Level, PasidDirectoryEntry, PasidTable0, PasidTable1, PasidTable2, RootEntry,
-    translation_type,
-};
+use svadev_spec::vtd::tables::{Level, PasidTable0, PasidTable1, PasidTable2, translation_type};
+use svadev_tables::{FrameRange, FrameSource};
 
 use crate::{Blocked, FAULT_RECORD_OFFSET, FaultReason, Unit, UnitConfig};
 
@@ -89,7 +86,7 @@ pub(super) struct World {
     pub(super) unit: Unit<Arc<Ram>>,
     pub(super) ram: Arc<Ram>,
     pub(super) ports: Ports,
-    free: u64,
+    free: FrameRange,
     pub(super) tail: u64,
 }
 
@@ -119,7 +116,7 @@ impl World {
     pub(super) fn cold(config: UnitConfig) -> Self {
         let ram = Arc::new(Ram::new(usize::try_from(RAM).unwrap()).unwrap());
         let unit = Unit::new(config, Arc::clone(&ram));
-        Self { unit, ram, ports: Ports::default(), free: FIRST_FREE, tail: 0 }
+        Self { unit, ram, ports: Ports::default(), free: FrameRange::new(FIRST_FREE..RAM), tail: 0 }
     }
 
     fn set_up_queues(&mut self) {
@@ -162,55 +159,27 @@ impl World {
         self.ram.write(GuestAddress(at), &value.to_le_bytes()).unwrap();
     }
     pub(super) fn page(&mut self) -> u64 {
-        self.free += 0x1000;
-        assert!(self.free <= RAM, "the world's memory is used up");
-        self.free - 0x1000
+        self.free.allocate()
     }
 
     /// Every page below this and from [`FIRST_FREE`] was handed out.
     pub(super) fn first_free(&self) -> u64 {
-        self.free
-    }
-
-    /// The page that the entry at `at` points to; made, with `bits`, if there is none.
-    fn table(&mut self, at: u64, bits: u64) -> u64 {
-        let entry = self.load(at);
-        if entry != 0 {
-            return entry & 0xf_ffff_ffff_f000;
-        }
-        let page = self.page();
-        self.store(at, page | bits);
-        page
+        self.free.next()
     }
 
     /// Where the context entry of `bdf` is.
     pub(super) fn context_entry(&mut self, bdf: Bdf) -> u64 {
-        let half = if bdf.device() >= 16 { 8 } else { 0 };
-        let at = ROOT + 16 * u64::from(bdf.bus()) + half;
-        let table = self.table(at, u64::from(RootEntry::new().with_present(true)));
-        table + 32 * u64::from(bdf.devfn() % 128)
+        svadev_tables::context_entry(&self.ram, &mut self.free, ROOT, bdf)
     }
 
     /// Where the PASID table entry is; makes the way there, with ATS, PASID and PRI on.
     pub(super) fn pasid_entry(&mut self, bdf: Bdf, pasid: u32) -> u64 {
         let at = self.context_entry(bdf);
         if self.load(at) == 0 {
-            // Room for 2^20 PASIDs: 2^14 directory entries.
-            let directory = self.page();
-            self.free += 31 * 0x1000;
-            let low = ContextLow::new()
-                .with_present(true)
-                .with_device_tlb_enable(true)
-                .with_pasid_enable(true)
-                .with_page_request_enable(true)
-                .with_pasid_directory_size(7);
-            self.store(at, u64::from(low) | directory);
-            self.store(at + 8, ContextHigh::new().with_rid_pasid(0).into());
+            svadev_tables::fill_context_entry(&self.ram, &mut self.free, at);
         }
         let directory = self.load(at) & !0xfff;
-        let table =
-            self.table(directory + 8 * u64::from(pasid >> 6), u64::from(PasidDirectoryEntry::new().with_present(true)));
-        table + 64 * u64::from(pasid & 63)
+        svadev_tables::pasid_entry(&self.ram, &mut self.free, directory, pasid)
     }
 
     /// Fills a PASID table entry in, as Linux does: P last.
@@ -249,12 +218,8 @@ impl World {
 
     /// Maps a page of `1 << size_log2` bytes; returns where the leaf entry is. Tables on the way are open to everything.
     pub(super) fn map(&mut self, root: u64, top: Level, iova: u64, leaf: u64, size_log2: u8) -> u64 {
-        let (mut table, mut level) = (root, top);
-        while level.covers_log2() > size_log2 {
-            table = self.table(table + level.entry_offset(iova), USER_PAGE);
-            level = level.below().unwrap();
-        }
-        let at = table + level.entry_offset(iova);
+        let tables = (root, top.number());
+        let at = svadev_tables::leaf_entry(&self.ram, &mut self.free, tables, iova, size_log2, USER_PAGE);
         self.store(at, leaf | if size_log2 > 12 { PS } else { 0 });
         at
     }

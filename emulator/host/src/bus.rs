@@ -3,8 +3,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use svadev_accelerator::FunctionShared;
 use svadev_fabric::{
-    AtsError, Bdf, CachedUse, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse,
-    PageRequest, PageRequestOutcome, Translation, TranslationRequest, Upstream,
+    AtsError, Bdf, CachedUse, Delivery, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi,
+    PageGroupResponse, PageRequest, PageRequestOutcome, Translation, TranslationRequest, Upstream,
 };
 use svadev_iommu::{AuditConfig, AuditCounters, Finding, Unit, UnitConfig};
 
@@ -197,7 +197,7 @@ impl<P: Platform> Downstream for Down<'_, P> {
         }
     }
 
-    fn message_interrupt(&self, via: Option<Bdf>, msi: Msi) {
+    fn message_interrupt(&self, via: Option<Bdf>, msi: Msi) -> Delivery {
         // A message interrupt is a memory write, so it needs a function whose bus mastering is on. If the function
         // whose traffic caused it has that, it is sent there. Otherwise any will do: the guest sees only address and
         // data.
@@ -207,7 +207,10 @@ impl<P: Platform> Downstream for Down<'_, P> {
         self.0.tap.message_interrupt(port.map(|port| port.bdf), msi);
         match port {
             Some(port) => port.link.message_interrupt(msi),
-            None => tracing::debug!(?msi, "interrupt lost: no function behind the unit has bus mastering on"),
+            None => {
+                tracing::debug!(?msi, "interrupt held: no function behind the unit has bus mastering on");
+                Delivery::Held
+            }
         }
     }
 }

@@ -51,6 +51,13 @@ mutants! {
     /// A bad descriptor does not stop the queue.
     QueueErrorGoesOn,
 
+    // The unit's interrupts.
+
+    /// An interrupt that nobody could send counts as sent.
+    HeldInterruptForgotten,
+    /// A completion event that may have been lost on its way is not sent again.
+    CompletionEventNotRepeated,
+
     // The unit's caches.
 
     /// Cached translations of a domain serve all its PASIDs.

@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use svadev_accelerator::{FunctionPorts, FunctionShared};
 use svadev_fabric::{
-    Access, AtsError, Bdf, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Iova, Msi, PageGroupResponse,
-    PageRequest, PageRequestOutcome, Pasid, PrgIndex, Translation, TranslationRequest, Upstream,
+    Access, AtsError, Bdf, Delivery, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Iova, Msi,
+    PageGroupResponse, PageRequest, PageRequestOutcome, Pasid, PrgIndex, Translation, TranslationRequest, Upstream,
 };
 use svadev_iommu::{Unit, UnitConfig};
 use svadev_memory::Ram;
@@ -421,10 +421,11 @@ impl Downstream for Down<'_> {
         }
     }
 
-    fn message_interrupt(&self, _via: Option<Bdf>, msi: Msi) {
+    fn message_interrupt(&self, _via: Option<Bdf>, msi: Msi) -> Delivery {
         if !self.0.strikes(Mutant::LoseInterrupt, 4) {
             self.0.interrupts.fetch_or(msi.data, Ordering::Relaxed);
         }
+        Delivery::Sent
     }
 }
 

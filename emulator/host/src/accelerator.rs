@@ -146,8 +146,10 @@ impl<P: Platform> Accelerator<P> {
         if !self.function.config().ats().enable() {
             self.bus.audit_forget(self.function.shared().bdf());
         }
-        if self.ports.link.set_bus_master(self.function.config().command().bus_master()) {
-            self.bus.repeat_interrupts();
+        match self.ports.link.set_bus_master(self.function.config().command().bus_master()) {
+            Some(true) => self.bus.retry_interrupts(),
+            Some(false) => self.bus.repeat_interrupts(),
+            None => {}
         }
     }
 }

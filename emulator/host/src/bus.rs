@@ -77,6 +77,11 @@ impl<P: Platform> Bus<P> {
         self.inside(|unit, down| unit.repeat_interrupts(down));
     }
 
+    /// A function's bus mastering was turned on: it can carry the interrupts that nobody could.
+    pub fn retry_interrupts(&self) {
+        self.inside(|unit, down| unit.retry_events(down));
+    }
+
     /// The unit as after power-on: its own function was reset, or the VMM is gone.
     pub fn reset_unit(&self) {
         self.unit().reset();
@@ -88,9 +93,12 @@ impl<P: Platform> Bus<P> {
         self.unit().memory_changed();
     }
 
-    /// Gives up on the invalidations of a function that `overdue` finds among those that are outstanding (VT-d 4.1 §6.5.2.10).
+    /// What a clock asks of the unit now and then: tries interrupts again that could not be sent, and gives up on the
+    /// invalidations of a function that `overdue` finds among those that are outstanding (VT-d 4.1 §6.5.2.10).
     pub fn give_up_on(&self, overdue: impl FnOnce(&mut dyn Iterator<Item = (InvalidateTag, Bdf)>) -> Option<Bdf>) {
         self.inside(|unit, down| {
+            // A VMM that did not read for a while may read now.
+            unit.retry_events(down);
             let late = overdue(&mut unit.outstanding_invalidations());
             if let Some(function) = late {
                 tracing::warn!(%function, "a device-TLB invalidation is not acknowledged: the unit reports a time-out (FSTS.ITE)");

@@ -29,9 +29,9 @@ impl Link {
         }
     }
 
-    /// Follows the command register. Returns whether bus mastering was on and is off now.
-    pub(crate) fn set_bus_master(&self, on: bool) -> bool {
-        self.bus_master.swap(on, Ordering::AcqRel) && !on
+    /// Follows the command register. Returns what bus mastering is now, if that is a change.
+    pub(crate) fn set_bus_master(&self, on: bool) -> Option<bool> {
+        (self.bus_master.swap(on, Ordering::AcqRel) != on).then_some(on)
     }
 
     /// Whether the guest lets the function send memory writes.

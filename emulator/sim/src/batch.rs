@@ -1,4 +1,5 @@
-//! Many seeds on several threads. Each world is one thread's, so that how many there are changes nothing about any of them.
+//! Many seeds on several threads. Each world is one thread's, so that how many there are changes nothing about any of
+//! them.
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::PoisonError;

@@ -46,8 +46,12 @@ checkers! {
     Acknowledge,
     /// The invalidation queue reports no error, and every fault that is recorded has a reason.
     UnitFaults,
-    /// A change of memory and a reset are over once, and nothing is under way then.
+    /// A change of memory or a reset is reported as over once, when it is, and leaves nothing behind.
     ResetAndRelease,
+    /// A function sends no memory write and fires no vector without bus mastering.
+    BusMaster,
+    /// A vector fires when it may, and is not lost while it is masked.
+    Vectors,
     /// Each message of the VMM is answered once, and as it must be.
     Transport,
     /// Everything ends.

@@ -1,4 +1,5 @@
-//! Which faults exist in a world, and how often: swarm testing. Most worlds lack most kinds, so that no kind hides another.
+//! Which faults exist in a world, and how often: swarm testing. Most worlds lack most kinds, so that no kind hides
+//! another.
 use std::fmt;
 
 use crate::rng::Rng;
@@ -59,6 +60,8 @@ faults! {
     disable: 10,
     /// The root table moves, and the unit's queues start over.
     unit_restart: 20,
+    /// Vectors are masked for a while.
+    mask: 30,
     /// Function level resets.
     reset: 4,
     /// Processes are aborted, drained and unbound with work under way.

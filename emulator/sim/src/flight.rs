@@ -4,31 +4,8 @@ use std::collections::BTreeSet;
 use svadev_spec::device::{Code, Completion, opcode};
 
 use crate::checker::Checker;
+use crate::excuse;
 use crate::process::Process;
-
-/// Why a descriptor may end without success.
-pub mod excuse {
-    use crate::functions::KERNEL_QUEUES;
-
-    /// A page does not exist or forbids the access, the policy is to stop, or the kernel said *invalid*.
-    pub const FAULT: u8 = 1;
-    /// The kernel said *failure*.
-    pub const FAILED: u8 = 2;
-    /// An answer was lost, or late.
-    pub const TIMEOUT: u8 = 4;
-    /// The PASID was unbound, or the function was being reset.
-    pub const BLOCKED: u8 = 8;
-    /// The PASID was aborted, or the queue disabled.
-    pub const ABORTED: u8 = 16;
-    /// The queue may have gone without a word.
-    pub const DROPPED: u8 = 32;
-
-    /// These reasons for the work of a queue: they hit the rings of a process's queue as well, which stops it. The rings of
-    /// a kernel queue are always there.
-    pub const fn in_queue(queue: usize, reasons: u8) -> u8 {
-        if reasons != 0 && queue >= KERNEL_QUEUES { reasons | ABORTED | DROPPED } else { reasons }
-    }
-}
 
 /// A descriptor that has not completed. Ranges are bytes from the process's base on.
 #[derive(Debug)]
@@ -97,8 +74,8 @@ impl Flight {
         (Checker::Reason, verdict)
     }
 
-    /// Compares what it wrote with what it was to write: the first `done` bytes are new, each later one is new or as before.
-    /// What is in memory becomes what must be there.
+    /// Compares what it wrote with what it was to write: the first `done` bytes are new, each later one is new or as
+    /// before. What is in memory becomes what must be there.
     pub fn settle(&self, process: &mut Process, done: u64) -> Result<(), String> {
         let Some((start, len)) = self.dst.filter(|_| self.opcode != opcode::COMPARE) else { return Ok(()) };
         let found = process.bytes(start, len);

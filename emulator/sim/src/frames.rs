@@ -1,5 +1,5 @@
-//! Page frames of the mock guest. A frame that was freed is poisoned, and must still be so when it is used again: whoever
-//! wrote to it meanwhile used a translation after its invalidation was over.
+//! Page frames of the mock guest. A frame that was freed is poisoned, and must still be so when it is used again:
+//! whoever wrote to it meanwhile used a translation after its invalidation was over.
 use std::sync::Arc;
 
 use svadev_memory::{GuestAddress, GuestMemory, Ram};

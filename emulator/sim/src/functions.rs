@@ -1,35 +1,27 @@
 //! The driver's half of an accelerator: bring-up, queues and their rings.
 use std::sync::Arc;
 
-use svadev_accelerator::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, Progress};
-use svadev_fabric::{Bdf, InvalidateAck, Pasid};
-use svadev_memory::Ram;
+use svadev_accelerator::{FunctionShared, Progress};
+use svadev_fabric::{Bdf, Pasid};
+use svadev_host::{HostEngine, MachineFunction};
 use svadev_spec::device::{
     BAR_DOORBELLS, BAR_REGISTERS, Command, CommandStatus, DOORBELL_STRIDE, QueuePasid, QueueSize, QueueStatus,
     QueueVector, Status, bar_doorbells_size, command, doorbell, regs,
 };
-use svadev_spec::pcie::{self, DeviceControl, PageRequestControl, capability, extended_capability, header};
+use svadev_spec::pcie::{self, PageRequestControl, capability, extended_capability, header};
 
-use crate::bus::{Bus, Ports};
-use crate::flight::excuse;
+use crate::excuse;
 use crate::log::Log;
 use crate::mutant::Mutant;
+use crate::platform::{EngineState, Maps, Simulated};
+use crate::queues::{QUEUES, RING_LOG2, VECTORS};
 use crate::rng::Rng;
-use crate::wire::{Link, Wire};
+use crate::vmm::{Parts, Vmm};
 
-/// Queues of a function: the first are the kernel's, each of the others is one process's.
-pub const QUEUES: usize = 4;
-/// How many are the kernel's.
-pub const KERNEL_QUEUES: usize = 2;
-/// Log2 of the entries of each ring.
-pub const RING_LOG2: u8 = 5;
-/// Entries of each ring.
-pub const RING: u32 = 1 << RING_LOG2;
-
-/// One engine, and whether its thread sleeps.
+/// One engine and its thread.
 struct Thread {
-    engine: Engine<svadev_endpoint::On<Ram, Bus>>,
-    asleep: bool,
+    engine: HostEngine<Simulated>,
+    state: Arc<EngineState>,
     until_ns: Option<u64>,
 }
 
@@ -52,21 +44,24 @@ pub struct Queue {
 pub struct Accelerator {
     /// Its requester ID.
     pub bdf: Bdf,
-    /// What it tells the world.
-    pub ports: Arc<Ports>,
     /// Its queues.
     pub queues: [Queue; QUEUES],
     /// Most page requests outstanding, as the kernel will set it.
     pub allocation: u32,
     /// A reset is under way: nothing is submitted.
     pub resetting: bool,
+    /// How often the reset that is under way may be asked for again.
+    pub resets_left: u8,
     /// Page request groups that will never be answered: their share of the allocation is gone.
     pub lost_groups: u32,
     /// Answers of *failure* after which page requests were not enabled again.
     pub failing: u32,
     /// Somebody waits for COMMAND.
     pub command_taken: bool,
-    link: Link,
+    /// Its queues whose completions are read only after an interrupt; the others are polled.
+    pub interrupt_driven: [bool; QUEUES],
+    /// Its VMM.
+    pub vmm: Vmm,
     threads: Vec<Thread>,
 }
 
@@ -77,48 +72,41 @@ impl std::fmt::Debug for Accelerator {
 }
 
 impl Accelerator {
-    /// A function at reset.
+    /// A function at reset, with a VMM that is connected to it. `wired`: every register access is a message.
     pub fn new(
-        settings: FunctionSettings,
+        function: MachineFunction<Simulated>,
         allocation: u32,
-        ram: &Arc<Ram>,
-        bus: &Arc<Bus>,
+        (maps, memory): (&Arc<Maps>, u64),
+        wired: bool,
+        mut rng: Rng,
         log: &Arc<Log>,
         mutant: Option<Mutant>,
-        wire: Option<Rng>,
     ) -> Self {
-        let ports = Arc::new(Ports::new(settings.engines.into(), Arc::clone(log), mutant));
-        let (function, engines) = Function::new(
-            settings,
-            Arc::clone(ram),
-            Arc::clone(bus),
-            Arc::clone(&ports) as Arc<dyn FunctionPorts>,
-            DoorbellPages::anonymous(settings.queues.into()),
-        );
-        let threads = engines.into_iter().map(|engine| Thread { engine, asleep: false, until_ns: None }).collect();
-        let queues = [Queue::default(); QUEUES];
-        let link = match wire {
-            None => Link::Direct(Box::new(function)),
-            Some(rng) => Link::Wire(Box::new(Wire::new(function, rng, Arc::clone(log), mutant))),
-        };
-        let bdf = settings.bdf;
+        let MachineFunction { device, server, engines, wakers, .. } = function;
+        let threads = engines.into_iter().zip(wakers);
+        let threads = threads.map(|(engine, state)| Thread { engine, state, until_ns: None }).collect();
+        let bdf = device.shared().bdf();
+        let interrupt_driven = std::array::from_fn(|_| rng.chance(500));
+        let parts = Parts { device, server, maps: Arc::clone(maps), memory, wired };
+        let vmm = Vmm::new(parts, rng, Arc::clone(log), mutant);
         Self {
             bdf,
-            ports,
-            queues,
+            queues: [Queue::default(); QUEUES],
             allocation,
             resetting: false,
+            resets_left: 0,
             lost_groups: 0,
             failing: 0,
             command_taken: false,
-            link,
+            interrupt_driven,
+            vmm,
             threads,
         }
     }
 
     /// What the IOMMU's side calls.
-    pub fn shared(&self) -> &Arc<svadev_accelerator::FunctionShared> {
-        self.link.function().shared()
+    pub fn shared(&self) -> &Arc<FunctionShared> {
+        self.vmm.device().shared()
     }
 
     /// Why work may fail that is submitted to a queue now, whatever it is: bits of [`excuse`].
@@ -138,35 +126,38 @@ impl Accelerator {
         self.threads.len()
     }
 
-    /// One turn of an engine's thread; `sleepy` lets it go to sleep where it finds nothing to do. Whether it did anything.
+    /// One turn of an engine's thread; `sleepy` lets it go to sleep where it finds nothing to do. Whether it did
+    /// anything.
     pub fn turn(&mut self, engine: usize, now_ns: u64, sleepy: bool) -> bool {
-        if let Link::Wire(wire) = &mut self.link {
-            wire.turn(&self.ports);
-        }
-        let woken = self.ports.take_wake(engine);
+        self.vmm.turn();
         let thread = &mut self.threads[engine];
+        let woken = thread.state.take_wake();
         let due = thread.until_ns.is_some_and(|until| now_ns >= until);
-        if thread.asleep && !woken && !due {
+        if thread.state.is_asleep() && !woken && !due {
             return false;
         }
-        thread.asleep = false;
-        match thread.engine.run(now_ns) {
+        thread.state.begin_turn();
+        let worked = match thread.engine.run(now_ns) {
             Progress::Worked => true,
             Progress::Idle { until_ns } => {
                 thread.until_ns = until_ns;
-                thread.asleep = sleepy && thread.engine.park();
+                if sleepy && thread.engine.park() {
+                    thread.state.sleep();
+                }
                 false
             }
-        }
+        };
+        self.vmm.after_turn();
+        worked
     }
 
     fn capability(&mut self, id: u8) -> u64 {
         let mut byte = [0; 1];
-        self.link.config_read(header::CAPABILITIES_POINTER.into(), &mut byte);
+        self.vmm.config_read(header::CAPABILITIES_POINTER.into(), &mut byte);
         while byte[0] != 0 {
             let at = u64::from(byte[0]);
             let mut head = [0; 2];
-            self.link.config_read(at, &mut head);
+            self.vmm.config_read(at, &mut head);
             if head[0] == id {
                 return at;
             }
@@ -179,7 +170,7 @@ impl Accelerator {
         let mut at = 0x100;
         while at != 0 {
             let mut dword = [0; 4];
-            self.link.config_read(at, &mut dword);
+            self.vmm.config_read(at, &mut dword);
             let dword = u32::from_le_bytes(dword);
             if dword & 0xffff == u32::from(id) {
                 return at;
@@ -190,15 +181,17 @@ impl Accelerator {
     }
 
     fn config_write16(&mut self, at: u64, value: u16) {
-        self.link.config_write(at, &value.to_le_bytes());
+        self.vmm.config_write(at, &value.to_le_bytes());
     }
 
-    /// What the kernel and the driver write before anything works: PASID before ATS, the allocation before page requests.
+    /// What the kernel and the driver write before anything works: PASID before ATS, the allocation before page
+    /// requests.
     pub fn bring_up(&mut self) {
         let pasid = self.extended_capability(extended_capability::PASID) + u64::from(pcie::pasid::CONTROL);
         let ats = self.extended_capability(extended_capability::ATS) + u64::from(pcie::ats::CONTROL);
         let command = pcie::Command::new().with_memory_space(true).with_bus_master(true);
-        self.config_write16(header::COMMAND.into(), command.into_bits());
+        self.vmm.set_command(command);
+        self.vmm.enable_vectors(VECTORS);
         self.config_write16(pasid, pcie::PasidControl::new().with_enable(true).into_bits());
         self.start_page_requests();
         self.config_write16(ats, pcie::AtsControl::new().with_enable(true).into_bits());
@@ -208,7 +201,7 @@ impl Accelerator {
     fn start_page_requests(&mut self) {
         let pri = self.extended_capability(extended_capability::PRI);
         let allocation = self.allocation.to_le_bytes();
-        self.link.config_write(pri + u64::from(pcie::pri::OUTSTANDING_ALLOCATION), &allocation);
+        self.vmm.config_write(pri + u64::from(pcie::pri::OUTSTANDING_ALLOCATION), &allocation);
         let on = PageRequestControl::new().with_enable(true);
         self.config_write16(pri + u64::from(pcie::pri::CONTROL), on.into_bits());
     }
@@ -223,64 +216,45 @@ impl Accelerator {
         self.start_page_requests();
     }
 
-    /// Initiates a function level reset (PCIe 6.0 §6.6.2).
-    pub fn reset(&mut self) {
-        let at = self.capability(capability::PCI_EXPRESS) + u64::from(pcie::pci_express::DEVICE_CONTROL);
-        self.config_write16(at, DeviceControl::new().with_initiate_flr(true).into_bits());
+    /// Turns bus mastering off, as a driver does before it resets its device.
+    pub fn stop_bus_mastering(&mut self) {
+        self.vmm.set_command(pcie::Command::new().with_memory_space(true));
     }
 
-    /// Resets the function, by the way that `way` chooses where there are several. Whether its connection ended with it.
+    /// Resets the function, by the way that `way` chooses. Whether its connection ended with it.
     pub fn reset_by(&mut self, way: u64) -> bool {
-        match (&mut self.link, way) {
-            (Link::Wire(wire), 0) => wire.reset(),
-            (Link::Wire(wire), 1) => {
-                wire.reconnect();
+        match way {
+            0 => self.vmm.reset(),
+            1 => {
+                self.vmm.reconnect();
                 return true;
             }
-            _ => self.reset(),
+            // PCIe 6.0 §6.6.2.
+            _ => {
+                let at = self.capability(capability::PCI_EXPRESS) + u64::from(pcie::pci_express::DEVICE_CONTROL);
+                self.vmm.function_level_reset(at);
+            }
         }
         false
     }
 
-    /// The memory map changes: `Pending` where [`take_released`](Self::take_released) will say that it is over.
-    pub fn change_memory(&mut self, token: u64) -> InvalidateAck {
-        match &mut self.link {
-            Link::Direct(function) => function.shared().memory_changed(token),
-            Link::Wire(wire) => {
-                wire.change_memory(token);
-                InvalidateAck::Pending
-            }
-        }
-    }
-
-    /// Memory changes that are over since the last call.
-    pub fn take_released(&mut self) -> Vec<u64> {
-        match &mut self.link {
-            Link::Direct(_) => self.ports.take_released(),
-            Link::Wire(wire) => wire.take_released(),
-        }
-    }
-
-    /// Whether the transport has nothing under way.
-    pub fn is_quiet(&self) -> bool {
-        match &self.link {
-            Link::Direct(_) => true,
-            Link::Wire(wire) => wire.is_quiet(),
-        }
+    /// Whether completions of a queue are to be read now: one that is driven by interrupts waits for its vector.
+    pub fn is_reaped(&mut self, queue: usize) -> bool {
+        self.vmm.take_fired(queue) || !self.interrupt_driven[queue]
     }
 
     fn read32(&mut self, at: u64) -> u32 {
         let mut data = [0; 4];
-        self.link.bar_read(BAR_REGISTERS, at, &mut data);
+        self.vmm.read(BAR_REGISTERS, at, &mut data);
         u32::from_le_bytes(data)
     }
 
     fn write32(&mut self, at: u64, value: u32) {
-        self.link.bar_write(BAR_REGISTERS, at, &value.to_le_bytes());
+        self.vmm.write(BAR_REGISTERS, at, &value.to_le_bytes());
     }
 
     fn write64(&mut self, at: u64, value: u64) {
-        self.link.bar_write(BAR_REGISTERS, at, &value.to_le_bytes());
+        self.vmm.write(BAR_REGISTERS, at, &value.to_le_bytes());
     }
 
     /// STATUS.busy.
@@ -334,12 +308,12 @@ impl Accelerator {
     /// A word of a queue's doorbell page.
     pub fn load(&mut self, queue: usize, word: u64) -> u32 {
         let mut data = [0; 4];
-        self.link.bar_read(BAR_DOORBELLS, queue as u64 * DOORBELL_STRIDE + word, &mut data);
+        self.vmm.read(BAR_DOORBELLS, queue as u64 * DOORBELL_STRIDE + word, &mut data);
         u32::from_le_bytes(data)
     }
 
     fn store(&mut self, queue: usize, word: u64, value: u32) {
-        self.link.bar_write(BAR_DOORBELLS, queue as u64 * DOORBELL_STRIDE + word, &value.to_le_bytes());
+        self.vmm.write(BAR_DOORBELLS, queue as u64 * DOORBELL_STRIDE + word, &value.to_le_bytes());
     }
 
     /// Rings: `SQ_TAIL`, and the wake page where the engine may sleep.
@@ -357,7 +331,7 @@ impl Accelerator {
     fn wake_if_armed(&mut self, queue: usize) {
         if self.load(queue, doorbell::ARMED) != 0 {
             let pages = bar_doorbells_size(u32::try_from(QUEUES).expect("few")) / 2;
-            self.link.bar_write(BAR_DOORBELLS, pages + queue as u64 * DOORBELL_STRIDE, &[1; 4]);
+            self.vmm.write(BAR_DOORBELLS, pages + queue as u64 * DOORBELL_STRIDE, &[1; 4]);
         }
     }
 }

@@ -1,32 +1,47 @@
-//! A whole system in one thread on virtual time, made from one seed: mock kernel and driver, the VT-d unit, two accelerators,
-//! processes with memory whose contents are known, and the faults that the seed chose. Checkers watch; `docs/simulation.md` says
-//! what for.
+//! A whole system in one thread on virtual time, made from one seed: mock kernel and driver, and the running backend
+//! (`svadev_host`) with the VT-d unit and two accelerators. Processes have memory whose contents are known. The seed
+//! chooses the faults. `docs/simulation.md` says what the checkers look for.
 //!
 //! ```text
-//!   world ── turns ──▶ kernel (unit_driver, task) ──▶ svadev_iommu::Unit ◀──┐
-//!     │                driver (functions, work)  ──▶ svadev_accelerator::Function │ bus: carries and watches
-//!     └─────────────────────────────────────────────▶ svadev_accelerator::Engine ─┘
+//!   world ── turns ──▶ kernel (unit_driver, tasks) ──▶ unit_function ──▶ svadev_host::IommuDevice ─▶ Bus ─▶ Unit
+//!     │                driver (functions, work) ──▶ vmm ──▶ svadev_host::Accelerator                  ▲
+//!     └────────────────────────────────────────────▶ svadev_accelerator::Engine ─────────────────────┘ watch
 //! ```
+//!
+//! # What it knows
+//! What a kernel, a driver and a VMM do, in which orders, and what must hold whatever they do.
+//!
+//! # What it must not know
+//! How the backend is wired: `svadev_host` is the production code, on a platform of this crate ([`platform`]).
+//!
+//! # The path through it
+//! [`run`] makes a world and gives turns until it ends. A turn is a step of a task of the kernel (`world/`), a read of
+//! completions, or a slice of an engine ([`functions`]). What a function sends to its VMM is checked in [`vmm`], what
+//! goes between functions and unit in [`watch`]. A new fault goes into [`faults`] and `world/inject.rs`, a new checker
+//! into [`checker`], with a planted bug for it into [`mutant`].
 #![forbid(unsafe_code)]
 
 pub mod batch;
-pub mod bus;
 pub mod checker;
 pub mod coverage;
+pub mod excuse;
 pub mod faults;
 pub mod flight;
 pub mod frames;
 pub mod functions;
 pub mod log;
 pub mod mutant;
+pub mod platform;
 pub mod process;
+pub mod queues;
 pub mod rng;
 pub mod tables;
 pub mod unit_driver;
-pub mod wire;
+pub mod unit_function;
+pub mod vmm;
+pub mod watch;
 
 mod task;
-mod work;
 mod world;
 
 #[cfg(test)]

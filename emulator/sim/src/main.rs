@@ -1,7 +1,7 @@
 //! `svadev-sim`: runs seeded worlds. `docs/simulation.md` says what they check.
 //!
-//! Exit status: 0 clean, 1 a checker failed, 2 wrong use, 3 something never ended, 4 a panic, 5 a seed had two stories, or a
-//! planted bug was not seen by its checkers, 141 nobody reads any more what is said.
+//! Exit status: 0 clean, 1 a checker failed, 2 wrong use, 3 something never ended, 4 a panic, 5 a seed had two stories,
+//! or a planted bug was not seen by its checkers, 141 nobody reads any more what is said.
 #![allow(clippy::print_stderr, reason = "it is a command for a terminal")]
 use std::io::Write as _;
 use std::num::NonZeroUsize;
@@ -114,7 +114,8 @@ fn batch(arguments: &Arguments, mutant: Option<Mutant>) -> Batch {
     }
 }
 
-/// A line for whoever reads. Nobody may be left (`| head`): then there is nothing more to do, and that is no failure of a world.
+/// A line for whoever reads. Nobody may be left (`| head`): then there is nothing more to do, and that is no failure of
+/// a world.
 fn say(line: std::fmt::Arguments<'_>) {
     if let Err(error) = writeln!(std::io::stdout(), "{line}") {
         if error.kind() == std::io::ErrorKind::BrokenPipe {

@@ -1,5 +1,5 @@
-//! Bugs on purpose, in the wiring and in the mock kernel, each with the checkers that may see it: a bug that some other checker
-//! stumbles over does not prove that its own checker works.
+//! Bugs on purpose, in the wiring and in the mock kernel, each with the checkers that may see it: a bug that some other
+//! checker stumbles over does not prove that its own checker works.
 use crate::checker::Checker;
 
 macro_rules! mutants {
@@ -26,8 +26,8 @@ macro_rules! mutants {
 }
 
 mutants! {
-    /// Some device-TLB invalidations never reach their function. Completions that are written to where a ring once was are lost, so that
-    /// their work never ends.
+    /// Some device-TLB invalidations never reach their function. Completions that are written to where a ring once was
+    /// are lost, so that their work never ends.
     SkipDeviceTlb: FreedFrame | FrozenPage | Dirty | Bytes | Reason | Once | Liveness,
     /// Invalidations count as complete when they are sent.
     EarlyAck: WaitOrder,
@@ -51,8 +51,12 @@ mutants! {
     LoseWake: Liveness | Reason,
     /// Some interrupts of the unit are lost.
     LoseInterrupt: Liveness | Reason,
-    /// Some memory changes and resets are reported as over twice.
-    ReleaseTwice: ResetAndRelease,
+    /// Memory that leaves the map is given back at once.
+    ReleaseEarly: ResetAndRelease,
+    /// The VMM takes bus mastering for off when it is on.
+    ForgetBusMaster: BusMaster,
+    /// The VMM takes vectors for masked that are not.
+    ForgetUnmask: Vectors,
     /// The VMM forgets a command that it waits for.
     ForgetCommand: Transport,
     /// The kernel frees pages before their invalidation is over.
@@ -66,7 +70,7 @@ mutants! {
     /// The kernel takes invalidations that timed out for done.
     IgnoreTimeout: FreedFrame | FrozenPage | Dirty | Bytes | Reason | Once | Liveness,
     /// The kernel reuses a PASID without draining it.
-    SkipDrain: PasidReuse | OneResponse | UnitFaults | Reason,
+    SkipDrain: PasidReuse | OneResponse | UnitFaults | Reason | Bytes,
     /// The driver does not abort the work of a PASID.
     SkipAbort: AfterAbort | PasidReuse,
     /// The driver submits some descriptors twice.

@@ -57,7 +57,8 @@ pub struct Page {
     pub swap: Option<Box<[u8; FRAME_BYTES]>>,
     /// Somebody is changing the mapping: faults have to wait.
     pub busy: bool,
-    /// A fault waited, and has not been served: the next change waits for that, or a page that always changes is never there.
+    /// A fault waited, and has not been served: the next change waits for that, or a page that always changes is never
+    /// there.
     pub wanted: bool,
     /// Its contents when writing was forbidden: they cannot change before it is allowed again.
     pub frozen: Option<Box<[u8; FRAME_BYTES]>>,

@@ -40,7 +40,8 @@ fn every_caching_mode_is_clean() {
     }
 }
 
-/// Seeds that found bugs. The worlds have grown since, so that these are ordinary seeds now; the bugs have tests of their own.
+/// Seeds that found bugs. The worlds have grown since, so that these are ordinary seeds now; the bugs have tests of
+/// their own.
 #[test]
 fn seeds_that_found_something_are_clean() {
     for seed in [260, 266, 284, 330, 367, 865, 2169, 2927, 3102, 911_088_485] {

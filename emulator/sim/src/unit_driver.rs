@@ -16,12 +16,13 @@ use svadev_spec::vtd::registers::{
     RootTableAddress, offset, translation_table_mode,
 };
 
-use crate::bus::{Bus, msi};
 use crate::checker::Checker;
 use crate::coverage::Group as Count;
 use crate::frames::{FRAME, Frames};
 use crate::log::Log;
 use crate::mutant::Mutant;
+use crate::unit_function::UnitFunction;
+use crate::vmm::msi;
 
 /// A descriptor's first two quadwords; the others are zero.
 pub type Descriptor = [u64; 2];
@@ -86,7 +87,7 @@ pub struct Group {
 /// The mock kernel's driver of the unit: registers, invalidation queue, page request queue.
 #[derive(Debug)]
 pub struct UnitDriver {
-    bus: Arc<Bus>,
+    unit: UnitFunction,
     ram: Arc<Ram>,
     log: Arc<Log>,
     queue: u64,
@@ -115,7 +116,7 @@ pub struct UnitDriver {
 impl UnitDriver {
     /// Brings the unit up, in Linux's order: queued invalidation, root table, translation, page requests.
     pub fn new(
-        bus: Arc<Bus>,
+        unit: UnitFunction,
         ram: Arc<Ram>,
         log: Arc<Log>,
         frames: &mut Frames,
@@ -126,38 +127,38 @@ impl UnitDriver {
         let status = frames.allocate();
         let queue = frames.fresh(1 << QUEUE_ORDER);
         let page_requests = frames.fresh(1 << page_request_order);
-        bus.write64(offset::IQT, 0);
+        unit.write64(offset::IQT, 0);
         let address = InvalidationQueueAddress::new()
             .with_queue_size(QUEUE_ORDER)
             .with_descriptor_width(true)
             .with_frame(queue >> 12);
-        bus.write64(offset::IQA, address.into());
+        unit.write64(offset::IQA, address.into());
         let mut command = Global::new().with_queued_invalidation_enable(true);
-        bus.write32(offset::GCMD, command.into());
+        unit.write32(offset::GCMD, command.into());
         let root = RootTableAddress::new()
             .with_translation_table_mode(translation_table_mode::SCALABLE)
             .with_frame(root >> 12);
-        bus.write64(offset::RTADDR, root.into());
-        bus.write32(offset::GCMD, command.with_root_table_pointer(true).into());
-        bus.write64(offset::PQH, 0);
-        bus.write64(offset::PQT, 0);
+        unit.write64(offset::RTADDR, root.into());
+        unit.write32(offset::GCMD, command.with_root_table_pointer(true).into());
+        unit.write64(offset::PQH, 0);
+        unit.write64(offset::PQT, 0);
         let address =
             PageRequestQueueAddress::new().with_queue_size(page_request_order).with_frame(page_requests >> 12);
-        bus.write64(offset::PQA, address.into());
+        unit.write64(offset::PQA, address.into());
         for (control, data) in
             [(offset::FECTL, msi::FAULT), (offset::IECTL, msi::INVALIDATION), (offset::PECTL, msi::PAGE_REQUEST)]
         {
-            bus.write32(control + 4, data);
-            bus.write32(control + 8, 0xfee0_0000);
-            bus.write32(control + 12, 0);
-            bus.write32(control, 0);
+            unit.write32(control + 4, data);
+            unit.write32(control + 8, 0xfee0_0000);
+            unit.write32(control + 12, 0);
+            unit.write32(control, 0);
         }
         command.set_translation_enable(true);
-        bus.write32(offset::GCMD, command.into());
-        let state = Global::from(bus.read32(offset::GSTS));
+        unit.write32(offset::GCMD, command.into());
+        let state = Global::from(unit.read32(offset::GSTS));
         assert!(state.translation_enable() && state.queued_invalidation_enable(), "the unit is up: {state:?}");
         Self {
-            bus,
+            unit,
             ram,
             log,
             queue,
@@ -189,7 +190,7 @@ impl UnitDriver {
 
     /// How many descriptors fit into the queue.
     fn room(&self) -> u64 {
-        let head = self.bus.read64(offset::IQH);
+        let head = self.unit.read64(offset::IQH);
         head.wrapping_sub(self.tail + DESCRIPTOR_BYTES) % QUEUE_BYTES / DESCRIPTOR_BYTES
     }
 
@@ -208,7 +209,7 @@ impl UnitDriver {
         }
         let submission = Submission { descriptors, drain, first, wait: self.submitted - 1, again: false };
         self.under_way.insert(slot, submission);
-        self.bus.write64(offset::IQT, self.tail);
+        self.unit.write64(offset::IQT, self.tail);
     }
 
     /// Whether the submission is over; then its status word is free again.
@@ -232,13 +233,13 @@ impl UnitDriver {
         u32::try_from(word).expect("the unit writes 32 bits into a word of 64")
     }
 
-    /// After a time-out the unit has dropped a wait and stopped (VT-d 4.1 §6.5.2.10). What may have missed its function is submitted again,
-    /// as Linux's `qi_check_fault()` and `qi_submit_sync()` do, and the unit goes on.
+    /// After a time-out the unit has dropped a wait and stopped (VT-d 4.1 §6.5.2.10). What may have missed its function
+    /// is submitted again, as Linux's `qi_check_fault()` and `qi_submit_sync()` do, and the unit goes on.
     fn recover(&mut self) {
-        if FaultStatus::from(self.bus.read32(offset::FSTS)).invalidation_timeout_error() {
-            self.log.check(Checker::UnitFaults, self.bus.take_timed_out(), || "nothing timed out".into());
+        if FaultStatus::from(self.unit.read32(offset::FSTS)).invalidation_timeout_error() {
+            self.log.check(Checker::UnitFaults, self.unit.bus.tap().take_timed_out(), || "nothing timed out".into());
             self.log.count(Count::Path, "invalidation timed out");
-            let left = self.tail.wrapping_sub(self.bus.read64(offset::IQH)) % QUEUE_BYTES / DESCRIPTOR_BYTES;
+            let left = self.tail.wrapping_sub(self.unit.read64(offset::IQH)) % QUEUE_BYTES / DESCRIPTOR_BYTES;
             let head = self.submitted - left;
             let unfinished: Vec<_> = self.under_way.keys().copied().filter(|&slot| self.status(slot) != DONE).collect();
             for slot in unfinished {
@@ -253,12 +254,13 @@ impl UnitDriver {
                     submission.again |= submission.first < head;
                 }
             }
-            self.bus.write32(offset::FSTS, FaultStatus::new().with_invalidation_timeout_error(true).into());
+            self.unit.write32(offset::FSTS, FaultStatus::new().with_invalidation_timeout_error(true).into());
         }
         self.submit_aborted();
     }
 
-    /// Submits again what was aborted, as far as there is room: the invalidations, since answers to page requests are not lost and must not come twice.
+    /// Submits again what was aborted, as far as there is room: the invalidations, since answers to page requests are
+    /// not lost and must not come twice.
     fn submit_aborted(&mut self) {
         while let Some(&slot) = self.aborted.first() {
             let mut submission = self.under_way.remove(&slot).expect("aborted, and waited for");
@@ -275,24 +277,24 @@ impl UnitDriver {
 
     /// Whether nothing is left in the invalidation queue, and nothing to be put into it again.
     pub fn is_idle(&self) -> bool {
-        self.bus.read64(offset::IQH) == self.tail
+        self.unit.read64(offset::IQH) == self.tail
             && self.under_way.iter().all(|(&slot, submission)| self.status(slot) == DONE && !submission.again)
     }
 
     /// Reads fault status and records, and clears the records. Queue errors are the mock kernel's fault, or the unit's.
     pub fn take_faults(&mut self) -> Vec<DmaFault> {
         self.recover();
-        let status = FaultStatus::from(self.bus.read32(offset::FSTS));
+        let status = FaultStatus::from(self.unit.read32(offset::FSTS));
         let broken = status.invalidation_queue_error()
             || status.invalidation_completion_error()
             || status.invalidation_timeout_error();
         self.log.check(Checker::UnitFaults, !broken, || format!("the invalidation queue reports an error: {status:?}"));
-        let records = 1 + u64::from(Capability::from(self.bus.read64(offset::CAP)).fault_recording_registers());
+        let records = 1 + u64::from(Capability::from(self.unit.read64(offset::CAP)).fault_recording_registers());
         let mut faults = Vec::new();
         // From the first pending one on, until one is free (VT-d 4.1 §7.2.1).
         for n in (0..records).map(|n| (u64::from(status.fault_record_index()) + n) % records) {
             let at = FAULT_RECORD_OFFSET + 16 * n;
-            let record = FaultRecordHigh::from(self.bus.read64(at + 8));
+            let record = FaultRecordHigh::from(self.unit.read64(at + 8));
             if !record.fault() {
                 break;
             }
@@ -301,33 +303,33 @@ impl UnitDriver {
             self.log.event(format_args!("{fault:?}"));
             self.log.count(Count::Path, "DMA fault recorded");
             faults.push(fault);
-            self.bus.write32(at + 12, 1 << 31);
+            self.unit.write32(at + 12, 1 << 31);
         }
-        self.bus.write32(offset::FSTS, FaultStatus::new().with_primary_fault_overflow(true).into());
+        self.unit.write32(offset::FSTS, FaultStatus::new().with_primary_fault_overflow(true).into());
         faults
     }
 
     /// Takes what is in the page request queue; the groups that are complete now.
     pub fn take_page_requests(&mut self) -> Vec<Group> {
         let pending = PageRequestStatus::new().with_pending(true);
-        self.bus.write32(offset::PRS, pending.into());
-        let tail = self.bus.read64(offset::PQT);
+        self.unit.write32(offset::PRS, pending.into());
+        let tail = self.unit.read64(offset::PQT);
         let mut groups = Vec::new();
         while self.page_request_head != tail {
             groups.extend(self.take_page_request());
             self.page_request_head = (self.page_request_head + DESCRIPTOR_SIZE) % self.page_request_bytes;
         }
         let free = (self.page_request_head + self.page_request_bytes - self.held) % self.page_request_bytes;
-        self.bus.write64(offset::PQH, free);
-        if PageRequestStatus::from(self.bus.read32(offset::PRS)).overflow()
-            && self.bus.read64(offset::PQT) == self.page_request_head
+        self.unit.write64(offset::PQH, free);
+        if PageRequestStatus::from(self.unit.read32(offset::PRS)).overflow()
+            && self.unit.read64(offset::PQT) == self.page_request_head
         {
             // Whatever is incomplete was answered by the unit (VT-d 4.1 §7.4.1).
             self.partial.clear();
             self.overflowed = true;
             self.log.event(format_args!("page request queue overflow"));
             self.log.count(Count::Path, "page request queue overflow");
-            self.bus.write32(offset::PRS, PageRequestStatus::new().with_overflow(true).into());
+            self.unit.write32(offset::PRS, PageRequestStatus::new().with_overflow(true).into());
         }
         groups
     }
@@ -362,34 +364,40 @@ impl UnitDriver {
         let address = RootTableAddress::new()
             .with_translation_table_mode(translation_table_mode::SCALABLE)
             .with_frame(root >> 12);
-        self.bus.write64(offset::RTADDR, address.into());
-        let state = Global::from(self.bus.read32(offset::GSTS)).with_root_table_pointer(true);
-        self.bus.write32(offset::GCMD, state.into());
+        self.unit.write64(offset::RTADDR, address.into());
+        let state = Global::from(self.unit.read32(offset::GSTS)).with_root_table_pointer(true);
+        self.unit.write32(offset::GCMD, state.into());
     }
 
-    /// Turns the invalidation queue off and on again, if nothing is in it (VT-d 4.1 §6.5.2): it starts over. Whether it was done.
+    /// Turns the invalidation queue off and on again, if nothing is in it (VT-d 4.1 §6.5.2): it starts over. Whether it
+    /// was done.
     pub fn restart_queue(&mut self) -> bool {
         if !self.is_idle() {
             return false;
         }
-        let state = Global::from(self.bus.read32(offset::GSTS)).with_root_table_pointer(false);
-        self.bus.write32(offset::GCMD, state.with_queued_invalidation_enable(false).into());
-        self.bus.write64(offset::IQT, 0);
-        self.bus.write32(offset::GCMD, state.with_queued_invalidation_enable(true).into());
+        let state = Global::from(self.unit.read32(offset::GSTS)).with_root_table_pointer(false);
+        self.unit.write32(offset::GCMD, state.with_queued_invalidation_enable(false).into());
+        self.unit.write64(offset::IQT, 0);
+        self.unit.write32(offset::GCMD, state.with_queued_invalidation_enable(true).into());
         self.tail = 0;
         true
     }
 
     /// Starts the page request queue over; the caller has just taken what was in it.
     pub fn restart_page_requests(&mut self) {
-        self.bus.write64(offset::PQT, 0);
-        self.bus.write64(offset::PQH, 0);
+        self.unit.write64(offset::PQT, 0);
+        self.unit.write64(offset::PQH, 0);
         self.page_request_head = 0;
+    }
+
+    /// The machine ends: see [`UnitFunction::end`].
+    pub fn end(&mut self, way: u64) {
+        self.unit.end(way);
     }
 
     /// Whether the page request queue is empty.
     pub fn no_page_requests(&self) -> bool {
-        self.bus.read64(offset::PQT) == self.page_request_head
+        self.unit.read64(offset::PQT) == self.page_request_head
     }
 }
 
@@ -421,8 +429,8 @@ fn device_tlb_low(bdf: Bdf, pasid: Pasid) -> u64 {
     u64::from(low) | u64::from(descriptor_type::PASID_DEVICE_TLB)
 }
 
-/// Drops the unit's translations of `1 << order` pages at `iova`, which is aligned to that; with `leaf_only`, not what it knows
-/// of the tables on the way.
+/// Drops the unit's translations of `1 << order` pages at `iova`, which is aligned to that; with `leaf_only`, not what
+/// it knows of the tables on the way.
 pub fn iotlb_pages(domain_id: u16, pasid: Pasid, (iova, order): (u64, u8), leaf_only: bool) -> Descriptor {
     let low = PasidIotlb::new()
         .with_granularity(pasid_iotlb_granularity::PAGE)

@@ -4,23 +4,27 @@ use std::sync::Arc;
 
 use svadev_accelerator::FunctionSettings;
 use svadev_fabric::{Bdf, Pasid};
+use svadev_host::{Machine, MachineConfig};
 use svadev_iommu::{Caching, UnitConfig};
 use svadev_memory::Ram;
 
 use super::{
-    FUNCTIONS, KERNEL_DOMAIN, LARGE_FRAMES, MEMORY_BYTES, Options, PATIENCE_STEPS, PROCESSES, RAM_BYTES, RINGS,
+    FUNCTIONS, IOMMU, KERNEL_DOMAIN, LARGE_FRAMES, MEMORY_BYTES, Options, PATIENCE_STEPS, PROCESSES, RAM_BYTES, RINGS,
     SECOND_STAGE, STEP_NS, World,
 };
-use crate::bus::Bus;
 use crate::coverage::Group;
 use crate::faults::Faults;
 use crate::frames::{FRAME, FRAME_BYTES, Frames};
-use crate::functions::{Accelerator, KERNEL_QUEUES, QUEUES};
+use crate::functions::Accelerator;
 use crate::log::Log;
+use crate::platform::Simulated;
 use crate::process::{BASE, DATA, PAGES, Process};
+use crate::queues::{KERNEL_QUEUES, QUEUES};
 use crate::rng::Rng;
 use crate::tables::{Binding, DeviceTables, PageTables, Stages, second_stage};
 use crate::unit_driver::UnitDriver;
+use crate::unit_function::UnitFunction;
+use crate::watch::Watch;
 
 impl World {
     pub(super) fn new(seed: u64, options: Options) -> Self {
@@ -41,7 +45,22 @@ impl World {
         log.count(Group::World, if levels == 4 { "levels 4" } else { "levels 5" });
         log.count(Group::World, caching_name(caching));
         log.event(format_args!("seed {seed}: levels {levels} {:?} {faults}", config.caching));
-        let bus = Arc::new(Bus::new(config, Arc::clone(&ram), Arc::clone(&log), options.mutant));
+        let mut settings = Vec::new();
+        let mut allocations = Vec::new();
+        for bdf in FUNCTIONS {
+            let (function, allocation) = function_settings(&mut rng, bdf, &faults, &log);
+            settings.push(function);
+            allocations.push(allocation);
+        }
+        let mut platform = Simulated::new(Arc::clone(&ram), Arc::clone(&log), options.mutant);
+        let watch = Watch::new(Arc::clone(&log), options.mutant);
+        let machine = MachineConfig { iommu: IOMMU, unit: config, audit: None, functions: settings };
+        let events = Arc::clone(&log);
+        let machine = Machine::new(&machine, &mut platform, watch, move |event| {
+            events.event(format_args!("host: {event:?}"));
+        });
+        let machine = machine.expect("memory for the machine");
+        let bus = Arc::clone(&machine.bus);
         let mut device_tables = DeviceTables::new(Arc::clone(&ram), &mut frames);
         for bdf in FUNCTIONS {
             device_tables.attach(&mut frames, bdf);
@@ -49,22 +68,25 @@ impl World {
         // The smallest page request queue has room for 127 requests, of which a slow kernel leaves enough for a group.
         let order = if faults.overflow == 0 { (3, 0) } else { (0, rng.within(86, 94)) };
         let (b, r, l) = (Arc::clone(&bus), Arc::clone(&ram), Arc::clone(&log));
-        let unit = UnitDriver::new(b, r, l, &mut frames, device_tables.root(), order, options.mutant);
+        let maps = Arc::clone(platform.maps(IOMMU));
+        let unit = UnitFunction::new(b, machine.iommu, machine.iommu_server, maps, MEMORY_BYTES, Arc::clone(&log));
+        let unit = UnitDriver::new(unit, r, l, &mut frames, device_tables.root(), order, options.mutant);
         // Messages cost time: two worlds of three do without.
         let wired = rng.chance(333);
         log.count(Group::World, if wired { "transport vfio-user" } else { "transport direct" });
-        let functions: Vec<_> = FUNCTIONS
+        let functions: Vec<_> = machine
+            .functions
             .into_iter()
-            .map(|bdf| {
-                let (settings, allocation) = settings(&mut rng, bdf, &faults, &log);
-                let wire = wired.then(|| Rng::new(rng.next_u64()));
-                Accelerator::new(settings, allocation, &ram, &bus, &log, options.mutant, wire)
+            .zip(allocations)
+            .map(|(function, allocation)| {
+                let maps = platform.maps(function.device.shared().bdf());
+                let rng = Rng::new(rng.next_u64());
+                Accelerator::new(function, allocation, (maps, MEMORY_BYTES), wired, rng, &log, options.mutant)
             })
             .collect();
         if faults.lost_invalidations != 0 {
-            bus.lose_invalidations(Some((Rng::new(rng.next_u64()), faults.lost_invalidations)));
+            bus.tap().lose_invalidations(Some((Rng::new(rng.next_u64()), faults.lost_invalidations)));
         }
-        bus.connect(functions.iter().map(|f| Arc::clone(f.shared())).collect());
         let pasids = (1..=4).rev().map(|n| (Pasid::from_low_bits(n), 2 + u16::try_from(n).expect("few"))).collect();
         let mut world = Self {
             rng,
@@ -201,7 +223,7 @@ impl World {
         self.log.event(format_args!("bind process {} to PASID {}", process.id, process.pasid));
         for (f, bdf) in FUNCTIONS.into_iter().enumerate() {
             let process = &mut self.processes[p];
-            self.bus.start(bdf, process.pasid);
+            self.bus.tap().start(bdf, process.pasid);
             self.device_tables.set_pasid(&mut self.frames, bdf, process.pasid, to);
             process.bound[f] = true;
             let function = &mut self.functions[f];
@@ -219,7 +241,7 @@ impl World {
     }
 }
 
-fn settings(rng: &mut Rng, bdf: Bdf, faults: &Faults, log: &Log) -> (FunctionSettings, u32) {
+fn function_settings(rng: &mut Rng, bdf: Bdf, faults: &Faults, log: &Log) -> (FunctionSettings, u32) {
     let mut settings = FunctionSettings::new(bdf);
     (settings.queues, settings.vectors) = (4, 4);
     settings.engines = rng.pick(&[1, 2]);

@@ -1,10 +1,8 @@
 //! What happens by chance in the first phase.
-use svadev_fabric::InvalidateAck;
-
 use super::{PROCESSES, World};
 use crate::coverage::Group;
-use crate::functions::QUEUES;
 use crate::process::{DATA, LIST_PAGE, PAGES};
+use crate::queues::QUEUES;
 use crate::rng::Rng;
 
 impl World {
@@ -23,7 +21,7 @@ impl World {
         // These end much at once: a tenth of their rate is plenty.
         let rare = |happened: bool, rng: &mut Rng| happened && rng.chance(300);
         let (memory, disable) = (happens(faults.memory_change), happens(faults.disable));
-        let restart = happens(faults.unit_restart);
+        let (restart, mask) = (happens(faults.unit_restart), happens(faults.mask));
         let (reset, unbind, exit) = (happens(faults.reset), happens(faults.unbind), happens(faults.exit));
         let (reset, unbind, exit) =
             (rare(reset, &mut self.rng), rare(unbind, &mut self.rng), rare(exit, &mut self.rng));
@@ -49,6 +47,10 @@ impl World {
             let q = self.rng.index(QUEUES);
             self.restart_queue(f, q);
         }
+        if mask {
+            let q = self.rng.index(QUEUES);
+            self.mask_vector(f, q);
+        }
         if reset {
             self.reset_function(f);
         }
@@ -63,12 +65,10 @@ impl World {
     fn change_memory(&mut self, f: usize) {
         let token = self.next_token;
         self.next_token += 1;
-        let ack = self.functions[f].change_memory(token);
         self.log.count(Group::Fault, "memory_change");
-        self.log.event(format_args!("memory change {token} of {f}: {ack:?}"));
-        if ack == InvalidateAck::Pending {
-            self.memory_tokens[f].insert(token);
-        }
+        self.log.event(format_args!("memory change {token} of {f}"));
+        self.memory_tokens[f].insert(token);
+        self.functions[f].vmm.change_memory(token);
     }
 
     /// The first free page among those that descriptors work on, and rings and lists too.

@@ -3,9 +3,8 @@ use std::collections::BTreeSet;
 
 use super::World;
 use crate::checker::Checker;
-use crate::flight::excuse;
+use crate::excuse;
 use crate::frames::FRAME_BYTES;
-use crate::functions::Accelerator;
 use crate::process::{DATA, Life, PAGES};
 
 impl World {
@@ -16,7 +15,7 @@ impl World {
             if function.resetting {
                 continue;
             }
-            self.bus.forget_groups(function.bdf);
+            self.bus.tap().forget_groups(function.bdf);
             function.restart_page_requests(true);
             function.lost_groups = 0;
         }
@@ -29,12 +28,12 @@ impl World {
     pub(super) fn is_quiet(&mut self) -> bool {
         self.flights.is_empty()
             && self.tasks.is_empty()
-            && self.bus.unanswered(None) == 0
-            && self.bus.outstanding_invalidations() == 0
+            && self.bus.tap().unanswered(None) == 0
+            && self.outstanding_invalidations() == 0
             && self.unit.is_idle()
             && self.unit.no_page_requests()
             && self.memory_tokens.iter().all(BTreeSet::is_empty)
-            && self.functions.iter().all(Accelerator::is_quiet)
+            && self.functions.iter_mut().all(|function| function.vmm.is_quiet())
     }
 
     /// A phase ended within its bound, or not.
@@ -50,8 +49,8 @@ impl World {
         let tasks: Vec<_> = self.tasks.iter().take(8).collect();
         let what = format!(
             "{phase} does not end: flights {flights:?}, tasks {tasks:?}, {} groups, {} invalidations, memory {:?}, queues idle: {} {}",
-            self.bus.unanswered(None),
-            self.bus.outstanding_invalidations(),
+            self.bus.tap().unanswered(None),
+            self.outstanding_invalidations(),
             self.memory_tokens,
             self.unit.is_idle(),
             self.unit.no_page_requests(),

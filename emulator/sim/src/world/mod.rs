@@ -1,32 +1,43 @@
 //! The world: kernel, processes, functions and unit in one thread, on virtual time.
 //!
-//! A run has three phases. *Faults*: random work, random changes, and the faults that this seed has. *Healing*: no new work and
-//! no new faults; within a bound, every queue must be empty. *After*: new work, which must all succeed.
+//! A run has three phases. *Faults*: random work, random changes, and the faults that this seed has. *Healing*: no new
+//! work and no new faults; within a bound, every queue must be empty. *After*: new work, which must all succeed.
+mod answer;
 mod build;
+mod function;
 mod inject;
 mod judge;
+mod large;
+mod map;
+mod tasks;
+mod tear_down;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use svadev_fabric::{Bdf, Pasid};
+use svadev_host::Bus;
 use svadev_iommu::Caching;
 use svadev_memory::Ram;
 
-use crate::bus::{Bus, msi};
 use crate::checker::{Checker, Failure};
 use crate::coverage::{Coverage, Group};
 use crate::faults::Faults;
 use crate::flight::Flight;
 use crate::frames::Frames;
-use crate::functions::{Accelerator, QUEUES};
+use crate::functions::Accelerator;
 use crate::log::{Log, Sink};
 use crate::mutant::Mutant;
+use crate::platform::Simulated;
 use crate::process::Process;
+use crate::queues::QUEUES;
 use crate::rng::Rng;
 use crate::tables::DeviceTables;
 use crate::task::Task;
 use crate::unit_driver::UnitDriver;
+use crate::vmm::msi;
+use crate::watch::give_up;
 
 /// Memory whose frames are of 4 KiB, and that the driver's own DMA reaches.
 const RAM_BYTES: u64 = 32 << 20;
@@ -35,6 +46,8 @@ const LARGE_FRAMES: [(u8, u64); 2] = [(21, RAM_BYTES), (30, 1 << 30)];
 const MEMORY_BYTES: u64 = 5 << 30;
 /// Requester IDs; one in each half of its bus's context tables.
 const FUNCTIONS: [Bdf; 2] = [Bdf(0x0010), Bdf(0x00a1)];
+/// Requester ID of the function that carries the unit.
+const IOMMU: Bdf = Bdf(0x0008);
 const PROCESSES: usize = 3;
 /// Where the driver's rings are for its own DMA.
 const RINGS: u64 = 0x10_0000;
@@ -88,7 +101,7 @@ pub struct Report {
 pub struct World {
     pub(crate) rng: Rng,
     pub(crate) log: Arc<Log>,
-    pub(crate) bus: Arc<Bus>,
+    pub(crate) bus: Arc<Bus<Simulated>>,
     pub(crate) ram: Arc<Ram>,
     pub(crate) frames: Frames,
     pub(crate) unit: UnitDriver,
@@ -140,7 +153,7 @@ pub fn run(seed: u64, options: Options) -> Report {
         steps: world.step,
         completed: world.completed,
         dropped: world.dropped,
-        groups: world.bus.groups_sent(),
+        groups: world.bus.tap().groups_sent(),
         coverage: world.coverage(),
     }
 }
@@ -155,6 +168,10 @@ impl World {
         self.log.coverage()
     }
 
+    fn outstanding_invalidations(&self) -> usize {
+        self.bus.inside(|unit, _| unit.outstanding_invalidations().count())
+    }
+
     fn live(&mut self) {
         self.phase(STEPS, |world| {
             world.inject();
@@ -162,10 +179,11 @@ impl World {
         });
         self.log.event(format_args!("healing"));
         self.injecting = false;
-        self.bus.lose_invalidations(None);
-        // Only what will never be answered may be forgotten: an answer that is still to come would be taken for another group's.
+        self.bus.tap().lose_invalidations(None);
+        // Only what will never be answered may be forgotten: an answer that is still to come would be taken for another
+        // group's.
         let settled =
-            |world: &mut Self| world.bus.unanswered(None) == 0 && world.functions.iter().all(|f| !f.resetting);
+            |world: &mut Self| world.bus.tap().unanswered(None) == 0 && world.functions.iter().all(|f| !f.resetting);
         let ended = self.phase(BOUND, settled);
         self.expect_end(ended, "answering");
         self.forget_lost_groups();
@@ -182,6 +200,10 @@ impl World {
         });
         self.expect_end(done, "the work after healing");
         self.verify();
+        if !self.log.has_failed() {
+            let way = self.rng.below(3);
+            self.unit.end(way);
+        }
         self.log.event(format_args!("end: {} submitted, {} dropped", self.submitted, self.dropped));
     }
 
@@ -200,26 +222,29 @@ impl World {
     fn turn(&mut self) {
         self.step += 1;
         self.log.set_tick(self.step);
-        self.bus.give_up();
+        give_up(&self.bus);
         match self.rng.below(100) {
             0..50 => {
                 let f = self.rng.index(self.functions.len());
                 let engine = self.rng.index(self.functions[f].engines());
                 let sleepy = self.rng.chance(500);
                 self.functions[f].turn(engine, self.step * STEP_NS, sleepy);
+                self.reset_again(f);
             }
             50..80 => self.turn_of_task(),
             80..90 => {
                 let (f, q) = (self.rng.index(self.functions.len()), self.rng.index(QUEUES));
-                self.reap(f, q);
+                if self.functions[f].is_reaped(q) {
+                    self.reap(f, q);
+                }
                 self.watch_queue(f, q);
             }
             _ => self.interrupts(),
         }
     }
 
-    /// The kernel's threads. The more of them there are, the more get a turn, and every other turn is of who has waited longest: a
-    /// kernel that is slower than the function's patience proves nothing (seeds 911088485 and 2927).
+    /// The kernel's threads. The more of them there are, the more get a turn, and every other turn is of who has waited
+    /// longest: a kernel that is slower than the function's patience proves nothing (seeds 911088485 and 2927).
     fn turn_of_task(&mut self) {
         for turn in 0..=self.tasks.len() / 16 {
             if self.tasks.is_empty() {
@@ -251,7 +276,7 @@ impl World {
 
     /// The kernel's interrupt handlers and threads.
     fn interrupts(&mut self) {
-        let came = self.bus.take_interrupts();
+        let came = self.functions.iter_mut().fold(0, |came, f| came | f.vmm.take_unit_interrupts());
         self.page_request_pending |= came & msi::PAGE_REQUEST != 0;
         if came & msi::FAULT != 0 {
             self.judge_faults();
@@ -267,7 +292,7 @@ impl World {
             self.take_page_requests();
         }
         for (f, tokens) in self.memory_tokens.iter_mut().enumerate() {
-            for token in self.functions[f].take_released() {
+            for token in self.functions[f].vmm.take_released() {
                 self.log.check(Checker::ResetAndRelease, tokens.remove(&token), || {
                     format!("memory change {token} of {f} is over twice")
                 });

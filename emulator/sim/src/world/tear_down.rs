@@ -1,15 +1,16 @@
 //! The end of a process, in either order: its memory first, or its driver first.
 use svadev_fabric::Pasid;
 
-use super::{Kind, Task};
+use super::World;
 use crate::checker::Checker;
 use crate::coverage::Group;
-use crate::flight::excuse;
-use crate::functions::{KERNEL_QUEUES, QUEUES};
+use crate::excuse;
 use crate::mutant::Mutant;
 use crate::process::{LARGE, Life, Place};
+use crate::queues::{KERNEL_QUEUES, QUEUES};
+use crate::task::{Kind, Task};
 use crate::unit_driver::pasid_gone;
-use crate::world::World;
+use crate::watch::stop_marker;
 
 impl World {
     pub(crate) fn tear_down(&mut self, p: usize, exit: bool) {
@@ -64,7 +65,7 @@ impl World {
                 let function = &mut self.functions[*f];
                 if !function.resetting && !function.command_taken {
                     function.command_taken = true;
-                    *resets = function.ports.resets();
+                    *resets = function.vmm.resets();
                     if self.mutant != Some(Mutant::SkipAbort) {
                         function.abort(pasid);
                     }
@@ -78,15 +79,15 @@ impl World {
                     let bdf = function.bdf;
                     task.stage = 3;
                     // A reset ends commands, too: then the abort is done again.
-                    if function.ports.resets() == *resets {
+                    if function.vmm.resets() == *resets {
                         self.log.event(format_args!("PASID {pasid} of {bdf} is aborted"));
-                        self.bus.stop(bdf, pasid);
+                        self.bus.tap().stop(bdf, pasid);
                         if self.rng.chance(300) {
-                            self.bus.stop_marker(bdf, pasid);
+                            stop_marker(&self.bus, bdf, pasid);
                         }
-                        let left = self.bus.unanswered(Some((bdf, pasid)));
+                        let left = self.bus.tap().unanswered(Some((bdf, pasid)));
                         // It waits for answers as long as it has patience: where some never come, it may leave others.
-                        let late = self.bus.has_lost(bdf, pasid);
+                        let late = self.bus.tap().has_lost(bdf, pasid);
                         self.log.check(Checker::PasidReuse, left == 0 || late, || {
                             format!("ABORT_PASID {pasid} of {bdf} ended with {left} groups unanswered")
                         });
@@ -193,8 +194,8 @@ impl World {
     /// The PASID is free, and a new process comes.
     fn unbind(&mut self, p: usize, pasid: Pasid) {
         for function in &self.functions {
-            let left = self.bus.unanswered(Some((function.bdf, pasid)));
-            let late = self.bus.has_lost(function.bdf, pasid);
+            let left = self.bus.tap().unanswered(Some((function.bdf, pasid)));
+            let late = self.bus.tap().has_lost(function.bdf, pasid);
             self.log.check(Checker::PasidReuse, left == 0 || late, || {
                 format!("PASID {pasid} is reused with {left} groups unanswered")
             });

@@ -1,27 +1,64 @@
 //! Resets of functions, and queues that stop and start again.
-use super::{Kind, Task};
+use super::World;
 use crate::checker::Checker;
 use crate::coverage::Group;
-use crate::flight::excuse;
-use crate::functions::{KERNEL_QUEUES, QUEUES};
+use crate::excuse;
 use crate::process::Life;
-use crate::world::World;
+use crate::queues::{KERNEL_QUEUES, QUEUES};
+use crate::task::{Kind, Task};
 
 impl World {
     pub(crate) fn reset_function(&mut self, f: usize) {
         if !self.functions[f].resetting {
             self.log.event(format_args!("reset of {f}"));
             self.log.count(Group::Fault, "reset");
-            let function = &mut self.functions[f];
-            function.resetting = true;
-            let resets = function.ports.resets();
-            let way = self.rng.below(3);
-            if function.reset_by(way) {
-                // Who waited for these is gone with the connection.
-                self.memory_tokens[f].clear();
-            }
+            self.functions[f].resetting = true;
             self.excuse(excuse::DROPPED, |flight| flight.queue.0 == f);
-            self.tasks.push(Task::new(Kind::Reset { f, resets }));
+            let mut task = Task::new(Kind::Reset { f, begun: false });
+            // Some drivers turn bus mastering off first, and wait for a while.
+            if self.rng.chance(300) {
+                self.functions[f].stop_bus_mastering();
+                self.log.count(Group::Path, "bus mastering off before a reset");
+                task.until = self.step + self.rng.within(1, 100);
+            }
+            self.poll_reset(&mut task);
+            self.tasks.push(task);
+        }
+    }
+
+    /// Begins a reset of a function, by any way.
+    fn begin_reset(&mut self, f: usize) {
+        let (way, q) = (self.rng.below(3), self.rng.index(QUEUES));
+        if self.functions[f].vmm.is_bus_master() && self.rng.chance(300) && !self.functions[f].vmm.is_masked(q) {
+            // A mask does not outlive the reset of its function, or its connection.
+            self.functions[f].vmm.mask(u32::try_from(q).expect("few queues"));
+        }
+        self.log.event(format_args!("{f} is reset by way {way}"));
+        if self.functions[f].reset_by(way) {
+            // Who waited for these is gone with the connection.
+            self.memory_tokens[f].clear();
+        }
+    }
+
+    /// An engine had a turn. If it was to act on a reset and others still are, the reset may be asked for once more.
+    pub(super) fn reset_again(&mut self, f: usize) {
+        let function = &mut self.functions[f];
+        if function.resets_left > 0 && function.is_busy() && self.rng.chance(500) {
+            function.resets_left -= 1;
+            self.log.count(Group::Path, "reset during a reset");
+            self.begin_reset(f);
+        }
+    }
+
+    /// The vector of a queue is masked for a while.
+    pub(crate) fn mask_vector(&mut self, f: usize, q: usize) {
+        let function = &mut self.functions[f];
+        if !function.resetting && !function.vmm.is_masked(q) {
+            self.log.event(format_args!("mask {f}.{q}"));
+            self.log.count(Group::Fault, "mask");
+            function.vmm.mask(u32::try_from(q).expect("few queues"));
+            let until = self.step + self.rng.within(1, 300);
+            self.tasks.push(Task { until, ..Task::new(Kind::Unmask { f, q }) });
         }
     }
 
@@ -56,20 +93,31 @@ impl World {
         self.restart_queue(f, q);
     }
 
-    pub(super) fn poll_reset(&mut self, f: usize, resets: u64) -> bool {
-        let now = self.functions[f].ports.resets();
-        if now == resets {
+    pub(super) fn poll_reset(&mut self, task: &mut Task) -> bool {
+        let Kind::Reset { f, begun } = &mut task.kind else { unreachable!("of this kind") };
+        let f = *f;
+        if task.until > self.step {
             return false;
         }
-        self.log.check(Checker::ResetAndRelease, now == resets + 1, || {
-            format!("function {f} says {} times that a reset is over", now - resets)
-        });
-        self.drop_flights(|flight| flight.queue.0 == f);
+        if !std::mem::replace(begun, true) {
+            self.functions[f].resets_left = self.rng.pick(&[0, 1, 2]);
+            self.begin_reset(f);
+            return false;
+        }
         let function = &mut self.functions[f];
-        let busy = function.is_busy();
-        self.log.check(Checker::ResetAndRelease, !busy, || format!("function {f} is busy after its reset"));
-        function.resetting = false;
+        if function.is_busy() || function.vmm.is_resetting() {
+            return false;
+        }
+        self.drop_flights(|flight| flight.queue.0 == f);
+        let lost = !self.functions.iter().any(|function| function.vmm.is_bus_master());
+        let function = &mut self.functions[f];
+        (function.resetting, function.resets_left) = (false, 0);
         function.bring_up();
+        if lost {
+            // While no function could master the bus, the unit's interrupts were lost.
+            self.page_request_pending = true;
+            self.judge_faults();
+        }
         for q in 0..QUEUES {
             let queue = self.functions[f].queues[q];
             self.functions[f].queues[q].on = false;

@@ -4,14 +4,15 @@ use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::device::{Code, Completion, Descriptor, DescriptorFlags, DescriptorPasid, ScatterEntry, opcode};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::{PATIENCE_STEPS, World};
 use crate::checker::Checker;
 use crate::coverage::Group;
-use crate::flight::{self, Flight, excuse, pages};
+use crate::excuse;
+use crate::flight::{self, Flight, pages};
 use crate::frames::FRAME_BYTES;
-use crate::functions::{KERNEL_QUEUES, QUEUES, RING};
 use crate::mutant::Mutant;
 use crate::process::{BASE, DATA, LIST_PAGE, LISTS, Life, PAGES, Page, Process, Vma};
-use crate::world::{PATIENCE_STEPS, World};
+use crate::queues::{KERNEL_QUEUES, QUEUES, RING};
 
 const DESCRIPTOR: u64 = size_of::<Descriptor>() as u64;
 const COMPLETION: u64 = size_of::<Completion>() as u64;
@@ -48,9 +49,9 @@ impl World {
         self.flights.values().filter(|flight| flight.queue == (f, q)).count()
     }
 
-    /// A range of data pages in which nobody writes, and, with `write`, nobody reads; `None` where chance found none. Nobody
-    /// starts to read a page that is just being unmapped: it may be there for a while, and what was written to it meanwhile is
-    /// in no book.
+    /// A range of data pages in which nobody writes, and, with `write`, nobody reads; `None` where chance found none.
+    /// Nobody starts to read a page that is just being unmapped: it may be there for a while, and what was written to
+    /// it meanwhile is in no book.
     fn range(&mut self, p: usize, len: usize, write: bool, not: Option<(usize, usize)>) -> Option<(usize, usize)> {
         let first = DATA * FRAME_BYTES;
         let start = first + self.rng.index(PAGES * FRAME_BYTES - first - len + 1);
@@ -96,7 +97,8 @@ impl World {
     ) -> Option<(Flight, Descriptor)> {
         let stop = (src.is_some() || dst.is_some()) && self.rng.chance(100);
         let mut flags = DescriptorFlags::empty();
-        flags.set(DescriptorFlags::INTERRUPT, self.rng.chance(500));
+        let interrupt = self.rng.chance(500) || self.functions[f].interrupt_driven[q];
+        flags.set(DescriptorFlags::INTERRUPT, interrupt);
         flags.set(DescriptorFlags::FENCE, self.rng.chance(50));
         flags.set(DescriptorFlags::STOP_ON_FAULT, stop);
         let process = &self.processes[p];
@@ -147,7 +149,8 @@ impl World {
         Some((flight, descriptor))
     }
 
-    /// Address and entries of an operand, now and then as a list of pieces; `None` where the list cannot be written now.
+    /// Address and entries of an operand, now and then as a list of pieces; `None` where the list cannot be written
+    /// now.
     fn operand(&mut self, p: usize, (start, len): (usize, usize), flight: &mut Flight) -> Option<(u64, u32)> {
         let address = BASE + start as u64;
         let pieces = self.rng.within(1, ENTRIES);
@@ -248,7 +251,8 @@ impl World {
         loop {
             let queue = self.functions[f].queues[q];
             let completion = self.read_completion(queue.rings.1 + u64::from(queue.head % RING) * COMPLETION, p);
-            // CQ_TAIL is the device's, and may be of before the queue was enabled; the sequence number says what is new.
+            // CQ_TAIL is the device's, and may be of before the queue was enabled; the sequence number says what is
+            // new.
             if completion.seq != queue.head.wrapping_add(1) {
                 break;
             }
@@ -332,8 +336,8 @@ impl World {
         }
     }
 
-    /// Work gives up on a page when it was *served* often, and for long, and is not there: the unit says so of groups that
-    /// its full queue had no room for.
+    /// Work gives up on a page when it was *served* often, and for long, and is not there: the unit says so of groups
+    /// that its full queue had no room for.
     fn fruitless(&self, flight: &Flight) -> u8 {
         let lasted = self.step >= flight.since + PATIENCE_STEPS;
         let reasons = if lasted && self.last_overflow > flight.since { excuse::FAULT } else { 0 };

@@ -1,12 +1,14 @@
-//! Large pages: 2 MiB or 1 GiB instead of the small pages from [`LARGE`] on, made of them, changed as one, and split again.
+//! Large pages: 2 MiB or 1 GiB instead of the small pages from [`LARGE`] on, made of them, changed as one, and split
+//! again.
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::tables::FirstStageEntry;
 
-use super::{Change, Kind, LARGE_ORDER, Remap, Task};
+use super::World;
+use super::tasks::LARGE_ORDER;
 use crate::coverage::Group;
 use crate::frames::{FRAME, FRAME_BYTES};
 use crate::process::{LARGE, Large, PAGES, Place, Process, Vma};
-use crate::world::World;
+use crate::task::{Change, Kind, Remap, Task};
 
 impl World {
     pub(crate) fn collapse(&mut self, p: usize) {
@@ -35,7 +37,8 @@ impl World {
         remap.taken.push((LARGE, FirstStageEntry::new()));
     }
 
-    /// Takes rights away from a large page. It cannot be unmapped, nor always evicted, moved or protected: then it is split.
+    /// Takes rights away from a large page. It cannot be unmapped, nor always evicted, moved or protected: then it is
+    /// split.
     pub(super) fn take_large(&mut self, remap: &mut Remap) {
         let process = &mut self.processes[remap.p];
         let large = process.large.expect("the caller looked");

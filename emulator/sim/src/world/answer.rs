@@ -1,13 +1,13 @@
 //! Answers to page request groups, and what may go wrong with them.
 use svadev_fabric::{Pasid, ResponseCode};
 
-use super::{Kind, Task};
+use super::World;
 use crate::coverage::Group as Count;
-use crate::flight::excuse;
+use crate::excuse;
 use crate::mutant::Mutant;
 use crate::process::{DATA, Process, Served};
+use crate::task::{Kind, Task};
 use crate::unit_driver::{Group, response};
-use crate::world::World;
 
 /// Stage of an answer that was *failure*, when it is given.
 const FAILED: u8 = 2;
@@ -40,12 +40,12 @@ impl World {
         self.tasks.push(Task { until, ..Task::new(Kind::Answer { f, group, forced, twice }) });
     }
 
-    /// Nobody will answer the group. Whoever waits for its pages waits in vain; others only where it took the last share of
-    /// the allocation.
+    /// Nobody will answer the group. Whoever waits for its pages waits in vain; others only where it took the last
+    /// share of the allocation.
     fn lose(&mut self, f: usize, group: &Group) {
         self.log.event(format_args!("group {} of {} is lost", group.index.get(), group.bdf));
         self.log.count(Count::Fault, "lost_answers");
-        self.bus.lose(group.bdf, group.index);
+        self.bus.tap().lose(group.bdf, group.index);
         self.functions[f].lost_groups += 1;
         let pages: Vec<_> = group.requests.iter().filter_map(|r| Process::page_at(r.iova)).collect();
         self.excuse_pages(f, group.pasid, &pages, excuse::TIMEOUT);
@@ -88,7 +88,7 @@ impl World {
         if *twice || (self.mutant == Some(Mutant::AnswerTwice) && group.index.get() % 8 == 7) {
             descriptors.push(descriptors[0]);
             if *twice {
-                self.bus.expect_duplicate(group.bdf, group.index);
+                self.bus.tap().expect_duplicate(group.bdf, group.index);
             }
         }
         let Some(waiting) = self.unit.submit(&descriptors, false) else { return false };
@@ -101,7 +101,8 @@ impl World {
                 self.excuse_pages(f, pasid, &pages, excuse::FAULT);
             }
             ResponseCode::Failure => {
-                // Until page requests are enabled again, which must come after the answer: that may wait in a parked queue.
+                // Until page requests are enabled again, which must come after the answer: that may wait in a parked
+                // queue.
                 self.functions[f].failing += 1;
                 self.excuse_function(f, excuse::FAILED);
                 task.stage = FAILED - 1;
@@ -110,8 +111,8 @@ impl World {
         false
     }
 
-    /// These pages were refused, or nobody answers for them: whoever needs them may fail with `what`; a queue whose rings or
-    /// lists they are may halt.
+    /// These pages were refused, or nobody answers for them: whoever needs them may fail with `what`; a queue whose
+    /// rings or lists they are may halt.
     fn excuse_pages(&mut self, f: usize, pasid: Option<Pasid>, refused: &[usize], what: u8) {
         // A dying process's work may still wait for an answer.
         let Some(p) = pasid.and_then(|pasid| self.processes.iter().position(|p| p.pasid == pasid)) else { return };

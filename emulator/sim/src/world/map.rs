@@ -2,13 +2,14 @@
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::tables::FirstStageEntry;
 
-use super::{Change, Kind, LARGE_ORDER, Remap, Task};
+use super::World;
+use super::tasks::LARGE_ORDER;
 use crate::coverage::Group;
-use crate::flight::excuse;
+use crate::excuse;
 use crate::frames::FRAME_BYTES;
 use crate::mutant::Mutant;
 use crate::process::{DATA, LARGE, Life, Place, Process, READ_ONLY, Vma, read_frame};
-use crate::world::World;
+use crate::task::{Change, Kind, Remap, Task};
 
 impl World {
     pub(crate) fn evict(&mut self, p: usize) {

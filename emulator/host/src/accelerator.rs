@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use nix::errno::Errno;
 use svadev_accelerator::{Function, FunctionPorts, FunctionShared};
 use svadev_fabric::InvalidateAck;
+use svadev_mutation::mutant;
 use svadev_pci::ConfigEffect;
 use svadev_spec::device::{BAR_DOORBELLS, DOORBELL_STRIDE};
 use svadev_spec::vfio_user::{irq, region};
@@ -38,7 +39,8 @@ impl<P: Platform> Ports<P> {
 
 impl<P: Platform> FunctionPorts for Ports<P> {
     fn interrupt(&self, vector: u16) {
-        if self.link.can_master() {
+        let vector = if mutant!(InterruptOnTheNextVector) { vector + 1 } else { vector };
+        if self.link.can_master() || mutant!(InterruptWithoutBusMaster) {
             self.link.interrupts.raise(vector);
         }
     }
@@ -56,7 +58,9 @@ impl<P: Platform> FunctionPorts for Ports<P> {
     }
 
     fn reset_done(&self) {
-        let reply = self.resets.lock().expect("no holder panics").pop_front();
+        let mut resets = self.resets.lock().expect("no holder panics");
+        let reply = if mutant!(YoungestResetIsAnswered) { resets.pop_back() } else { resets.pop_front() };
+        drop(resets);
         if let Some(reply) = reply.flatten() {
             self.link.sender.complete(reply, Ok(0));
         }
@@ -113,7 +117,7 @@ impl<P: Platform> Accelerator<P> {
         // Held first: the engine's word may come before `memory_changed` returns.
         let token = self.ports.releases.hold(retired, reply);
         let ack = self.function.shared().memory_changed(token);
-        if ack == InvalidateAck::Done {
+        if ack == InvalidateAck::Done || mutant!(MemoryReleasedEarly) {
             self.ports.releases.release(token);
         }
         ack
@@ -125,12 +129,12 @@ impl<P: Platform> Accelerator<P> {
         self.follow_config();
     }
 
-    /// A function-level reset in it is finished by the engines, and `reset_done` may come before this returns: its place in
-    /// the order of resets is taken first, and given back where there was none.
+    /// A function-level reset in it is finished by the engines, and `reset_done` may come before this returns: its
+    /// place in the order of resets is taken first, and given back where there was none.
     fn config_write(&mut self, offset: u64, data: &[u8]) {
         self.resets().push_back(None);
         let effects = self.function.config_write(offset, data);
-        if !effects.into_iter().any(|effect| effect == ConfigEffect::Flr) {
+        if mutant!(FlrTakesNoPlace) || !effects.into_iter().any(|effect| effect == ConfigEffect::Flr) {
             self.resets().pop_back();
         }
         self.follow_config();
@@ -140,16 +144,15 @@ impl<P: Platform> Accelerator<P> {
         self.ports.resets.lock().expect("no holder panics")
     }
 
-    /// Bus mastering is the one thing in configuration space that the process around the function has to know; the auditor
-    /// also wants to know when translations are no longer held, or no longer used.
+    /// Bus mastering is the one thing in configuration space that the process around the function has to know; the
+    /// auditor also wants to know when translations are no longer held, or no longer used.
     fn follow_config(&self) {
         if !self.function.config().ats().enable() {
             self.bus.audit_forget(self.function.shared().bdf());
         }
-        match self.ports.link.set_bus_master(self.function.config().command().bus_master()) {
-            Some(true) => self.bus.retry_interrupts(),
-            Some(false) => self.bus.repeat_interrupts(),
-            None => {}
+        let stopped = self.ports.link.set_bus_master(self.function.config().command().bus_master());
+        if stopped && !mutant!(InterruptsNotRepeated) {
+            self.bus.repeat_interrupts();
         }
     }
 }
@@ -225,14 +228,22 @@ impl<P: Platform> Device for Accelerator<P> {
 
     fn reset(&mut self, token: ReplyToken) -> ResetReply {
         self.start_reset(Some(token));
-        self.ports.link.interrupts.clear();
+        if !mutant!(ResetKeepsVectors) {
+            self.ports.link.interrupts.clear();
+        }
         ResetReply::Later
     }
 
     fn disconnected(&mut self) {
-        self.start_reset(None);
-        self.ports.link.interrupts.clear();
-        let _ = self.release(self.maps.unmap_all(), None);
+        if !mutant!(DisconnectKeepsState) {
+            self.start_reset(None);
+        }
+        if !mutant!(DisconnectKeepsVectors) {
+            self.ports.link.interrupts.clear();
+        }
+        if !mutant!(DisconnectKeepsMemory) {
+            let _ = self.release(self.maps.unmap_all(), None);
+        }
         self.connected = false;
         self.events.send(HostEvent::Disconnected(self.function.shared().bdf()));
     }

@@ -3,10 +3,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use svadev_accelerator::FunctionShared;
 use svadev_fabric::{
-    AtsError, Bdf, CachedUse, Delivery, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi,
-    PageGroupResponse, PageRequest, PageRequestOutcome, Translation, TranslationRequest, Upstream,
+    AtsError, Bdf, CachedUse, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse,
+    PageRequest, PageRequestOutcome, Translation, TranslationRequest, Upstream,
 };
 use svadev_iommu::{AuditConfig, AuditCounters, Finding, Unit, UnitConfig};
+use svadev_mutation::mutant;
 
 use crate::audit_clock::AuditClock;
 use crate::link::Link;
@@ -43,8 +44,8 @@ impl<P: Platform> std::fmt::Debug for Bus<P> {
 struct Ports(Vec<Port>);
 
 impl<P: Platform> Bus<P> {
-    /// A bus with a unit and nobody on it. `iommu` is the function that carries the unit, `memory` that function's view of
-    /// guest memory.
+    /// A bus with a unit and nobody on it. `iommu` is the function that carries the unit, `memory` that function's view
+    /// of guest memory.
     pub(crate) fn new(config: UnitConfig, iommu: Bdf, memory: Arc<P::Memory>, tap: P::Tap) -> Self {
         let unit = Mutex::new(Unit::new(config, memory));
         Self { unit, iommu, ports: OnceLock::new(), audit_clock: None, tap }
@@ -77,28 +78,21 @@ impl<P: Platform> Bus<P> {
         self.inside(|unit, down| unit.repeat_interrupts(down));
     }
 
-    /// A function's bus mastering was turned on: it can carry the interrupts that nobody could.
-    pub fn retry_interrupts(&self) {
-        self.inside(|unit, down| unit.retry_events(down));
-    }
-
     /// The unit as after power-on: its own function was reset, or the VMM is gone.
     pub fn reset_unit(&self) {
         self.unit().reset();
     }
 
-    /// Waits until nobody is inside the unit, and lets it forget the map that it walked last. What left the map before the call is not
-    /// used by the unit afterwards: it keeps no window beyond its mutex (L10).
+    /// Waits until nobody is inside the unit, and lets it forget the map that it walked last. What left the map before
+    /// the call is not used by the unit afterwards: it keeps no window beyond its mutex (L10).
     pub fn unit_memory_changed(&self) {
         self.unit().memory_changed();
     }
 
-    /// What a clock asks of the unit now and then: tries interrupts again that could not be sent, and gives up on the
-    /// invalidations of a function that `overdue` finds among those that are outstanding (VT-d 4.1 §6.5.2.10).
+    /// Gives up on the invalidations of a function that `overdue` finds among those that are outstanding (VT-d 4.1
+    /// §6.5.2.10).
     pub fn give_up_on(&self, overdue: impl FnOnce(&mut dyn Iterator<Item = (InvalidateTag, Bdf)>) -> Option<Bdf>) {
         self.inside(|unit, down| {
-            // A VMM that did not read for a while may read now.
-            unit.retry_events(down);
             let late = overdue(&mut unit.outstanding_invalidations());
             if let Some(function) = late {
                 tracing::warn!(%function, "a device-TLB invalidation is not acknowledged: the unit reports a time-out (FSTS.ITE)");
@@ -205,20 +199,18 @@ impl<P: Platform> Downstream for Down<'_, P> {
         }
     }
 
-    fn message_interrupt(&self, via: Option<Bdf>, msi: Msi) -> Delivery {
+    fn message_interrupt(&self, via: Option<Bdf>, msi: Msi) {
         // A message interrupt is a memory write, so it needs a function whose bus mastering is on. If the function
         // whose traffic caused it has that, it is sent there. Otherwise any will do: the guest sees only address and
         // data.
         let ports = self.0.ports();
         let preferred = via.and_then(|bdf| ports.find(bdf)).filter(|port| port.link.can_master());
-        let port = preferred.or_else(|| ports.0.iter().find(|port| port.link.can_master()));
+        let may_send = |port: &&Port| port.link.can_master() || mutant!(UnitInterruptWithoutBusMaster);
+        let port = preferred.or_else(|| ports.0.iter().find(may_send));
         self.0.tap.message_interrupt(port.map(|port| port.bdf), msi);
         match port {
             Some(port) => port.link.message_interrupt(msi),
-            None => {
-                tracing::debug!(?msi, "interrupt held: no function behind the unit has bus mastering on");
-                Delivery::Held
-            }
+            None => tracing::debug!(?msi, "interrupt lost: no function behind the unit has bus mastering on"),
         }
     }
 }

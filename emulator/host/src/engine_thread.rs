@@ -77,8 +77,8 @@ impl Waker {
     }
 }
 
-/// How long after its last work an engine looks for more without pausing, ns: a program that submits one after the other is back in less,
-/// and a pause takes some 70 ns on processors that save energy in it.
+/// How long after its last work an engine looks for more without pausing, ns: a program that submits one after the
+/// other is back in less, and a pause takes some 70 ns on processors that save energy in it.
 const EAGER_NS: u64 = 3_000;
 
 /// Where a function's engines run.

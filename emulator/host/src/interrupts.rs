@@ -3,6 +3,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
 
 use nix::errno::Errno;
+use svadev_mutation::mutant;
 use svadev_vfio_user::{Action, Data, SetIrqs};
 
 /// One vector, as `SET_IRQS` left it.
@@ -91,7 +92,7 @@ impl Vector {
             Action::Mask => self.masked = true,
             Action::Unmask => {
                 self.masked = false;
-                if std::mem::take(&mut self.pending) {
+                if std::mem::take(&mut self.pending) && !mutant!(PendingVectorLost) {
                     self.raise();
                 }
             }
@@ -100,7 +101,7 @@ impl Vector {
     }
 
     fn raise(&mut self) {
-        if self.masked {
+        if self.masked && !mutant!(MaskIgnored) {
             self.pending = true;
         } else if let Some(fd) = &self.eventfd {
             // A full counter (EAGAIN) means that the VMM has still to take an earlier one: they merge, as MSIs may.

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use svadev_mutation::mutant;
 use svadev_pci::{ConfigEffect, IommuFunction};
 use svadev_spec::device::BAR_UNIT;
 use svadev_spec::vfio_user::region;
@@ -105,13 +106,17 @@ impl<P: Platform> Device for IommuDevice<P> {
 
     fn reset(&mut self, _token: ReplyToken) -> ResetReply {
         self.function.reset();
-        self.bus.reset_unit();
+        if !mutant!(UnitSurvivesReset) {
+            self.bus.reset_unit();
+        }
         ResetReply::Done
     }
 
     fn disconnected(&mut self) {
         self.function.reset();
-        self.bus.reset_unit();
+        if !mutant!(UnitSurvivesDisconnect) {
+            self.bus.reset_unit();
+        }
         let retired = self.maps.unmap_all();
         self.bus.unit_memory_changed();
         drop(retired);

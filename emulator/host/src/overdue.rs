@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use svadev_fabric::{Bdf, InvalidateTag};
+use svadev_mutation::mutant;
 
 use crate::bus::Bus;
 use crate::events::Events;
@@ -39,7 +40,8 @@ impl Overdue {
         for (tag, to) in outstanding {
             let looks = before.get(&tag).map_or(0, |looks| looks + 1);
             self.seen.insert(tag, looks);
-            late = late.or((looks >= self.patience).then_some(to));
+            let patience = self.patience - u32::from(mutant!(OverdueOneLookEarly));
+            late = late.or((looks >= patience).then_some(to));
         }
         late
     }

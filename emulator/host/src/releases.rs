@@ -2,6 +2,7 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
+use svadev_mutation::mutant;
 use svadev_vfio_user::{ReplyToken, Sender};
 
 use crate::platform::GuestMaps;
@@ -42,7 +43,9 @@ impl<G: GuestMaps> Releases<G> {
             let bytes = G::bytes(&retired);
             // First unmapped, then answered: the VMM may take the answer as "nobody has it mapped".
             drop(retired);
-            if let Some(reply) = reply {
+            if let Some(reply) = reply
+                && !mutant!(UnmapNeverAnswered)
+            {
                 self.sender.complete(reply, Ok(bytes));
             }
         }

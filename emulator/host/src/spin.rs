@@ -21,8 +21,8 @@ impl Spin {
         self.now_ns
     }
 
-    /// Work came while it looked, or after `slept_ns` of sleep. Where looking longer would have found it, it is longer next
-    /// time; where even the longest would not, shorter: a processor is worth something to others.
+    /// Work came while it looked, or after `slept_ns` of sleep. Where looking longer would have found it, it is longer
+    /// next time; where even the longest would not, shorter: a processor is worth something to others.
     pub(crate) fn work_came(&mut self, slept_ns: u64) {
         let least = self.most_ns / LEAST;
         let next = if slept_ns <= self.most_ns { self.now_ns.saturating_mul(2) } else { self.now_ns / 2 };

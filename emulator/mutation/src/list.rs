@@ -51,13 +51,6 @@ mutants! {
     /// A bad descriptor does not stop the queue.
     QueueErrorGoesOn,
 
-    // The unit's interrupts.
-
-    /// An interrupt that nobody could send counts as sent.
-    HeldInterruptForgotten,
-    /// A completion event that may have been lost on its way is not sent again.
-    CompletionEventNotRepeated,
-
     // The unit's caches.
 
     /// Cached translations of a domain serve all its PASIDs.
@@ -218,4 +211,43 @@ mutants! {
     KeptViewNotRenewed,
     /// The unit keeps what it walked last when it hears that the map has changed.
     UnitKeepsMemory,
+
+    // The running backend.
+
+    /// A function raises the vector after the one that is meant.
+    InterruptOnTheNextVector,
+    /// A function raises vectors while it may not master the bus.
+    InterruptWithoutBusMaster,
+    /// The unit's interrupt goes through a function that may not master the bus.
+    UnitInterruptWithoutBusMaster,
+    /// The unit's interrupts that the VMM drops with a function's bus mastering are not sent again.
+    InterruptsNotRepeated,
+    /// A masked vector fires.
+    MaskIgnored,
+    /// A pending vector does not fire when it is unmasked.
+    PendingVectorLost,
+    /// Memory that left the map is unmapped while engines use it.
+    MemoryReleasedEarly,
+    /// An unmap is carried out and not answered.
+    UnmapNeverAnswered,
+    /// The end of a reset answers the youngest request and not the oldest.
+    YoungestResetIsAnswered,
+    /// A function level reset has no place in the order of resets.
+    FlrTakesNoPlace,
+    /// A reset leaves eventfds and masks.
+    ResetKeepsVectors,
+    /// The function of a client that is gone keeps its registers.
+    DisconnectKeepsState,
+    /// The function of a client that is gone keeps eventfds and masks.
+    DisconnectKeepsVectors,
+    /// The function of a client that is gone keeps its memory.
+    DisconnectKeepsMemory,
+    /// A reset of the unit's function leaves the unit as it was.
+    UnitSurvivesReset,
+    /// The unit of a client that is gone stays as it was.
+    UnitSurvivesDisconnect,
+    /// The unit gives up on an invalidation one look too soon.
+    OverdueOneLookEarly,
+    /// A host that stalls lets the auditor's clock run on.
+    StalledAuditClockRuns,
 }

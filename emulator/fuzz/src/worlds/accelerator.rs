@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use svadev_accelerator::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, FunctionShared, Progress};
 use svadev_fabric::{
-    AtsError, Bdf, Delivery, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse,
-    PageRequest, PageRequestOutcome, Translation, TranslationRequest, Upstream,
+    AtsError, Bdf, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse, PageRequest,
+    PageRequestOutcome, Translation, TranslationRequest, Upstream,
 };
 use svadev_iommu::Unit;
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
@@ -92,9 +92,7 @@ impl Downstream for Down<'_> {
             function.page_group_response(response);
         }
     }
-    fn message_interrupt(&self, _via: Option<Bdf>, _msi: Msi) -> Delivery {
-        Delivery::Sent
-    }
+    fn message_interrupt(&self, _via: Option<Bdf>, _msi: Msi) {}
 }
 
 /// Counts.

@@ -33,6 +33,7 @@ pub(crate) const ALL_CHECKS: &[Check] = &[
     Check { krate: "svadev-iommu", tests: &[] },
     Check { krate: "svadev-endpoint", tests: &[] },
     Check { krate: "svadev-accelerator", tests: &[] },
+    Check { krate: "svadev-host", tests: &[] },
     WORLD,
     endpoint(&[MODELS]),
     memory(&[MODELS]),
@@ -48,6 +49,10 @@ const fn accelerator(tests: &'static [&'static str]) -> Check {
 
 const fn memory(tests: &'static [&'static str]) -> Check {
     Check { krate: "svadev-memory", tests }
+}
+
+const fn host(tests: &'static [&'static str]) -> Check {
+    Check { krate: "svadev-host", tests }
 }
 
 /// The simulated world.
@@ -71,16 +76,31 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         | Mutant::AnswerLost
         | Mutant::ForgetDirty
         | Mutant::EngineDropsNothing
-        | Mutant::AbortWithoutResponses => WORLD,
+        | Mutant::AbortWithoutResponses
+        | Mutant::InterruptOnTheNextVector
+        | Mutant::InterruptWithoutBusMaster
+        | Mutant::UnitInterruptWithoutBusMaster
+        | Mutant::InterruptsNotRepeated
+        | Mutant::MaskIgnored
+        | Mutant::PendingVectorLost
+        | Mutant::MemoryReleasedEarly
+        | Mutant::UnmapNeverAnswered
+        | Mutant::YoungestResetIsAnswered
+        | Mutant::FlrTakesNoPlace
+        | Mutant::ResetKeepsVectors
+        | Mutant::DisconnectKeepsState
+        | Mutant::DisconnectKeepsVectors
+        | Mutant::DisconnectKeepsMemory
+        | Mutant::UnitSurvivesReset
+        | Mutant::UnitSurvivesDisconnect => WORLD,
+        Mutant::OverdueOneLookEarly => host(&["what_is_outstanding_for_long"]),
+        Mutant::StalledAuditClockRuns => host(&["a_stall_is_not_the_guests_time"]),
         Mutant::StatusBeforeInvalidations | Mutant::ParkSkipsWait => iommu(&["a_wait_is_over_only_after"]),
         Mutant::TimeoutKeepsWait => iommu(&["a_timeout_aborts_the_wait"]),
         Mutant::TimeoutSkipsInvalidation => iommu(&["a_timeout_takes_nothing_that_was_not_sent"]),
         Mutant::AcknowledgementFromAnyone => iommu(&["unexpected_completions_are_errors"]),
         Mutant::QueueHeadNotWrapped => iommu(&["the_queue_wraps"]),
         Mutant::QueueErrorGoesOn => iommu(&["bad_descriptors_stop_the_queue"]),
-
-        Mutant::HeldInterruptForgotten => iommu(&["an_event_that_nobody_can_send_stays_pending"]),
-        Mutant::CompletionEventNotRepeated => iommu(&["a_lost_completion_event_is_sent_again"]),
 
         Mutant::IotlbIgnoresPasid => iommu(&["many_pasids_and_pages"]),
         Mutant::IotlbIgnoresDomain => iommu(&["pages_of_a_domain_take_no_first_stage"]),

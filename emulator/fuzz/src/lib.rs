@@ -1,10 +1,11 @@
-//! Fuzzing: a target for each surface where bytes come in that a guest or a VMM chose. `docs/fuzzing.md` says how to run them.
+//! Fuzzing: a target for each surface where bytes come in that a guest or a VMM chose. `docs/fuzzing.md` says how to
+//! run them.
 //!
 //! # Architecture
-//! A [`Target`] turns any bytes into a run of the code behind one surface ([`Input`] reads them as operations) and panics
-//! where an invariant does not hold. It has no other state: the same bytes give the same run. Three drivers use them:
-//! the runner of this crate (`main.rs`, any stable toolchain), libFuzzer (`libfuzzer/`, guided by coverage), and the
-//! test `tests/smoke.rs`, which replays the kept corpus.
+//! A [`Target`] turns any bytes into a run of the code behind one surface ([`Input`] reads them as operations) and
+//! panics where an invariant does not hold. It has no other state: the same bytes give the same run. Three drivers use
+//! them: the runner of this crate (`main.rs`, any stable toolchain), libFuzzer (`libfuzzer/`, guided by coverage), and
+//! the test `tests/smoke.rs`, which replays the kept corpus.
 //!
 //! # Key constants
 //! [`MAX_INPUT`]; [`Target::memory`] for each target.

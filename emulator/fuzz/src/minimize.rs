@@ -1,7 +1,7 @@
 //! Makes a failing input smaller while it still fails.
 
-/// The smallest input that was found for which `fails` is true, as it is for `data`: pieces are taken away, from halves down to
-/// single bytes, then what is left is replaced by zeros where that changes nothing.
+/// The smallest input that was found for which `fails` is true, as it is for `data`: pieces are taken away, from halves
+/// down to single bytes, then what is left is replaced by zeros where that changes nothing.
 pub fn minimize(data: &[u8], mut fails: impl FnMut(&[u8]) -> bool) -> Vec<u8> {
     let mut best = data.to_vec();
     loop {

@@ -1,7 +1,7 @@
 //! An accelerator's BARs: registers, doorbell pages and MSI-X table by any access, while the engine runs.
 //!
-//! Holds: read-only registers keep their value; accesses that are none read zero; a reset leaves nothing; a clean descriptor is
-//! served afterwards.
+//! Holds: read-only registers keep their value; accesses that are none read zero; a reset leaves nothing; a clean
+//! descriptor is served afterwards.
 use svadev_spec::device::{
     ABI_MAJOR, ABI_MINOR, BAR_DOORBELLS, BAR_MSIX, BAR_REGISTERS, DOORBELL_STRIDE, ID_MAGIC, doorbell, regs,
 };
@@ -52,7 +52,7 @@ fn registers(world: &mut World) -> Vec<u32> {
     let mut all: Vec<u32> = (0..end).step_by(4).map(|at| world.read32(at)).collect();
     for at in (0..16 * u64::from(QUEUES)).step_by(4) {
         let mut word = [0; 4];
-        world.function.bar_read(BAR_MSIX, at, &mut word);
+        world.bar_read(BAR_MSIX, at, &mut word);
         all.push(u32::from_le_bytes(word));
     }
     all
@@ -72,22 +72,22 @@ fn step(world: &mut World, input: &mut Input<'_>) {
         op::DOORBELL => {
             let (queue, word, value) = (input.below(QUEUES), input.u8(), input.u32());
             let offset = u64::from(queue) * DOORBELL_STRIDE + u64::from(word) * 4;
-            world.function.bar_write(BAR_DOORBELLS, offset, &value.to_le_bytes());
+            world.bar_write(BAR_DOORBELLS, offset, &value.to_le_bytes());
             let mut back = [0; 4];
-            world.function.bar_read(BAR_DOORBELLS, offset, &mut back);
+            world.bar_read(BAR_DOORBELLS, offset, &mut back);
             assert_eq!(u32::from_le_bytes(back), value, "a doorbell page is memory");
         }
         op::WRITE_ANY => {
             let (bar, at, len) = (input.pick(&BARS), place(input), input.below(18).into());
             let data = input.bytes(len);
-            world.function.bar_write(bar, at, data);
+            world.bar_write(bar, at, data);
         }
         op::READ => {
             let (bar, at, len) = (input.pick(&BARS), place(input), input.below(70).into());
             let mut data = vec![0xee; len];
-            world.function.bar_read(bar, at, &mut data);
+            world.bar_read(bar, at, &mut data);
             let register = matches!(len, 4 | 8) && at.is_multiple_of(len as u64);
-            if (bar == BAR_REGISTERS && !register) || bar == 5 || at >= world.function.bar_size(bar) {
+            if (bar == BAR_REGISTERS && !register) || bar == 5 || at >= world.config().bar_size(bar) {
                 assert!(data.iter().all(|&byte| byte == 0), "{len} bytes at {at:#x} of BAR {bar} are nothing");
             }
         }

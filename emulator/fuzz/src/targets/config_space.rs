@@ -1,7 +1,7 @@
 //! PCI configuration space of an accelerator and of the IOMMU's function.
 //!
-//! Holds: reads agree byte by byte; what identifies the function and its capabilities never changes; a write's effects are what
-//! changed, no more and no less; a reset leaves nothing, and each is reported once.
+//! Holds: reads agree byte by byte; what identifies the function and its capabilities never changes; a write's effects
+//! are what changed, no more and no less; a reset leaves nothing, and each is reported once.
 use std::sync::Arc;
 
 use svadev_pci::{ConfigEffect, ConfigEffects, ConfigSpace, IommuFunction};
@@ -29,14 +29,14 @@ enum Function {
 impl Function {
     fn config(&self) -> &ConfigSpace {
         match self {
-            Self::Accelerator(world) => world.function.config(),
+            Self::Accelerator(world) => world.config(),
             Self::Iommu(function) => function.config(),
         }
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) {
         match self {
-            Self::Accelerator(world) => world.function.config_read(offset, buf),
+            Self::Accelerator(world) => world.config_read(offset, buf),
             Self::Iommu(function) => function.config_read(offset, buf),
         }
     }
@@ -214,7 +214,7 @@ fn identity(function: &mut Function) -> (Vec<u8>, Vec<[u8; 4]>) {
 
 pub(super) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let world = World::new(0);
-    let config = Arc::new(world.function.config().clone());
+    let config = Arc::new(world.config().clone());
     let at = |id| find_capability(&config, id);
     let write = |seed: Seed, offset: u64, bytes: &[u8]| {
         let offset = u16::try_from(offset).expect("in configuration space");

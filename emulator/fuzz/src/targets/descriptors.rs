@@ -1,7 +1,9 @@
-//! An accelerator's rings and descriptors: any bytes in them, pages that come and go, page requests answered well and badly.
+//! An accelerator's rings and descriptors: any bytes in them, pages that come and go, page requests answered well and
+//! badly.
 //!
-//! Holds: each descriptor completes once, in a whole entry with a status that the ABI knows; nothing is written where no page
-//! leads; the engine comes to rest, every invalidation is over by then; and a clean descriptor is served afterwards.
+//! Holds: each descriptor completes once, in a whole entry with a status that the ABI knows; nothing is written where
+//! no page leads; the engine comes to rest, every invalidation is over by then; and a clean descriptor is served
+//! afterwards.
 use std::collections::BTreeMap;
 
 use svadev_spec::device::{
@@ -38,8 +40,8 @@ const RINGS: [(u8, u8); 3] = [(3, 3), (2, 4), (4, 1)];
 
 struct Rig {
     world: World,
-    /// Of each queue: cookies of descriptors that are in the ring and not completed; `None` where that is unknown, since its
-    /// doorbell or ring was spoilt.
+    /// Of each queue: cookies of descriptors that are in the ring and not completed; `None` where that is unknown,
+    /// since its doorbell or ring was spoilt.
     pending: [Option<BTreeMap<u64, ()>>; QUEUES as usize],
     next_cookie: u64,
 }
@@ -142,7 +144,8 @@ impl Rig {
                 self.world.engine.park();
             }
             op::MEMORY => {
-                let _ = self.world.function.shared().memory_changed(input.u8().into());
+                let _ = input.u8();
+                self.world.change_memory();
             }
             op::RESET => {
                 self.world.reset();

@@ -1,8 +1,9 @@
 //! Invalidation descriptors in memory, of any shape, with functions that answer late.
 //!
-//! Holds: a wait completes only when every older invalidation has; nothing but a wait's status and page requests is written; one
-//! doorbell costs no more than the ring has entries; the head steps over no wait that is not over and over no type that
-//! there is not; a queue that waits for nobody and has no error is empty; and a new start serves a clean wait.
+//! Holds: a wait completes only when every older invalidation has; nothing but a wait's status and page requests is
+//! written; one doorbell costs no more than the ring has entries; the head steps over no wait that is not over and over
+//! no type that there is not; a queue that waits for nobody and has no error is empty; and a new start serves a clean
+//! wait.
 use std::collections::BTreeSet;
 
 use svadev_fabric::{Bdf, InvalidateTag, TranslationRequest};
@@ -186,7 +187,8 @@ impl Rig {
         self.check_passed(head, overwritten);
     }
 
-    /// Looks at the descriptors that the head has gone over since the last time, unless a status was written over the queue.
+    /// Looks at the descriptors that the head has gone over since the last time, unless a status was written over the
+    /// queue.
     fn check_passed(&mut self, head: u64, overwritten: bool) {
         let (width, bytes) = (self.width(), self.bytes());
         let mut waits = 0;

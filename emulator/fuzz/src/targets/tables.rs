@@ -1,8 +1,8 @@
 //! Tables in memory: entries changed at random, then requests of functions.
 //!
-//! Holds: a request costs a bounded number of loads; the walker changes accessed and dirty bits only; what it answers is aligned,
-//! within the host's addresses and outside of the interrupt range; and a unit with caches, emptied after each change, answers
-//! as one without.
+//! Holds: a request costs a bounded number of loads; the walker changes accessed and dirty bits only; what it answers
+//! is aligned, within the host's addresses and outside of the interrupt range; and a unit with caches, emptied after
+//! each change, answers as one without.
 use std::sync::Arc;
 
 use svadev_fabric::{AtsError, Translation, TranslationRequest};
@@ -26,8 +26,8 @@ mod op {
     pub(super) const COUNT: u8 = 7;
 }
 
-/// Loads of one request: 5 + 1 second-stage walks of 5 levels each for the 5 levels of the first, an exchange for each entry,
-/// and root, context, directory and PASID entries before them.
+/// Loads of one request: 5 + 1 second-stage walks of 5 levels each for the 5 levels of the first, an exchange for each
+/// entry, and root, context, directory and PASID entries before them.
 const MAX_LOADS: u64 = 128;
 
 struct Pair {

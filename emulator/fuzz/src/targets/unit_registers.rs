@@ -1,6 +1,7 @@
 //! The unit's register page: any access at any offset, with requests of functions between.
 //!
-//! Holds: read-only registers keep their value, halves agree with the whole, requests are counted once, a reset leaves nothing.
+//! Holds: read-only registers keep their value, halves agree with the whole, requests are counted once, a reset leaves
+//! nothing.
 use svadev_fabric::{Gpa, InvalidateTag, TranslationRequest};
 use svadev_iommu::{Blocked, REGISTER_SPACE, Unit, VERSION};
 use svadev_spec::vtd::registers::offset;

@@ -1,7 +1,8 @@
 //! A VMM's connection: messages well-formed and not, cut anywhere, with descriptors, and a device that answers late.
 //!
-//! Holds: every command that wants a reply gets one, and no other does; every read of client memory ends once; every descriptor
-//! that came is closed in the end; the device is asked only what the trait promises; and the next client is served.
+//! Holds: every command that wants a reply gets one, and no other does; every read of client memory ends once; every
+//! descriptor that came is closed in the end; the device is asked only what the trait promises; and the next client is
+//! served.
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;

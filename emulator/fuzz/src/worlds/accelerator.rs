@@ -1,24 +1,27 @@
-//! An accelerator with an IOMMU in front of it, over flat memory: the tables of [`super::tables`], four queues, one engine.
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+//! An accelerator with an IOMMU in front of it, as the host runs them, over flat memory: the tables of
+//! [`super::tables`], four queues, one engine, and a VMM that is connected.
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
-use svadev_accelerator::{DoorbellPages, Engine, Function, FunctionPorts, FunctionSettings, FunctionShared, Progress};
-use svadev_fabric::{
-    AtsError, Bdf, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse, PageRequest,
-    PageRequestOutcome, Translation, TranslationRequest, Upstream,
-};
-use svadev_iommu::Unit;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use svadev_accelerator::{FunctionSettings, Progress};
+use svadev_fabric::Bdf;
+use svadev_host::{Accelerator, Bus, HostEngine, Machine, MachineConfig};
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
-use svadev_pci::{ConfigEffect, ConfigEffects, ConfigSpace};
+use svadev_pci::{ConfigEffects, ConfigSpace};
 use svadev_spec::device::{
     BAR_DOORBELLS, BAR_REGISTERS, Code, Completion, DOORBELL_STRIDE, Descriptor, DescriptorPasid, QueuePasid,
-    QueueSize, QueueStatus, QueueVector, doorbell, opcode, regs,
+    QueueSize, QueueStatus, QueueVector, Status, doorbell, opcode, regs,
 };
 use svadev_spec::pcie::{self, extended_capability, header};
+use svadev_spec::vfio_user::{IrqSet, IrqSetFlags, command, irq, region};
 use svadev_spec::vtd::page_request::{DESCRIPTOR_SIZE, PageRequestHigh, PageRequestLow};
 use svadev_spec::vtd::registers::{Global, offset};
+use svadev_vfio_user::client::{LoopbackClient, request};
+use svadev_vfio_user::{Device, Server};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::platform::{Asserts, Fuzzed};
 use super::tables::{self, DEVICE, FIRST, FIRST_LEVEL1, PASID_TABLE, domain, pasid};
 use super::unit::{PAGE_REQUESTS, QUEUE, STATUS, config};
 
@@ -30,97 +33,18 @@ pub(crate) const DATA: u64 = 0x10_0000;
 const CANARY: u64 = 0x1f_f000;
 pub(crate) const QUEUES: u8 = 4;
 const TIMEOUT_NS: u64 = 1000;
-/// Virtual pages where rings are: queue n has 4 pages from page `4 * n`, the last two of which are the completion ring's.
+/// The function that carries the unit.
+const IOMMU: Bdf = Bdf(0x0008);
+/// Where pages come and go that no work uses.
+const SIDE_MAPS: u64 = 1 << 40;
+/// Bytes of replies that may wait for the client.
+const CAPACITY: usize = 1 << 16;
+/// Virtual pages where rings are: queue n has 4 pages from page `4 * n`, the last two of which are the completion
+/// ring's.
 const RING_PAGES: u64 = 4;
-/// More slices than any input has work for: 64 descriptors at a time, each of 1024 list entries at most in pieces of pages.
+/// More slices than any input has work for: 64 descriptors at a time, each of 1024 list entries at most in pieces of
+/// pages.
 const MAX_SLICES: u64 = 4_000_000;
-
-/// The unit, and the way down to the function.
-#[derive(Debug)]
-pub(crate) struct Bus {
-    unit: Mutex<Unit<Arc<Ram>>>,
-    function: OnceLock<Weak<FunctionShared>>,
-}
-
-struct Down<'a>(&'a Bus);
-
-impl Bus {
-    fn with<T>(&self, call: impl FnOnce(&mut Unit<Arc<Ram>>, &Down<'_>) -> T) -> T {
-        call(&mut self.unit.lock().expect("nothing panics while it holds the unit"), &Down(self))
-    }
-
-    pub(crate) fn write32(&self, at: u64, value: u32) {
-        self.with(|unit, down| unit.write_register(at, &value.to_le_bytes(), down));
-    }
-    pub(crate) fn write64(&self, at: u64, value: u64) {
-        self.with(|unit, down| unit.write_register(at, &value.to_le_bytes(), down));
-    }
-    pub(crate) fn read64(&self, at: u64) -> u64 {
-        let mut data = [0; 8];
-        self.with(|unit, _| unit.read_register(at, &mut data));
-        u64::from_le_bytes(data)
-    }
-}
-
-impl Upstream for Bus {
-    fn translate(&self, request: TranslationRequest) -> Result<Translation, AtsError> {
-        assert_eq!(request.requester, DEVICE, "a function asks as itself");
-        self.with(|unit, down| unit.translate(request, down))
-    }
-    fn page_request(&self, request: PageRequest) -> PageRequestOutcome {
-        self.with(|unit, down| unit.page_request(request, down))
-    }
-    fn invalidate_complete(&self, requester: Bdf, tag: InvalidateTag) {
-        self.with(|unit, down| {
-            let owed = unit.outstanding_invalidations().any(|(t, _)| t == tag);
-            unit.invalidate_complete(requester, tag, down);
-            let still = unit.outstanding_invalidations().any(|(t, _)| t == tag);
-            assert!(!owed || !still, "a completion is taken");
-        });
-    }
-}
-
-impl Downstream for Down<'_> {
-    fn invalidate(&self, to: Bdf, request: InvalidateRequest) -> InvalidateAck {
-        match self.0.function.get().and_then(Weak::upgrade) {
-            Some(function) if to == DEVICE => function.invalidate(request),
-            _ => InvalidateAck::Done,
-        }
-    }
-    fn page_group_response(&self, to: Bdf, response: PageGroupResponse) {
-        if let Some(function) = self.0.function.get().and_then(Weak::upgrade).filter(|_| to == DEVICE) {
-            function.page_group_response(response);
-        }
-    }
-    fn message_interrupt(&self, _via: Option<Bdf>, _msi: Msi) {}
-}
-
-/// Counts.
-#[derive(Debug, Default)]
-struct Ports {
-    resets: AtomicU64,
-    interrupts: AtomicU64,
-    released: Mutex<Vec<u64>>,
-}
-
-impl FunctionPorts for Ports {
-    fn interrupt_pending(&self, _vector: u16) -> bool {
-        false
-    }
-    fn interrupt(&self, vector: u16) {
-        assert!(vector < u16::from(QUEUES), "a vector that the function has");
-        self.interrupts.fetch_add(1, Ordering::Relaxed);
-    }
-    fn wake(&self, engine: usize) {
-        assert_eq!(engine, 0, "there is one engine");
-    }
-    fn memory_released(&self, token: u64) {
-        self.released.lock().expect("nothing panics while it holds the list").push(token);
-    }
-    fn reset_done(&self) {
-        self.resets.fetch_add(1, Ordering::Relaxed);
-    }
-}
 
 /// The driver's half of a queue.
 #[derive(Clone, Copy, Debug, Default)]
@@ -133,15 +57,21 @@ pub(crate) struct Ring {
 
 pub(crate) struct World {
     ram: Arc<Ram>,
-    pub(crate) bus: Arc<Bus>,
-    ports: Arc<Ports>,
-    pub(crate) function: Function,
-    pub(crate) engine: Engine<svadev_endpoint::On<Ram, Bus>>,
+    bus: Arc<Bus<Fuzzed>>,
+    pub(crate) device: Accelerator<Fuzzed>,
+    server: Server,
+    client: LoopbackClient,
+    /// One for each vector.
+    eventfds: Vec<EventFd>,
+    pub(crate) engine: HostEngine<Fuzzed>,
+    /// The configuration space as it must be: what is written to the device is written to it.
+    shadow: ConfigSpace,
     pub(crate) now_ns: u64,
     pub(crate) rings: [Ring; QUEUES as usize],
     /// Where the invalidation queue goes on, bytes.
     tail: u64,
-    resets: u64,
+    /// Commands of the VMM that are not answered.
+    due: Vec<u16>,
 }
 
 impl World {
@@ -150,42 +80,109 @@ impl World {
         let ram = Arc::new(Ram::new(usize::try_from(RAM).expect("a small constant")).expect("memory can be mapped"));
         build_tables(&ram);
         ram.write(GuestAddress(CANARY), &[0xc5; 4096]).expect("the page is in memory");
-        let unit = Unit::new(config(caching), Arc::clone(&ram));
-        let bus = Arc::new(Bus { unit: Mutex::new(unit), function: OnceLock::new() });
         let mut settings = FunctionSettings::new(DEVICE);
         (settings.queues, settings.vectors, settings.group_pages) = (QUEUES.into(), QUEUES, 4);
         (settings.jobs_per_queue, settings.list_jobs_per_queue, settings.tlb_entries) = (8, 2, 16);
         settings.page_request_timeout_ns = TIMEOUT_NS;
-        let ports = Arc::new(Ports::default());
-        let (function, mut engines) = Function::new(
-            settings,
-            Arc::clone(&ram),
-            Arc::clone(&bus),
-            Arc::clone(&ports) as Arc<dyn FunctionPorts>,
-            DoorbellPages::anonymous(QUEUES.into()),
-        );
-        bus.function.set(Arc::downgrade(function.shared())).expect("it is connected once");
-        let engine = engines.pop().expect("one engine");
-        let rings = [Ring::default(); QUEUES as usize];
-        let mut world = Self { ram, bus, ports, function, engine, now_ns: 1, rings, tail: 0, resets: 0 };
+        let machine = MachineConfig { iommu: IOMMU, unit: config(caching), audit: None, functions: vec![settings] };
+        let mut platform = Fuzzed(Arc::clone(&ram));
+        let machine = Machine::new(&machine, &mut platform, Asserts, drop).expect("memory can be had");
+        let bus = Arc::clone(&machine.bus);
+        let mut function = machine.functions.into_iter().next().expect("one function");
+        let client = LoopbackClient::connect(&mut function.server, CAPACITY);
+        let shadow = ConfigSpace::new(*function.device.function().config().description());
+        let mut world = Self {
+            ram,
+            bus,
+            device: function.device,
+            server: function.server,
+            client,
+            eventfds: Vec::new(),
+            engine: function.engines.pop().expect("one engine"),
+            shadow,
+            now_ns: 1,
+            rings: [Ring::default(); QUEUES as usize],
+            tail: 0,
+            due: Vec::new(),
+        };
+        let json = r#"{"capabilities":{"max_msg_fds":8}}"#;
+        let reply = world.client.negotiate(&mut world.server, &mut world.device, json);
+        assert!(reply.is_some_and(|reply| reply.result().is_ok()), "both sides speak the same version");
+        world.send(command::DMA_MAP, request::dma_map(0, RAM, 0).as_bytes(), Vec::new());
+        world.enable_vectors();
         world.start_unit();
         world
     }
 
+    /// Sends a command; its reply is due.
+    fn send(&mut self, command: u16, payload: &[u8], fds: Vec<OwnedFd>) {
+        let id = self.client.send(command, payload, fds);
+        self.due.push(id);
+        self.receive();
+    }
+
+    /// The VMM handles what came, and the function what was sent.
+    fn receive(&mut self) {
+        loop {
+            let progress = self.client.pump(&mut self.server, &mut self.device);
+            assert!(progress.is_ok(), "the client sends whole messages: {progress:?}");
+            let Some(message) = self.client.receive() else { return };
+            if message.is_reply_to(message.header.message_id) {
+                let due = self.due.iter().position(|&id| id == message.header.message_id);
+                assert!(message.result().is_ok(), "what a sane VMM asks for is done: {:?}", message.header);
+                self.due.remove(due.expect("each command is answered once"));
+            } else {
+                // The unit's interrupt: nobody waits for it here.
+                assert_eq!(message.header.command, command::DMA_WRITE, "the unit sends interrupts only");
+                self.client.reply(&message.header, Ok(&[]));
+            }
+        }
+    }
+
+    fn enable_vectors(&mut self) {
+        let eventfd = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("a descriptor is left");
+        self.eventfds = (0..QUEUES).map(|_| eventfd()).collect();
+        let fds = self.eventfds.iter().map(|eventfd| eventfd.as_fd().try_clone_to_owned());
+        let fds = fds.collect::<Result<_, _>>().expect("a descriptor is left");
+        let argsz = u32::try_from(size_of::<IrqSet>()).expect("it is small");
+        let flags = (IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER).bits();
+        let set = IrqSet { argsz, flags, index: irq::MSIX, start: 0, count: QUEUES.into() };
+        self.send(command::DEVICE_SET_IRQS, set.as_bytes(), fds);
+    }
+
+    /// Changes the memory map somewhere else; the reply comes when the engine has let go.
+    pub(crate) fn change_memory(&mut self) {
+        let address = SIDE_MAPS + (self.due.len() as u64) * 0x1000;
+        self.send(command::DMA_MAP, request::dma_map(address, 0x1000, 0).as_bytes(), Vec::new());
+        self.send(command::DMA_UNMAP, request::dma_unmap(address, 0x1000).as_bytes(), Vec::new());
+    }
+
+    fn unit_write32(&self, at: u64, value: u32) {
+        self.bus.write_register(at, &value.to_le_bytes());
+    }
+    fn unit_write64(&self, at: u64, value: u64) {
+        self.bus.write_register(at, &value.to_le_bytes());
+    }
+    fn unit_read64(&self, at: u64) -> u64 {
+        let mut data = [0; 8];
+        self.bus.read_register(at, &mut data);
+        u64::from_le_bytes(data)
+    }
+
     fn start_unit(&mut self) {
         let on = Global::new().with_queued_invalidation_enable(true);
-        self.bus.with(|unit, _| unit.reset());
-        self.bus.write64(offset::IQA, QUEUE | 1 << 11 | 1);
-        self.bus.write64(offset::PQA, PAGE_REQUESTS);
-        self.bus.write64(offset::RTADDR, tables::ROOT | 1 << 10);
-        self.bus.write32(offset::GCMD, on.with_root_table_pointer(true).into());
-        self.bus.write32(offset::GCMD, on.with_translation_enable(true).into());
+        self.bus.reset_unit();
+        self.unit_write64(offset::IQA, QUEUE | 1 << 11 | 1);
+        self.unit_write64(offset::PQA, PAGE_REQUESTS);
+        self.unit_write64(offset::RTADDR, tables::ROOT | 1 << 10);
+        self.unit_write32(offset::GCMD, on.with_root_table_pointer(true).into());
+        self.unit_write32(offset::GCMD, on.with_translation_enable(true).into());
         self.tail = 0;
     }
 
     /// What a driver and the kernel's IOMMU layer write before anything works.
     pub(crate) fn configure(&mut self) {
-        let at = |id| find_capability(self.function.config(), id);
+        let at = |id| find_capability(self.config(), id);
         let (ats, pri, pasid) =
             (at(extended_capability::ATS), at(extended_capability::PRI), at(extended_capability::PASID));
         for (offset, value) in [
@@ -200,32 +197,58 @@ impl World {
         self.write32(regs::CONTROL, 1);
     }
 
+    /// Configuration space as it is.
+    pub(crate) fn config(&self) -> &ConfigSpace {
+        self.device.function().config()
+    }
+
+    pub(crate) fn config_read(&mut self, offset: u64, data: &mut [u8]) {
+        self.device.region_read(region::CONFIG, offset, data).expect("configuration space can be read");
+    }
+
+    /// Writes configuration space. Returns the effects that the write must have.
     pub(crate) fn config_write(&mut self, offset: u64, data: &[u8]) -> ConfigEffects {
-        let effects = self.function.config_write(offset, data);
-        self.resets += u64::from(effects.into_iter().any(|effect| effect == ConfigEffect::Flr));
-        effects
+        self.device.region_write(region::CONFIG, offset, data).expect("configuration space can be written");
+        self.receive();
+        self.shadow.write(offset, data)
+    }
+
+    pub(crate) fn bar_read(&mut self, bar: u32, offset: u64, data: &mut [u8]) {
+        self.device.region_read(bar, offset, data).expect("every BAR can be read");
+    }
+
+    pub(crate) fn bar_write(&mut self, bar: u32, offset: u64, data: &[u8]) {
+        self.device.region_write(bar, offset, data).expect("every BAR can be written");
+        self.receive();
+    }
+
+    /// Vectors fire in an engine's turn, and then only while the function may master the bus.
+    fn look_at_vectors(&self) {
+        let fired = self.eventfds.iter().filter(|eventfd| eventfd.read().is_ok()).count();
+        assert!(fired == 0 || self.config().command().bus_master(), "a vector fires without bus mastering");
     }
 
     pub(crate) fn reset(&mut self) {
-        self.function.reset();
-        self.resets += 1;
+        self.send(command::DEVICE_RESET, &[], Vec::new());
+        self.shadow.reset();
     }
 
-    /// With the engine at rest: every reset was reported.
-    pub(crate) fn check_resets(&self) {
-        assert_eq!(self.ports.resets.load(Ordering::Relaxed), self.resets, "each reset is reported once");
+    /// With the engine at rest: every reset and memory change was answered.
+    pub(crate) fn check_resets(&mut self) {
+        assert!(self.due.is_empty(), "{} commands were not answered", self.due.len());
+        assert!(!Status::from_bits(self.read32(regs::STATUS)).busy(), "no reset is under way");
     }
 
     pub(crate) fn read32(&mut self, offset: u64) -> u32 {
         let mut data = [0; 4];
-        self.function.bar_read(BAR_REGISTERS, offset, &mut data);
+        self.bar_read(BAR_REGISTERS, offset, &mut data);
         u32::from_le_bytes(data)
     }
     pub(crate) fn write32(&mut self, offset: u64, value: u32) {
-        self.function.bar_write(BAR_REGISTERS, offset, &value.to_le_bytes());
+        self.bar_write(BAR_REGISTERS, offset, &value.to_le_bytes());
     }
     pub(crate) fn write64(&mut self, offset: u64, value: u64) {
-        self.function.bar_write(BAR_REGISTERS, offset, &value.to_le_bytes());
+        self.bar_write(BAR_REGISTERS, offset, &value.to_le_bytes());
     }
 
     pub(crate) fn register(queue: u8, register: u64) -> u64 {
@@ -262,11 +285,11 @@ impl World {
 
     pub(crate) fn ring_word(&mut self, queue: u8, word: u64, value: u32) {
         let offset = u64::from(queue) * DOORBELL_STRIDE + word;
-        self.function.bar_write(BAR_DOORBELLS, offset, &value.to_le_bytes());
+        self.bar_write(BAR_DOORBELLS, offset, &value.to_le_bytes());
     }
     pub(crate) fn word(&mut self, queue: u8, word: u64) -> u32 {
         let mut data = [0; 4];
-        self.function.bar_read(BAR_DOORBELLS, u64::from(queue) * DOORBELL_STRIDE + word, &mut data);
+        self.bar_read(BAR_DOORBELLS, u64::from(queue) * DOORBELL_STRIDE + word, &mut data);
         u32::from_le_bytes(data)
     }
 
@@ -313,7 +336,10 @@ impl World {
 
     /// At most so many slices; whether the engine came to rest.
     pub(crate) fn slices(&mut self, slices: u64) -> bool {
-        (0..slices).any(|_| matches!(self.engine.run(self.now_ns), Progress::Idle { .. }))
+        let at_rest = (0..slices).any(|_| matches!(self.engine.run(self.now_ns), Progress::Idle { .. }));
+        self.look_at_vectors();
+        self.receive();
+        at_rest
     }
 
     /// Until there is nothing to do now.
@@ -335,7 +361,7 @@ impl World {
             self.ram.write(GuestAddress(QUEUE + self.tail), &bytes).expect("the queue is in memory");
             self.tail = (self.tail + 32) % 0x2000;
         }
-        self.bus.write64(offset::IQT, self.tail);
+        self.unit_write64(offset::IQT, self.tail);
     }
 
     /// Forgets a virtual page in the unit and in the device, of every PASID, as a kernel does, with a wait.
@@ -355,13 +381,13 @@ impl World {
 
     /// Everything that was handed to the invalidation queue was carried out.
     pub(crate) fn check_invalidations(&self) {
-        assert_eq!(self.bus.read64(offset::IQH), self.tail, "with the engine at rest every invalidation is over");
-        self.bus.with(|unit, _| assert_eq!(unit.outstanding_invalidations().count(), 0));
+        assert_eq!(self.unit_read64(offset::IQH), self.tail, "with the engine at rest every invalidation is over");
+        self.bus.inside(|unit, _| assert_eq!(unit.outstanding_invalidations().count(), 0));
     }
 
     /// The kernel's page request handler: answers every group in the queue with `code`.
     pub(crate) fn serve_page_requests(&mut self, code: u8) {
-        let (mut head, tail) = (self.bus.read64(offset::PQH), self.bus.read64(offset::PQT));
+        let (mut head, tail) = (self.unit_read64(offset::PQH), self.unit_read64(offset::PQT));
         while head != tail {
             let load = |at| self.ram.load_u64(GuestAddress(PAGE_REQUESTS + head + at)).expect("the queue is in memory");
             let (low, high) = (PageRequestLow::from(load(0)), PageRequestHigh::from(load(8)));
@@ -375,8 +401,8 @@ impl World {
             }
             head = (head + DESCRIPTOR_SIZE) % 0x1000;
         }
-        self.bus.write64(offset::PQH, head);
-        self.bus.write32(offset::PRS, 3);
+        self.unit_write64(offset::PQH, head);
+        self.unit_write32(offset::PRS, 3);
     }
 
     /// Memory that nothing maps is as it was, and what was released was asked for.
@@ -392,13 +418,15 @@ impl World {
         self.settle();
         self.check_resets();
         self.check_canary();
-        // The tables may have been damaged, and answers to page requests may still be owed: PRI is reset with the kernel's unit.
+        // The tables may have been damaged, and answers to page requests may still be owed: PRI is reset with the
+        // kernel's unit.
         build_tables(&self.ram);
         self.start_unit();
         self.invalidate(&[[3 | u64::from(DEVICE.0) << 32, !0 << 12 | 1]]);
-        let pri = find_capability(self.function.config(), extended_capability::PRI);
+        let pri = find_capability(self.config(), extended_capability::PRI);
         let _ = self.config_write(pri + u64::from(pcie::pri::CONTROL), &2u16.to_le_bytes());
         self.configure();
+        self.enable_vectors();
         self.settle();
         self.enable(0, 3, 3, None);
         let (from, to) = (0x10_100, 0x11_f80);

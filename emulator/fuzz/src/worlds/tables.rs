@@ -1,4 +1,5 @@
-//! Tables at fixed addresses, so that an input can damage any entry by its number. Layout of the first 64 KiB of memory:
+//! Tables at fixed addresses, so that an input can damage any entry by its number. Layout of the first 64 KiB of
+//! memory:
 //!
 //! | page | what |
 //! | --- | --- |
@@ -43,7 +44,8 @@ pub(crate) mod pasid {
     pub(crate) const SECOND: u32 = 3;
     pub(crate) const NESTED: u32 = 4;
     pub(crate) const PASS_THROUGH: u32 = 5;
-    /// In [`FIRST`]'s domain, with other pages at the same addresses: its level-4 table is the level-5 table of another.
+    /// In [`FIRST`]'s domain, with other pages at the same addresses: its level-4 table is the level-5 table of
+    /// another.
     pub(crate) const NEIGHBOUR: u32 = 6;
 }
 

@@ -1,15 +1,10 @@
 //! One thread for each engine: run, spin a little, sleep.
-use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::poll::{PollFd, PollFlags};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 use svadev_accelerator::Progress;
 
@@ -18,6 +13,7 @@ use crate::events::PanicWatch;
 use crate::machine::HostEngine;
 use crate::spin::Spin;
 use crate::threads::Threads;
+use crate::waker::Waker;
 
 /// Monotonic time, in nanoseconds since the process started to care.
 #[derive(Clone, Copy, Debug)]
@@ -32,48 +28,6 @@ impl Clock {
     /// Nanoseconds since the start: 584 years fit.
     pub(crate) fn now_ns(self) -> u64 {
         u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-}
-
-/// What wakes an engine's thread.
-#[derive(Debug)]
-pub(crate) struct Waker {
-    eventfd: EventFd,
-    stop: AtomicBool,
-}
-
-impl Waker {
-    /// A waker that nobody has used.
-    pub(crate) fn new() -> anyhow::Result<Arc<Self>> {
-        let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
-            .context("cannot make an eventfd for an engine")?;
-        Ok(Arc::new(Self { eventfd, stop: AtomicBool::new(false) }))
-    }
-
-    /// Wakes the thread, now or when it next means to sleep.
-    pub(crate) fn wake(&self) {
-        // EAGAIN: the counter is full of wakes that were not taken yet, which is as good.
-        let _ = self.eventfd.write(1);
-    }
-
-    /// Asks the thread to end.
-    pub(crate) fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
-        self.wake();
-    }
-
-    fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
-    }
-
-    /// Sleeps until a wake or until `timeout`.
-    fn sleep(&self, timeout: Option<Duration>) {
-        // To the nanosecond: an interrupt that waits is due in microseconds. A spurious wake is harmless.
-        let timeout = timeout.map(TimeSpec::from);
-        let mut fds = [PollFd::new(self.eventfd.as_fd(), PollFlags::POLLIN)];
-        if nix::poll::ppoll(&mut fds, timeout, None).is_ok_and(|ready| ready > 0) {
-            let _ = self.eventfd.read();
-        }
     }
 }
 

@@ -15,12 +15,13 @@ use crate::audit;
 use crate::bus::Bus;
 use crate::config::{AcceleratorConfig, HostConfig};
 use crate::counters::{CounterSource, Counters};
-use crate::engine_thread::{self, Clock, Places, Waker};
+use crate::engine_thread::{self, Clock, Places};
 use crate::events::{Events, HostEvent, PanicWatch};
 use crate::machine::{Machine, MachineConfig, MachineFunction};
 use crate::overdue;
 use crate::periodic::Periodic;
 use crate::threads::Threads;
+use crate::waker::Waker;
 
 /// A running host. Dropping it stops it.
 #[derive(Debug)]

@@ -44,6 +44,7 @@ mod platform;
 mod releases;
 mod spin;
 mod threads;
+mod waker;
 
 pub use accelerator::Accelerator;
 pub use bus::{Bus, Down};

@@ -8,8 +8,8 @@ use svadev_memory::{GuestAddress, MapError, MappingError, Mappings, MemoryMap, R
 use svadev_vfio_user::{DmaMap, DmaUnmap};
 
 use crate::doorbells;
-use crate::engine_thread::Waker;
 use crate::platform::{Doorbells, GuestMaps, Platform, Wake};
+use crate::waker::Waker;
 
 /// The platform of a process with threads. A file that several functions map is mapped once.
 #[derive(Debug, Default)]

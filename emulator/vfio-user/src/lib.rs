@@ -20,6 +20,7 @@
 pub mod client;
 mod device;
 mod input;
+mod limits;
 mod outbox;
 mod sender;
 mod server;
@@ -31,10 +32,11 @@ pub use device::{
     UnmapReply,
 };
 pub use input::ProtocolError;
+pub use limits::Limits;
 pub use nix::errno::Errno;
 pub use outbox::{Outgoing, Transmit};
 pub use sender::{Counters, ReplyHandle, ReplyToken, SendError, Sender};
-pub use server::{Limits, Progress, Server};
+pub use server::{Progress, Server};
 pub use svadev_spec::vfio_user::SparseArea;
 
 #[cfg(test)]

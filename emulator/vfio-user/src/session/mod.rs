@@ -15,8 +15,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::device::Device;
 use crate::input::ProtocolError;
+use crate::limits::Limits;
 use crate::sender::{self, Command, Shared, count};
-use crate::server::Limits;
 
 /// State that is lost when a connection ends: there is one for each connection.
 pub(crate) struct Session {

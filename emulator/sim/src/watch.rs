@@ -16,7 +16,7 @@ use svadev_fabric::{
     Access, AtsError, Bdf, InvalidateAck, InvalidateRequest, InvalidateTag, Iova, PageGroupResponse, PageRequest,
     PageRequestOutcome, Pasid, PrgIndex, Translation, TranslationRequest, Upstream,
 };
-use svadev_host::{Bus, Tap};
+use svadev_host::{Bus, Platform, Tap};
 use svadev_iommu::Unit;
 use svadev_memory::Ram;
 
@@ -24,7 +24,6 @@ use crate::checker::Checker;
 use crate::coverage::Group as Count;
 use crate::log::Log;
 use crate::mutant::Mutant;
-use crate::platform::Simulated;
 use crate::rng::Rng;
 
 /// Fewest and most steps until the unit gives up on an invalidation: long for the functions of this world, and several
@@ -177,7 +176,7 @@ impl Watch {
 }
 
 /// Gives up on what was lost long enough ago. With it the unit forgets all that is not completed (VT-d 4.1 §6.5.2.10).
-pub fn give_up(bus: &Bus<Simulated>) {
+pub fn give_up<P: Platform<Tap = Watch>>(bus: &Bus<P>) {
     let watch = bus.tap();
     let now = watch.log.tick();
     let due = watch.state().lost.iter().find(|&(_, &step)| step <= now).map(|(&key, _)| key);
@@ -198,7 +197,7 @@ pub fn give_up(bus: &Bus<Simulated>) {
 }
 
 /// Sends a Stop Marker of a function (PCIe 6.0 §10.4.1.2): no more page requests of the PASID follow, and no answer.
-pub fn stop_marker(bus: &Bus<Simulated>, requester: Bdf, pasid: Pasid) {
+pub fn stop_marker<P: Platform<Tap = Watch>>(bus: &Bus<P>, requester: Bdf, pasid: Pasid) {
     let (iova, prg_index) = (Iova(0), PrgIndex::from_low_bits(0));
     let request = PageRequest { requester, pasid: Some(pasid), iova, access: Access::default(), prg_index, last: true };
     bus.page_request(request);

@@ -46,6 +46,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const FROM_BELOW: &[&str] = &[
     "svadev-spec",
     "svadev-fabric",
+    "svadev-mutation",
     "svadev-memory",
     "svadev-iommu",
     "svadev-pci",

@@ -20,7 +20,7 @@ mod messages;
 
 pub use ids::{Bdf, Gpa, IdError, Iova, Pasid, PrgIndex, SourceId};
 pub use messages::{
-    Access, AtsError, CachedUse, InvalidateAck, InvalidateRange, InvalidateRequest, InvalidateTag, Msi,
+    Access, AtsError, CachedUse, Delivery, InvalidateAck, InvalidateRange, InvalidateRequest, InvalidateTag, Msi,
     PageGroupResponse, PageRequest, PageRequestOutcome, ResponseCode, Translation, TranslationRequest,
 };
 
@@ -53,5 +53,8 @@ pub trait Downstream {
 
     /// A memory write to the interrupt address range. `via` is the function whose traffic caused it, where there is one:
     /// the IOMMU's own function cannot be used, since Linux never enables its bus mastering.
-    fn message_interrupt(&self, via: Option<Bdf>, msi: Msi);
+    ///
+    /// [`Delivery::Held`] means that nobody could send it: no function may master the bus. The IOMMU keeps it pending
+    /// and asks again.
+    fn message_interrupt(&self, via: Option<Bdf>, msi: Msi) -> Delivery;
 }

@@ -222,6 +222,16 @@ pub struct Msi {
     pub data: u32,
 }
 
+/// What became of a message interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "an interrupt that was held must be tried again"]
+pub enum Delivery {
+    /// It is on its way.
+    Sent,
+    /// Nobody could send it. Whoever raised it keeps it and tries again.
+    Held,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -150,9 +150,10 @@ impl<P: Platform> Accelerator<P> {
         if !self.function.config().ats().enable() {
             self.bus.audit_forget(self.function.shared().bdf());
         }
-        let stopped = self.ports.link.set_bus_master(self.function.config().command().bus_master());
-        if stopped && !mutant!(InterruptsNotRepeated) {
-            self.bus.repeat_interrupts();
+        match self.ports.link.set_bus_master(self.function.config().command().bus_master()) {
+            Some(true) if !mutant!(InterruptsNotRetried) => self.bus.retry_interrupts(),
+            Some(false) if !mutant!(InterruptsNotRepeated) => self.bus.repeat_interrupts(),
+            _ => {}
         }
     }
 }

@@ -3,8 +3,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use svadev_accelerator::FunctionShared;
 use svadev_fabric::{
-    AtsError, Bdf, CachedUse, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse,
-    PageRequest, PageRequestOutcome, Translation, TranslationRequest, Upstream,
+    AtsError, Bdf, CachedUse, Delivery, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi,
+    PageGroupResponse, PageRequest, PageRequestOutcome, Translation, TranslationRequest, Upstream,
 };
 use svadev_iommu::{AuditConfig, AuditCounters, Finding, Unit, UnitConfig};
 use svadev_mutation::mutant;
@@ -78,6 +78,11 @@ impl<P: Platform> Bus<P> {
         self.inside(|unit, down| unit.repeat_interrupts(down));
     }
 
+    /// A function's bus mastering was turned on: it can carry the interrupts that nobody could.
+    pub fn retry_interrupts(&self) {
+        self.inside(|unit, down| unit.retry_events(down));
+    }
+
     /// The unit as after power-on: its own function was reset, or the VMM is gone.
     pub fn reset_unit(&self) {
         self.unit().reset();
@@ -89,10 +94,12 @@ impl<P: Platform> Bus<P> {
         self.unit().memory_changed();
     }
 
-    /// Gives up on the invalidations of a function that `overdue` finds among those that are outstanding (VT-d 4.1
-    /// §6.5.2.10).
+    /// What a clock asks of the unit now and then: tries interrupts again that could not be sent, and gives up on the
+    /// invalidations of a function that `overdue` finds among those that are outstanding (VT-d 4.1 §6.5.2.10).
     pub fn give_up_on(&self, overdue: impl FnOnce(&mut dyn Iterator<Item = (InvalidateTag, Bdf)>) -> Option<Bdf>) {
         self.inside(|unit, down| {
+            // A VMM that did not read for a while may read now.
+            unit.retry_events(down);
             let late = overdue(&mut unit.outstanding_invalidations());
             if let Some(function) = late {
                 tracing::warn!(%function, "a device-TLB invalidation is not acknowledged: the unit reports a time-out (FSTS.ITE)");
@@ -199,7 +206,7 @@ impl<P: Platform> Downstream for Down<'_, P> {
         }
     }
 
-    fn message_interrupt(&self, via: Option<Bdf>, msi: Msi) {
+    fn message_interrupt(&self, via: Option<Bdf>, msi: Msi) -> Delivery {
         // A message interrupt is a memory write, so it needs a function whose bus mastering is on. If the function
         // whose traffic caused it has that, it is sent there. Otherwise any will do: the guest sees only address and
         // data.
@@ -210,7 +217,10 @@ impl<P: Platform> Downstream for Down<'_, P> {
         self.0.tap.message_interrupt(port.map(|port| port.bdf), msi);
         match port {
             Some(port) => port.link.message_interrupt(msi),
-            None => tracing::debug!(?msi, "interrupt lost: no function behind the unit has bus mastering on"),
+            None => {
+                tracing::debug!(?msi, "interrupt held: no function behind the unit has bus mastering on");
+                Delivery::Held
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One function's way to the VMM: its vfio-user sender, its interrupts, and whether it may master the bus.
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use svadev_fabric::Msi;
+use svadev_fabric::{Delivery, Msi};
 use svadev_vfio_user::Sender;
 
 use crate::interrupts::Interrupts;
@@ -15,7 +15,7 @@ pub(crate) struct Link {
     pub(crate) interrupts: Interrupts,
     /// Command register, Bus Master Enable (PCI 3.0 §6.2.2): without it the function sends no memory write.
     bus_master: AtomicBool,
-    lost_interrupts: AtomicU64,
+    held_interrupts: AtomicU64,
 }
 
 impl Link {
@@ -25,13 +25,13 @@ impl Link {
             sender,
             interrupts: Interrupts::new(vectors),
             bus_master: AtomicBool::new(false),
-            lost_interrupts: AtomicU64::new(0),
+            held_interrupts: AtomicU64::new(0),
         }
     }
 
-    /// Follows the command register. Returns whether bus mastering was on and is off now.
-    pub(crate) fn set_bus_master(&self, on: bool) -> bool {
-        self.bus_master.swap(on, Ordering::AcqRel) && !on
+    /// Follows the command register. Returns what bus mastering is now, if that is a change.
+    pub(crate) fn set_bus_master(&self, on: bool) -> Option<bool> {
+        (self.bus_master.swap(on, Ordering::AcqRel) != on).then_some(on)
     }
 
     /// Whether the guest lets the function send memory writes.
@@ -41,11 +41,15 @@ impl Link {
 
     /// Sends one of the unit's interrupts as the memory write that it is. The VMM hears it when its thread comes to it;
     /// nobody waits.
-    pub(crate) fn message_interrupt(&self, msi: Msi) {
-        if let Err(error) = self.sender.dma_write(msi.address, &msi.data.to_le_bytes()) {
-            // A guest whose VMM does not read, or is gone, gets no interrupts: the first one is worth a line.
-            if self.lost_interrupts.fetch_add(1, Ordering::Relaxed) == 0 {
-                tracing::warn!(%error, ?msi, "cannot send the IOMMU's interrupt (logged once for each function)");
+    pub(crate) fn message_interrupt(&self, msi: Msi) -> Delivery {
+        match self.sender.dma_write(msi.address, &msi.data.to_le_bytes()) {
+            Ok(()) => Delivery::Sent,
+            Err(error) => {
+                // A guest whose VMM does not read, or is gone, gets no interrupts: the first one is worth a line.
+                if self.held_interrupts.fetch_add(1, Ordering::Relaxed) == 0 {
+                    tracing::warn!(%error, ?msi, "cannot send the IOMMU's interrupt (logged once for each function)");
+                }
+                Delivery::Held
             }
         }
     }

@@ -1,5 +1,5 @@
 //! Parts of the unit by themselves, and nobody behind it, for benchmarks and tests.
-use svadev_fabric::{Bdf, Downstream, InvalidateAck, InvalidateRequest, Msi, PageGroupResponse};
+use svadev_fabric::{Bdf, Delivery, Downstream, InvalidateAck, InvalidateRequest, Msi, PageGroupResponse};
 
 use crate::cache::{CacheTag, Clock, Leaf, Mapping, PageSize, Rights, TranslationCaches};
 
@@ -15,7 +15,9 @@ impl Downstream for Quiet {
         InvalidateAck::Done
     }
     fn page_group_response(&self, _: Bdf, _: PageGroupResponse) {}
-    fn message_interrupt(&self, _: Option<Bdf>, _: Msi) {}
+    fn message_interrupt(&self, _: Option<Bdf>, _: Msi) -> Delivery {
+        Delivery::Sent
+    }
 }
 
 /// An IOTLB alone: the same few pages are looked for, and what lies around them differs.

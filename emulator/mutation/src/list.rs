@@ -51,6 +51,13 @@ mutants! {
     /// A bad descriptor does not stop the queue.
     QueueErrorGoesOn,
 
+    // The unit's interrupts.
+
+    /// An interrupt that nobody could send counts as sent.
+    HeldInterruptForgotten,
+    /// A completion event that may have been lost on its way is not sent again.
+    CompletionEventNotRepeated,
+
     // The unit's caches.
 
     /// Cached translations of a domain serve all its PASIDs.
@@ -222,6 +229,8 @@ mutants! {
     UnitInterruptWithoutBusMaster,
     /// The unit's interrupts that the VMM drops with a function's bus mastering are not sent again.
     InterruptsNotRepeated,
+    /// The unit's interrupts that nobody could send are not sent when a function may master the bus.
+    InterruptsNotRetried,
     /// A masked vector fires.
     MaskIgnored,
     /// A pending vector does not fire when it is unmasked.

@@ -2,7 +2,9 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use svadev_fabric::{Bdf, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse};
+use svadev_fabric::{
+    Bdf, Delivery, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi, PageGroupResponse,
+};
 use svadev_memory::{GuestAddress, GuestMemory, HostWindow, MemoryError, Ram};
 
 /// Something that left the unit.
@@ -127,7 +129,8 @@ impl Downstream for Ports {
     fn page_group_response(&self, to: Bdf, response: PageGroupResponse) {
         self.events.push(Event::Response { to, response });
     }
-    fn message_interrupt(&self, _via: Option<Bdf>, msi: Msi) {
+    fn message_interrupt(&self, _via: Option<Bdf>, msi: Msi) -> Delivery {
         self.events.push(Event::Interrupt(msi));
+        Delivery::Sent
     }
 }

@@ -2,7 +2,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use svadev_fabric::{
-    Access, Bdf, Downstream, InvalidateAck, InvalidateRequest, Iova, Msi, PageGroupResponse, PageRequest,
+    Access, Bdf, Delivery, Downstream, InvalidateAck, InvalidateRequest, Iova, Msi, PageGroupResponse, PageRequest,
     PageRequestOutcome, PrgIndex, ResponseCode,
 };
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
@@ -56,8 +56,9 @@ impl Downstream for EagerHandler {
     fn page_group_response(&self, _: Bdf, _: PageGroupResponse) {
         unreachable!("nothing is answered")
     }
-    fn message_interrupt(&self, _: Option<Bdf>, _: Msi) {
+    fn message_interrupt(&self, _: Option<Bdf>, _: Msi) -> Delivery {
         self.seen.set(Some(self.ram.load_u64(GuestAddress(PRQ + 8)).unwrap()));
+        Delivery::Sent
     }
 }
 

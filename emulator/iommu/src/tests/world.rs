@@ -3,7 +3,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use svadev_fabric::{
-    Access, AtsError, Bdf, Downstream, Gpa, InvalidateAck, InvalidateRequest, InvalidateTag, Iova, Msi,
+    Access, AtsError, Bdf, Delivery, Downstream, Gpa, InvalidateAck, InvalidateRequest, InvalidateTag, Iova, Msi,
     PageGroupResponse, PageRequest, PageRequestOutcome, Pasid, PrgIndex, Translation, TranslationRequest,
 };
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
@@ -45,6 +45,8 @@ pub(super) const RAM: u64 = 0x100_0000;
 pub(super) struct Ports {
     /// Invalidations are answered later.
     pub(super) slow: Cell<bool>,
+    /// No function can carry an interrupt.
+    pub(super) no_bus_master: Cell<bool>,
     pub(super) invalidations: RefCell<Vec<(Bdf, InvalidateRequest)>>,
     pub(super) responses: RefCell<Vec<(Bdf, PageGroupResponse)>>,
     pub(super) interrupts: RefCell<Vec<(Option<Bdf>, Msi)>>,
@@ -58,8 +60,12 @@ impl Downstream for Ports {
     fn page_group_response(&self, to: Bdf, response: PageGroupResponse) {
         self.responses.borrow_mut().push((to, response));
     }
-    fn message_interrupt(&self, via: Option<Bdf>, msi: Msi) {
+    fn message_interrupt(&self, via: Option<Bdf>, msi: Msi) -> Delivery {
+        if self.no_bus_master.get() {
+            return Delivery::Held;
+        }
         self.interrupts.borrow_mut().push((via, msi));
+        Delivery::Sent
     }
 }
 

@@ -7,6 +7,7 @@ use svadev_spec::vtd::registers::FaultStatus;
 
 use super::Unit;
 use crate::fault_log::FaultRecord;
+use crate::interrupts::EventKind;
 use crate::request::{Fault, Request, RequestKind};
 
 impl<M: GuestMemory> Unit<M> {
@@ -46,7 +47,7 @@ impl<M: GuestMemory> Unit<M> {
             self.counters.faults_lost += 1;
         }
         if quiet {
-            self.raise_fault_event(Some(request.requester), ports);
+            self.raise_event(EventKind::Fault, Some(request.requester), ports);
         }
     }
 
@@ -60,13 +61,8 @@ impl<M: GuestMemory> Unit<M> {
         let quiet = !self.faults.any_status();
         set(&mut self.faults.sticky);
         if quiet {
-            self.raise_fault_event(via, ports);
+            self.raise_event(EventKind::Fault, via, ports);
         }
-    }
-
-    pub(crate) fn raise_fault_event(&mut self, via: Option<Bdf>, ports: &dyn Downstream) {
-        let msi = self.fault_event.raise();
-        self.send(via, msi, ports);
     }
 
     /// A write to FSTS clears the bits that are 1 in it, but for PPF, which follows the records (§11.4.7.1).

@@ -1,16 +1,17 @@
 //! The unit: its state, how it starts and how it is reset.
 mod audit;
+mod events;
 mod fault;
 mod invalidation;
 mod page_request;
 mod registers;
 mod translate;
 
-use svadev_fabric::{Bdf, Downstream, Msi, SourceId};
+use svadev_fabric::{Bdf, SourceId};
 use svadev_memory::GuestMemory;
 use svadev_mutation::mutant;
 use svadev_spec::vtd::invalidation::InvalidateAddress;
-use svadev_spec::vtd::registers::{ContextCommand, Global, IotlbInvalidate, PageRequestStatus, RootTableAddress};
+use svadev_spec::vtd::registers::{ContextCommand, Global, IotlbInvalidate, RootTableAddress};
 
 use crate::admission::Admission;
 use crate::audit::Auditor;
@@ -165,31 +166,11 @@ impl<M: GuestMemory> Unit<M> {
         }
     }
 
-    /// Sends the page request and fault events again whose cause is still pending: a message that was on its way through a
-    /// function may be lost when that function's bus mastering is turned off. One too many is harmless, for its handler finds
-    /// nothing to do.
-    pub fn repeat_interrupts(&mut self, ports: &dyn Downstream) {
-        if self.page_requests.status != PageRequestStatus::new() {
-            let msi = self.page_request_event.raise();
-            self.send(None, msi, ports);
-        }
-        if self.faults.any_status() {
-            self.raise_fault_event(None, ports);
-        }
-    }
-
     /// Reports to the counters and, if there is one, to the auditor.
     pub(crate) fn report(&mut self, report: impl Fn(&mut dyn Observer)) {
         report(&mut self.counters);
         if let Some(audit) = &mut self.audit {
             report(&mut **audit);
-        }
-    }
-
-    pub(crate) fn send(&mut self, via: Option<Bdf>, msi: Option<Msi>, ports: &dyn Downstream) {
-        if let Some(msi) = msi {
-            self.counters.interrupts += 1;
-            ports.message_interrupt(via, msi);
         }
     }
 }

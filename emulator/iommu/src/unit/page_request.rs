@@ -7,6 +7,7 @@ use svadev_spec::vtd::registers::PageRequestStatus;
 
 use super::Unit;
 use crate::address_space::Stages;
+use crate::interrupts::EventKind;
 use crate::page_request_queue::descriptor;
 use crate::request::{Request, RequestKind};
 
@@ -96,8 +97,7 @@ impl<M: GuestMemory> Unit<M> {
         let quiet = self.page_requests.status == PageRequestStatus::new();
         set(&mut self.page_requests.status);
         if quiet {
-            let msi = self.page_request_event.raise();
-            self.send(Some(via), msi, ports);
+            self.raise_event(EventKind::PageRequest, Some(via), ports);
         }
     }
 

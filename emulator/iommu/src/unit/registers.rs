@@ -9,6 +9,7 @@ use svadev_spec::vtd::registers::{
 };
 
 use super::Unit;
+use crate::interrupts::EventKind;
 use crate::layout::{FAULT_RECORD_OFFSET, IOTLB_REGISTER_OFFSET, REGISTER_SPACE, VERSION};
 
 const IVA: u64 = IOTLB_REGISTER_OFFSET;
@@ -110,10 +111,7 @@ impl<M: GuestMemory> Unit<M> {
         match at {
             offset::GCMD => self.global_command(value.into(), ports),
             offset::FSTS => self.write_fault_status(value, ports),
-            offset::FECTL => {
-                let msi = self.fault_event.write_control(value);
-                self.send(self.last_requester, msi, ports);
-            }
+            offset::FECTL => self.write_event_control(EventKind::Fault, value, ports),
             offset::FEDATA => self.fault_event.data = value,
             offset::FEADDR => self.fault_event.address = value,
             offset::FEUADDR => self.fault_event.upper_address = value,
@@ -121,18 +119,12 @@ impl<M: GuestMemory> Unit<M> {
                 self.queue.wait_completed = false;
                 self.invalidation_event.serviced();
             }
-            offset::IECTL => {
-                let msi = self.invalidation_event.write_control(value);
-                self.send(self.last_requester, msi, ports);
-            }
+            offset::IECTL => self.write_event_control(EventKind::Invalidation, value, ports),
             offset::IEDATA => self.invalidation_event.data = value,
             offset::IEADDR => self.invalidation_event.address = value,
             offset::IEUADDR => self.invalidation_event.upper_address = value,
             offset::PRS => self.write_page_request_status(value),
-            offset::PECTL => {
-                let msi = self.page_request_event.write_control(value);
-                self.send(self.last_requester, msi, ports);
-            }
+            offset::PECTL => self.write_event_control(EventKind::PageRequest, value, ports),
             offset::PEDATA => self.page_request_event.data = value,
             offset::PEADDR => self.page_request_event.address = value,
             offset::PEUADDR => self.page_request_event.upper_address = value,

@@ -81,6 +81,7 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         | Mutant::InterruptWithoutBusMaster
         | Mutant::UnitInterruptWithoutBusMaster
         | Mutant::InterruptsNotRepeated
+        | Mutant::InterruptsNotRetried
         | Mutant::MaskIgnored
         | Mutant::PendingVectorLost
         | Mutant::MemoryReleasedEarly
@@ -101,6 +102,9 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         Mutant::AcknowledgementFromAnyone => iommu(&["unexpected_completions_are_errors"]),
         Mutant::QueueHeadNotWrapped => iommu(&["the_queue_wraps"]),
         Mutant::QueueErrorGoesOn => iommu(&["bad_descriptors_stop_the_queue"]),
+
+        Mutant::HeldInterruptForgotten => iommu(&["an_event_that_nobody_can_send_stays_pending"]),
+        Mutant::CompletionEventNotRepeated => iommu(&["a_lost_completion_event_is_sent_again"]),
 
         Mutant::IotlbIgnoresPasid => iommu(&["many_pasids_and_pages"]),
         Mutant::IotlbIgnoresDomain => iommu(&["pages_of_a_domain_take_no_first_stage"]),

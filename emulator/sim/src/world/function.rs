@@ -109,15 +109,9 @@ impl World {
             return false;
         }
         self.drop_flights(|flight| flight.queue.0 == f);
-        let lost = !self.functions.iter().any(|function| function.vmm.is_bus_master());
         let function = &mut self.functions[f];
         (function.resetting, function.resets_left) = (false, 0);
         function.bring_up();
-        if lost {
-            // While no function could master the bus, the unit's interrupts were lost.
-            self.page_request_pending = true;
-            self.judge_faults();
-        }
         for q in 0..QUEUES {
             let queue = self.functions[f].queues[q];
             self.functions[f].queues[q].on = false;

@@ -14,6 +14,7 @@ use svadev_spec::vtd::registers::translation_table_mode;
 
 use crate::cache::CacheTag;
 use crate::config::MAX_ADDRESS_MASK;
+use crate::interrupts::EventKind;
 use crate::invalidation::Parked;
 use crate::observe::Scope;
 use crate::unit::Unit;
@@ -261,8 +262,7 @@ impl<M: GuestMemory> Unit<M> {
         // A second completion while IWC is set sends nothing: software has not looked at the first (§6.5.2.8).
         if low.interrupt() && !self.queue.wait_completed {
             self.queue.wait_completed = true;
-            let msi = self.invalidation_event.raise();
-            self.send(self.last_requester, msi, ports);
+            self.raise_event(EventKind::Invalidation, self.last_requester, ports);
         }
         Ok(Step::Done)
     }

@@ -11,8 +11,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const VERSION_MAJOR: u16 = 0;
 /// Newest protocol minor version that is spoken here. *vfio-user* "VFIO_USER_VERSION".
 pub const VERSION_MINOR: u16 = 0;
-/// `max_msg_fds` of a peer that names none. *vfio-user* "VFIO_USER_VERSION", Capabilities.
-pub const DEFAULT_MAX_MSG_FDS: u32 = 1;
 /// `max_data_xfer_size` of a peer that names none, bytes. *vfio-user* "VFIO_USER_VERSION", Capabilities.
 pub const DEFAULT_MAX_DATA_XFER_SIZE: u32 = 1 << 20;
 /// `max_dma_maps` of a peer that names none. *vfio-user* "VFIO_USER_VERSION", Capabilities.

@@ -11,7 +11,7 @@ use crate::sender::ReplyToken;
 ///
 /// A vCPU, and QEMU's big lock with it, waits for most of these calls: they do what is at hand and return. Nothing here may
 /// wait for the client, whose answer the same thread would have to read. What takes longer is answered later
-/// ([`UnmapReply::Later`], [`ResetReply::Later`]) or done in [`Device::after_reply`].
+/// ([`UnmapReply::Later`], [`ResetReply::Later`]).
 ///
 /// The [`Server`](crate::Server) has checked what it can: indexes are below the counts of [`Device::device_info`], accesses lie inside
 /// the region and are allowed by its flags, maps do not overlap, unmaps match a map.
@@ -47,13 +47,9 @@ pub trait Device {
     /// Reset the function. As with [`Device::dma_unmap`], the answer may come later.
     fn reset(&mut self, token: ReplyToken) -> ResetReply;
 
-    /// The client is gone: drop its maps and interrupts, keep everything else (*vfio-user* "Client Disconnection"). Another
-    /// one may connect afterwards. Not called unless a connection was made.
+    /// The client is gone. The device drops the client's maps and interrupts. It may keep its other state for the next
+    /// client (*vfio-user* "Client Disconnection") or reset itself. Not called unless a connection was made.
     fn disconnected(&mut self);
-
-    /// A command was handled and its reply, if it has one, was sent. The place for work that a vCPU need not wait for, such as
-    /// running an invalidation queue after its tail was written. The next command waits until this returns.
-    fn after_reply(&mut self) {}
 }
 
 /// What kind of device this is. The PCI flag is always sent: the protocol knows no other devices.

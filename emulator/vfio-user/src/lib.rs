@@ -35,7 +35,7 @@ pub use input::ProtocolError;
 pub use limits::Limits;
 pub use nix::errno::Errno;
 pub use outbox::{Outgoing, Transmit};
-pub use sender::{Counters, ReplyHandle, ReplyToken, SendError, Sender};
+pub use sender::{Counters, ReplyToken, SendError, Sender};
 pub use server::{Progress, Server};
 pub use svadev_spec::vfio_user::SparseArea;
 

@@ -78,9 +78,6 @@ pub struct Sender {
     shared: Arc<Shared>,
 }
 
-/// Completes deferred replies; the same thing as a [`Sender`].
-pub type ReplyHandle = Sender;
-
 /// The obligation to answer one command, exactly once: by [`Sender::complete`], or by dropping it, which answers `EIO`
 /// (unless the device already answered by what it returned).
 #[must_use = "a command waits for this answer"]

@@ -56,13 +56,11 @@ impl Session {
             _ if fds.len() > self.limits.max_msg_fds as usize => Err(Errno::EINVAL),
             command::DMA_MAP | command::DMA_UNMAP | command::DEVICE_RESET => {
                 self.ordered(device, header, payload, fds);
-                device.after_reply();
                 return Ok(());
             }
             _ => self.immediate(device, header.command, payload, fds),
         };
         self.send(header, reply);
-        device.after_reply();
         Ok(())
     }
 

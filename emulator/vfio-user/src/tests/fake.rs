@@ -42,7 +42,6 @@ pub(super) enum IrqData {
 
 pub(super) struct Fake {
     pub(super) calls: Vec<Call>,
-    pub(super) after_replies: usize,
     /// What the next calls that can fail return; then they succeed.
     pub(super) errors: VecDeque<Errno>,
     /// Unmaps and resets are answered later, by these.
@@ -70,7 +69,6 @@ impl Fake {
     pub(super) fn new() -> Self {
         Self {
             calls: Vec::new(),
-            after_replies: 0,
             errors: VecDeque::new(),
             defer: false,
             tokens: Vec::new(),
@@ -200,9 +198,5 @@ impl Device for Fake {
 
     fn disconnected(&mut self) {
         self.calls.push(Call::Disconnected);
-    }
-
-    fn after_reply(&mut self) {
-        self.after_replies += 1;
     }
 }

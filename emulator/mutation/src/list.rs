@@ -58,6 +58,11 @@ mutants! {
     /// A completion event that may have been lost on its way is not sent again.
     CompletionEventNotRepeated,
 
+    // The unit's gate.
+
+    /// A drain completes while page requests are held.
+    DrainForgetsTheGate,
+
     // The unit's caches.
 
     /// Cached translations of a domain serve all its PASIDs.

@@ -21,14 +21,18 @@ pub(crate) struct InvalidationQueue {
     pub(crate) ledger: Ledger,
     /// What the descriptor at the head waits for, if it waits: it was counted.
     pub(crate) parked: Option<Parked>,
+    /// The descriptor at the head was begun: the gate is not asked about it again.
+    pub(crate) begun: bool,
 }
 
-/// What waits for acknowledgements.
+/// What the descriptor at the head waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parked {
-    /// A wait, for all of them.
+    /// A wait, for every acknowledgement.
     Wait,
-    /// A device-TLB invalidation, until it may be sent.
+    /// A wait with PD, for the page requests that the gate holds.
+    Drain,
+    /// A device-TLB invalidation, for an acknowledgement: too many are missing.
     Invalidation,
 }
 
@@ -43,6 +47,7 @@ impl InvalidationQueue {
             wait_completed: false,
             ledger,
             parked: None,
+            begun: false,
         }
     }
 
@@ -55,6 +60,7 @@ impl InvalidationQueue {
     }
 
     pub(crate) fn advance(&mut self) {
+        self.begun = false;
         let next = self.head + self.descriptor_bytes();
         self.head = if mutant!(QueueHeadNotWrapped) { next } else { next & (self.bytes() - 1) };
     }
@@ -64,6 +70,7 @@ impl InvalidationQueue {
         self.head = 0;
         self.ledger.give_up();
         self.parked = None;
+        self.begun = false;
     }
 
     /// The fields of IQERCD count only while their status bit is set (§11.4.9.9).

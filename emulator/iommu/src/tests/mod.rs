@@ -4,6 +4,7 @@ mod against_model;
 mod audit;
 mod coverage;
 mod faults;
+mod gate;
 mod interrupts;
 mod invalidation;
 mod memory;

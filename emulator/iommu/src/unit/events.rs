@@ -5,6 +5,7 @@ use svadev_mutation::mutant;
 use svadev_spec::vtd::registers::PageRequestStatus;
 
 use super::Unit;
+use crate::gate::Point;
 use crate::interrupts::{Event, EventKind};
 
 impl<M: GuestMemory> Unit<M> {
@@ -34,12 +35,18 @@ impl<M: GuestMemory> Unit<M> {
     /// The condition behind an event arose: IP is set, and the message is sent if that is possible.
     pub(super) fn raise_event(&mut self, kind: EventKind, via: Option<Bdf>, ports: &dyn Downstream) {
         self.event(kind).raise();
-        self.send_event(kind, via, ports);
+        let point = Point::of_event(kind);
+        if !self.is_holding(|held| *held == point) && !self.holds(|| point) {
+            self.send_event(kind, via, ports);
+        }
     }
 
     /// Sends an event's message if it is due. If nothing behind the unit can carry it, the event stays pending.
-    fn send_event(&mut self, kind: EventKind, via: Option<Bdf>, ports: &dyn Downstream) {
+    pub(super) fn send_event(&mut self, kind: EventKind, via: Option<Bdf>, ports: &dyn Downstream) {
         let Some(msi) = self.event(kind).due() else { return };
+        if self.is_holding(|held| *held == Point::of_event(kind)) {
+            return;
+        }
         match ports.message_interrupt(via, msi) {
             Delivery::Held if !mutant!(HeldInterruptForgotten) => {}
             Delivery::Held | Delivery::Sent => {
@@ -53,6 +60,12 @@ impl<M: GuestMemory> Unit<M> {
     pub(super) fn write_event_control(&mut self, kind: EventKind, value: u32, ports: &dyn Downstream) {
         self.event(kind).write_control(value);
         self.send_event(kind, self.last_requester, ports);
+    }
+
+    /// Software cleared every status bit behind an event: a pending message is not sent any more.
+    pub(super) fn event_serviced(&mut self, kind: EventKind) {
+        self.event(kind).serviced();
+        self.forget_event(kind);
     }
 
     fn event(&mut self, kind: EventKind) -> &mut Event {

@@ -7,6 +7,7 @@ use svadev_spec::vtd::registers::FaultStatus;
 
 use super::Unit;
 use crate::fault_log::FaultRecord;
+use crate::gate::Point;
 use crate::interrupts::EventKind;
 use crate::request::{Fault, Request, RequestKind};
 
@@ -40,6 +41,13 @@ impl<M: GuestMemory> Unit<M> {
                 })
                 .with_fault(true),
         };
+        if !self.holds(|| Point::FaultRecord { low: record.low, high: record.high }) {
+            self.log_fault(record, request.requester, ports);
+        }
+    }
+
+    /// Puts a fault into a recording register, and sends the fault event if it is the first.
+    pub(super) fn log_fault(&mut self, record: FaultRecord, requester: Bdf, ports: &dyn Downstream) {
         let quiet = !self.faults.any_status();
         if self.faults.push(record) {
             self.counters.faults_recorded += 1;
@@ -47,7 +55,7 @@ impl<M: GuestMemory> Unit<M> {
             self.counters.faults_lost += 1;
         }
         if quiet {
-            self.raise_event(EventKind::Fault, Some(request.requester), ports);
+            self.raise_event(EventKind::Fault, Some(requester), ports);
         }
     }
 
@@ -96,7 +104,7 @@ impl<M: GuestMemory> Unit<M> {
 
     fn fault_status_changed(&mut self) {
         if !self.faults.any_status() {
-            self.fault_event.serviced();
+            self.event_serviced(EventKind::Fault);
         }
     }
 }

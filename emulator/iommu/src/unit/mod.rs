@@ -2,6 +2,7 @@
 mod audit;
 mod events;
 mod fault;
+mod gate;
 mod invalidation;
 mod page_request;
 mod registers;
@@ -20,6 +21,7 @@ use crate::config::{Caching, Limits, UnitConfig};
 use crate::counters::Counters;
 use crate::entry_cache::EntryCaches;
 use crate::fault_log::FaultLog;
+use crate::gate::Gate;
 use crate::interrupts::Event;
 use crate::invalidation::{InvalidationQueue, Ledger};
 use crate::observe::Observer;
@@ -61,6 +63,8 @@ pub struct Unit<M: GuestMemory> {
     pub(crate) caches: TranslationCaches,
     /// Not there unless asked for ([`Unit::start_audit`]).
     pub(crate) audit: Option<Box<Auditor>>,
+    /// Not there unless asked for ([`Unit::set_schedule`]).
+    pub(crate) gate: Option<Box<Gate>>,
 }
 
 impl<M: GuestMemory> Unit<M> {
@@ -92,6 +96,7 @@ impl<M: GuestMemory> Unit<M> {
             entries: EntryCaches::new(&config),
             caches: TranslationCaches::new(config.iotlb_entries, config.caching == Caching::Adversarial),
             audit: None,
+            gate: None,
             config,
         }
     }
@@ -122,6 +127,7 @@ impl<M: GuestMemory> Unit<M> {
             entries,
             caches,
             audit,
+            gate,
         } = self;
         *last_requester = None;
         *global = Global::new();
@@ -140,6 +146,9 @@ impl<M: GuestMemory> Unit<M> {
         caches.invalidate_all(clock);
         if let Some(audit) = audit {
             audit.emptied();
+        }
+        if let Some(gate) = gate {
+            gate.forget(|_| true);
         }
     }
 

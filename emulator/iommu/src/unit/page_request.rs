@@ -7,6 +7,7 @@ use svadev_spec::vtd::registers::PageRequestStatus;
 
 use super::Unit;
 use crate::address_space::Stages;
+use crate::gate::Point;
 use crate::interrupts::EventKind;
 use crate::page_request_queue::descriptor;
 use crate::request::{Request, RequestKind};
@@ -29,6 +30,15 @@ impl<M: GuestMemory> Unit<M> {
             return self.answer(&request, ResponseCode::Failure, ports);
         }
         self.forget_page(&as_request);
+        if self.holds(|| Point::PrqWrite(request)) {
+            return PageRequestOutcome::Accepted;
+        }
+        self.queue_page_request(request, ports)
+    }
+
+    /// Puts a page request that may be served into the queue. If there is no room, the unit answers it, or drops it.
+    pub(super) fn queue_page_request(&mut self, request: PageRequest, ports: &dyn Downstream) -> PageRequestOutcome {
+        let requester = request.requester;
         if self.page_requests.status.overflow() {
             return self.answer(&request, ResponseCode::Success, ports);
         }
@@ -83,8 +93,15 @@ impl<M: GuestMemory> Unit<M> {
         }
         self.counters.automatic_responses += 1;
         let response = PageGroupResponse { pasid: request.pasid, prg_index: request.prg_index, code };
-        ports.page_group_response(request.requester, response);
+        self.respond(request.requester, response, ports);
         PageRequestOutcome::Accepted
+    }
+
+    /// Sends the answer to a page request group to its function.
+    pub(super) fn respond(&mut self, to: Bdf, response: PageGroupResponse, ports: &dyn Downstream) {
+        if !self.holds(|| Point::PrgResponse { to, response }) {
+            ports.page_group_response(to, response);
+        }
     }
 
     fn drop_page_request(&mut self) -> PageRequestOutcome {
@@ -108,7 +125,7 @@ impl<M: GuestMemory> Unit<M> {
         status.set_pending(status.pending() && !clear.pending());
         status.set_overflow(status.overflow() && !clear.overflow());
         if *status == PageRequestStatus::new() {
-            self.page_request_event.serviced();
+            self.event_serviced(EventKind::PageRequest);
         }
     }
 }

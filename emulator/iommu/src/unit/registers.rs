@@ -117,7 +117,7 @@ impl<M: GuestMemory> Unit<M> {
             offset::FEUADDR => self.fault_event.upper_address = value,
             offset::ICS if value & 1 != 0 => {
                 self.queue.wait_completed = false;
-                self.invalidation_event.serviced();
+                self.event_serviced(EventKind::Invalidation);
             }
             offset::IECTL => self.write_event_control(EventKind::Invalidation, value, ports),
             offset::IEDATA => self.invalidation_event.data = value,
@@ -188,12 +188,16 @@ impl<M: GuestMemory> Unit<M> {
         if command.queued_invalidation_enable() != self.global.queued_invalidation_enable() {
             self.global.set_queued_invalidation_enable(command.queued_invalidation_enable());
             self.queue.restart();
+            self.forget_queue(ports);
             self.report(|observer| observer.abandoned());
             self.process_queue(ports);
         }
         if command.translation_enable() != self.global.translation_enable() {
             tracing::debug!(enable = command.translation_enable(), "translation");
             self.global.set_translation_enable(command.translation_enable());
+            if !command.translation_enable() {
+                self.forget_requests(ports);
+            }
         }
         // WBF has nothing to flush (CAP.RWBF is clear); IRE, SIRTP and CFI belong to interrupt remapping (ECAP.IR is clear).
     }

@@ -106,6 +106,8 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         Mutant::HeldInterruptForgotten => iommu(&["an_event_that_nobody_can_send_stays_pending"]),
         Mutant::CompletionEventNotRepeated => iommu(&["a_lost_completion_event_is_sent_again"]),
 
+        Mutant::DrainForgetsTheGate => iommu(&["a_held_page_request_is_not_drained"]),
+
         Mutant::IotlbIgnoresPasid => iommu(&["many_pasids_and_pages"]),
         Mutant::IotlbIgnoresDomain => iommu(&["pages_of_a_domain_take_no_first_stage"]),
         Mutant::PagingCachesIgnorePasid => iommu(&["paging_caches"]),

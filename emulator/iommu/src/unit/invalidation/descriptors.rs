@@ -14,6 +14,7 @@ use svadev_spec::vtd::registers::translation_table_mode;
 
 use crate::cache::CacheTag;
 use crate::config::MAX_ADDRESS_MASK;
+use crate::gate::Point;
 use crate::interrupts::EventKind;
 use crate::invalidation::Parked;
 use crate::observe::Scope;
@@ -233,8 +234,8 @@ impl<M: GuestMemory> Unit<M> {
         }
         let tag = self.queue.ledger.new_tag();
         match ports.invalidate(to, InvalidateRequest { tag, pasid, global, range }) {
-            InvalidateAck::Done => {}
-            InvalidateAck::Pending => self.queue.ledger.expect(tag, to),
+            InvalidateAck::Done if !self.holds(|| Point::DevTlbAck { from: to, tag }) => {}
+            InvalidateAck::Done | InvalidateAck::Pending => self.queue.ledger.expect(tag, to),
         }
         Step::Done
     }
@@ -242,10 +243,10 @@ impl<M: GuestMemory> Unit<M> {
     /// §6.5.2.8.
     ///
     /// Page request drain (PD, §7.10) asks that page requests which were under way before the wait are in the queue, or
-    /// answered, when it completes. They are, for two reasons. A page request enters the unit as one call of
-    /// `page_request(&mut self)`, which queues or answers it before it returns, so none is half-way while this function
-    /// holds `&mut self`. And a requester that was told to drop a translation sends no request for it once it has
-    /// acknowledged the invalidation, for which this wait waited.
+    /// answered, when it completes. They are, for three reasons. A page request enters the unit as one call of
+    /// `page_request(&mut self)`, which queues, answers or holds it before it returns, so none is half-way while this
+    /// function holds `&mut self`. The wait waits for those that the gate holds. And a requester that was told to drop
+    /// a translation sends no request for it once it has acknowledged the invalidation, for which this wait waited.
     fn wait(&mut self, low: Wait, high: u64, ports: &dyn Downstream) -> Result<Step, QueueError> {
         reserved(low.reserved0() || low.reserved1() != 0 || high & 3 != 0)?;
         if !self.queue.ledger.is_empty() && !mutant!(WaitBeforeAcknowledgements) {
@@ -254,17 +255,37 @@ impl<M: GuestMemory> Unit<M> {
             }
             return Ok(Step::Park(Parked::Wait));
         }
-        if low.status_write() {
-            self.memory.store_u32(GuestAddress(high), low.status_data()).map_err(|_| QueueError::Fetch)?;
+        if low.page_request_drain() && self.holds_page_requests() && !mutant!(DrainForgetsTheGate) {
+            return Ok(Step::Park(Parked::Drain));
+        }
+        let status = low.status_write().then(|| (high, low.status_data()));
+        if self.holds(|| Point::IqWait { status, interrupt: low.interrupt(), fence: low.fence() }) {
+            // Software does not know yet, but all invalidations so far are complete.
+            self.report(|observer| observer.completed());
+            return Ok(Step::Done);
+        }
+        self.complete_wait(status, low.interrupt(), ports)?;
+        self.report(|observer| observer.completed());
+        Ok(Step::Done)
+    }
+
+    /// Tells software that a wait is over: writes its status, and raises the completion event if it asks for it.
+    pub(in crate::unit) fn complete_wait(
+        &mut self,
+        status: Option<(u64, u32)>,
+        interrupt: bool,
+        ports: &dyn Downstream,
+    ) -> Result<(), QueueError> {
+        if let Some((address, data)) = status {
+            self.memory.store_u32(GuestAddress(address), data).map_err(|_| QueueError::Fetch)?;
         }
         self.counters.waits += 1;
-        self.report(|observer| observer.completed());
         // A second completion while IWC is set sends nothing: software has not looked at the first (§6.5.2.8).
-        if low.interrupt() && !self.queue.wait_completed {
+        if interrupt && !self.queue.wait_completed {
             self.queue.wait_completed = true;
             self.raise_event(EventKind::Invalidation, self.last_requester, ports);
         }
-        Ok(Step::Done)
+        Ok(())
     }
 
     /// §7.5.1.
@@ -292,9 +313,9 @@ impl<M: GuestMemory> Unit<M> {
             return Ok(Step::Done);
         }
         if mutant!(AnswerTwice) {
-            ports.page_group_response(to, response);
+            self.respond(to, response, ports);
         }
-        ports.page_group_response(to, response);
+        self.respond(to, response, ports);
         Ok(Step::Done)
     }
 }

@@ -2,11 +2,17 @@
 use svadev_fabric::{Bdf, Downstream, InvalidateTag};
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_mutation::mutant;
-use svadev_spec::vtd::invalidation::QueueError;
+use svadev_spec::vtd::invalidation::{DescriptorHeader, QueueError};
 
 use super::descriptors::Step;
+use crate::gate::Point;
 use crate::invalidation::{Acknowledged, Parked};
 use crate::unit::Unit;
+
+/// The type of a descriptor, all seven bits of it.
+fn descriptor_type(header: DescriptorHeader) -> u8 {
+    header.type_high() << 4 | header.type_low()
+}
 
 impl<M: GuestMemory> Unit<M> {
     /// Carries descriptors out until the queue is empty, parked, or stopped by an error. Bounded: the tail stands
@@ -15,8 +21,17 @@ impl<M: GuestMemory> Unit<M> {
         while self.global.queued_invalidation_enable()
             && !self.faults.queue_stopped()
             && self.queue.head != self.queue.tail
+            && !self.holds_queue()
         {
-            match self.next_descriptor().and_then(|descriptor| self.carry_out(descriptor, ports)) {
+            let descriptor = self.next_descriptor();
+            if let Ok([low, _]) = descriptor
+                && !self.queue.begun
+                && self.holds(|| Point::IqTake { descriptor_type: descriptor_type(low.into()) })
+            {
+                return;
+            }
+            self.queue.begun = true;
+            match descriptor.and_then(|descriptor| self.carry_out(descriptor, ports)) {
                 Ok(Step::Done) => {
                     self.queue.parked = None;
                     self.queue.advance();
@@ -36,17 +51,20 @@ impl<M: GuestMemory> Unit<M> {
                         self.queue.advance();
                         continue;
                     }
-                    self.counters.queue_errors += 1;
-                    self.queue.error.set_queue_error_information(error as u8);
-                    self.set_queue_status(
-                        |status| status.set_invalidation_queue_error(true),
-                        self.last_requester,
-                        ports,
-                    );
+                    self.stop_queue(error, ports);
                     return;
                 }
             }
         }
+    }
+
+    /// Stops the queue at its head with an error (IQE), until software clears that.
+    pub(in crate::unit) fn stop_queue(&mut self, error: QueueError, ports: &dyn Downstream) {
+        self.counters.queue_errors += 1;
+        // Software may put another descriptor in its place.
+        self.queue.begun = false;
+        self.queue.error.set_queue_error_information(error as u8);
+        self.set_queue_status(|status| status.set_invalidation_queue_error(true), self.last_requester, ports);
     }
 
     /// Reads the descriptor at the head. The third and fourth quadword of wide ones are reserved or software's.
@@ -69,6 +87,13 @@ impl<M: GuestMemory> Unit<M> {
     /// A function acknowledged an invalidation for which it had said [`svadev_fabric::InvalidateAck::Pending`].
     /// Goes on with a parked queue.
     pub fn invalidate_complete(&mut self, requester: Bdf, tag: InvalidateTag, ports: &dyn Downstream) {
+        if !self.holds(|| Point::DevTlbAck { from: requester, tag }) {
+            self.acknowledged(requester, tag, ports);
+        }
+    }
+
+    /// Counts an acknowledgement, and goes on with a queue that waited for it.
+    pub(in crate::unit) fn acknowledged(&mut self, requester: Bdf, tag: InvalidateTag, ports: &dyn Downstream) {
         match self.queue.ledger.acknowledge(requester, tag) {
             Acknowledged::Expected => {
                 if self.queue.parked.is_some() {
@@ -83,11 +108,10 @@ impl<M: GuestMemory> Unit<M> {
         }
     }
 
-    /// Gives up on acknowledgements that are missing, because those of `requester` took too long for the caller's
-    /// clock:
-    /// on its own and with them on all others (§6.5.2.10). A wait that waits for them is dropped without its status.
-    /// The queue stops until software clears FSTS.ITE. An invalidation that was not sent yet is sent then: software has
-    /// no sign that it was not. Nothing happens when no acknowledgement of `requester` is missing.
+    /// Gives up on every acknowledgement that is missing, because those of `requester` took too long for the caller's
+    /// clock (§6.5.2.10). A wait that waits for them is dropped without its status. The queue stops until software
+    /// clears FSTS.ITE. An invalidation that was not sent yet is sent then: software has no sign that it was not. If no
+    /// acknowledgement of `requester` is missing, nothing happens.
     pub fn invalidate_timed_out(&mut self, requester: Bdf, ports: &dyn Downstream) {
         if !self.queue.ledger.waits_for(requester) {
             return;

@@ -75,8 +75,8 @@ impl Machine {
     }
 }
 
-/// `2026-11-21 16:04 UTC` from seconds since 1970: days are counted in years that begin in March, so that a leap day is the last
-/// of its year.
+/// `2026-11-21 16:04 UTC` from seconds since 1970: days are counted in years that begin in March, so that a leap day is
+/// the last of its year.
 fn date(seconds: u64) -> String {
     let (days, minutes) = (seconds / 86_400, seconds / 60 % 1440);
     // Day 0 is 0000-03-01; an era has 400 years and 146,097 days.

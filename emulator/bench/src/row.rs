@@ -126,8 +126,8 @@ impl Goal {
         }
     }
 
-    /// The target of a row that names only the goal, as the guest's do. G1 to G3 and G5 to G7 are about the host, and what a
-    /// guest says about them has no target.
+    /// The target of a row that names only the goal, as the guest's do. G1 to G3 and G5 to G7 are about the host, and
+    /// what a guest says about them has no target.
     pub const fn of_guest(self) -> Option<Target> {
         match self {
             Self::G4 => Some(Target::ratio_at_least(8.0)),

@@ -1,4 +1,5 @@
-//! Identifiers and address kinds, one type each, so that the compiler tells a guest-physical address from a virtual one.
+//! Identifiers and address kinds, one type each, so that the compiler tells a guest-physical address from a virtual
+//! one.
 use core::fmt;
 
 /// A number that does not fit the identifier it was meant for.

@@ -1,11 +1,20 @@
-//! What passes between a PCI function and the IOMMU in front of it: the PCIe transactions of address translation, and
-//! nothing else. Neither side knows the other's type; `svadev` (or the simulated world) connects them.
+//! What passes between a PCI function and whoever translates for it: the PCIe transactions of address translation.
+//!
+//! This crate knows the messages, the identifiers in them and the two port traits. It must not know a function or an
+//! IOMMU. Neither of them knows the other's type: `svadev-host` connects them.
 //!
 //! ```text
 //!   function ── TranslationRequest, PageRequest, InvalidateCompletion ──▶ IOMMU     trait [`Upstream`]
 //!   function ◀── InvalidateRequest, PageGroupResponse ─────────────────── IOMMU     trait [`Downstream`]
 //!                                     message interrupts (MSI) ◀───────── IOMMU     trait [`Downstream`]
 //! ```
+//!
+//! The path: a function asks [`Upstream::translate`]. If the answer has no rights, it sends [`Upstream::page_request`]
+//! and gets [`Downstream::page_group_response`] later. When the guest changes a table, the IOMMU sends
+//! [`Downstream::invalidate`].
+//!
+//! Where new things go: a transaction is a type in `messages.rs` and a method of the trait of its receiver; an
+//! identifier is a type in `ids.rs`; a second translation source is a [`SourceId`].
 //!
 //! # The invalidation contract
 //! [`Downstream::invalidate`] never waits. [`InvalidateAck::Done`] means that no access through an older translation is
@@ -51,8 +60,8 @@ pub trait Downstream {
     /// PRG Response message (PCIe 6.0 §10.4.2) to one function. A response nobody waits for is dropped there.
     fn page_group_response(&self, to: Bdf, response: PageGroupResponse);
 
-    /// A memory write to the interrupt address range. `via` is the function whose traffic caused it, where there is one:
-    /// the IOMMU's own function cannot be used, since Linux never enables its bus mastering.
+    /// A memory write to the interrupt address range. `via` is the function whose traffic caused it, where there is
+    /// one: the IOMMU's own function cannot be used, since Linux never enables its bus mastering.
     ///
     /// [`Delivery::Held`] means that nobody could send it: no function may master the bus. The IOMMU keeps it pending
     /// and asks again.

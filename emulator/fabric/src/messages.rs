@@ -22,7 +22,8 @@ impl Access {
     /// A user-mode read and write.
     pub const READ_WRITE: Self = Self { read: true, write: true, execute: false, privileged: false };
 
-    /// Whether everything in `wanted` is allowed here. Privilege is a property of the request, not a right: not compared.
+    /// Whether everything in `wanted` is allowed here. Privilege is a property of the request, not a right: not
+    /// compared.
     pub const fn allows(self, wanted: Self) -> bool {
         (self.read || !wanted.read) && (self.write || !wanted.write) && (self.execute || !wanted.execute)
     }
@@ -146,7 +147,8 @@ pub struct PageGroupResponse {
     pub code: ResponseCode,
 }
 
-/// ITag of an invalidation (PCIe 6.0 §10.3.1). Wider than the 5 bits on the wire, so that none is ever reused in flight.
+/// ITag of an invalidation (PCIe 6.0 §10.3.1). Wider than the 5 bits on the wire, so that none is ever reused in
+/// flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InvalidateTag {
     /// Who invalidates. Each source counts for itself, and the completion goes back to it.

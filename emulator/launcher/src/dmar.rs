@@ -86,8 +86,8 @@ pub struct TableFile<'a> {
 }
 
 impl<'a> TableFile<'a> {
-    /// Keeps the file if it is a table of this machine, else writes a new one. Without a file, only tells the user where
-    /// the unit is.
+    /// Keeps the file if it is a table of this machine, else writes a new one. Without a file, only tells the user
+    /// where the unit is.
     pub fn open(file: Option<&'a Path>, topology: &'a Topology) -> Outcome<Self> {
         let mut table = Self { file, topology, address: UNKNOWN_ADDRESS };
         let Some(path) = file else { return Ok(table) };

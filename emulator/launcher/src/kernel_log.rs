@@ -1,8 +1,9 @@
 //! The guest kernel's log: what in it means that something went wrong.
 //!
 //! A test that provokes such a line on purpose writes `svadev-test: begin <name> expects <dmar-fault|warn>` before and
-//! `svadev-test: end <name>` after it to `/dev/kmsg` (docs/design/0001-foundations.md). Lines of the expected kind between
-//! the two are fine; if none comes, that is a finding too. `allows` instead of `expects` is for a race that may go either way.
+//! `svadev-test: end <name>` after it to `/dev/kmsg` (docs/design/0001-foundations.md). Lines of the expected kind
+//! between the two are fine; if none comes, that is a finding too. `allows` instead of `expects` is for a race that may
+//! go either way.
 use std::collections::VecDeque;
 
 /// Lines that are shown when the guest failed.

@@ -1,5 +1,5 @@
-//! KVM or TCG. KVM is used only after a probe has booted a kernel with it: a host can have a `/dev/kvm` that opens and yet
-//! cannot run one.
+//! KVM or TCG. KVM is used only after a probe has booted a kernel with it: a host can have a `/dev/kvm` that opens and
+//! yet cannot run one.
 use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;

@@ -18,8 +18,8 @@ const MAX_ENGINES: i64 = 16;
 const MAX_VECTORS: i64 = 64;
 /// Highest number of a host CPU: `CPU_SETSIZE` less one (sched_setaffinity(2)).
 const MAX_CPU: i64 = 1023;
-/// A wake through an eventfd costs about 70 µs on two cores, and a trapped doorbell as much again; a submission that follows
-/// a completion comes within a few µs.
+/// A wake through an eventfd costs about 70 µs on two cores, and a trapped doorbell as much again; a submission that
+/// follows a completion comes within a few µs.
 const DEFAULT_SPIN_US: i64 = 50;
 /// Longest spin, µs: a second.
 const MAX_SPIN_US: i64 = 1_000_000;
@@ -63,13 +63,13 @@ pub struct IommuFunction {
     pub bdf: Bdf,
     /// How much the unit remembers.
     pub caching: Caching,
-    /// Check what is cached against the tables, and take a change that lasts for so many milliseconds without an invalidation for a
-    /// mistake of the guest's.
+    /// Check what is cached against the tables, and take a change that lasts for so many milliseconds without an
+    /// invalidation for a mistake of the guest's.
     pub audit_limit_ms: Option<u64>,
 }
 
-/// [`IommuFunction::audit_limit_ms`] where nothing is said. A process that is preempted between a change and its flush, on a host
-/// that gives the guest little time, took a little over 100 ms.
+/// [`IommuFunction::audit_limit_ms`] where nothing is said. A process that is preempted between a change and its flush,
+/// on a host that gives the guest little time, took a little over 100 ms.
 pub const AUDIT_LIMIT_MS: u64 = 500;
 
 /// How much the unit remembers: [`svadev_iommu::Caching`] as people write it.

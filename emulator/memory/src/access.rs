@@ -31,8 +31,8 @@ pub enum MemoryError {
 ///
 /// # Lifetime (rule L10)
 /// The pointer stays valid until whoever owns the memory map has removed the region from it *and* has then heard from
-/// every holder of windows that it uses none of them any more. A holder gives that word only between two pieces of work,
-/// after dropping every window it kept: see `svadev_accelerator` on `memory_changed`.
+/// every holder of windows that it uses none of them any more. A holder gives that word only between two pieces of
+/// work, after dropping every window it kept: see `svadev_accelerator` on `memory_changed`.
 #[derive(Clone, Copy, Debug)]
 pub struct HostWindow {
     /// First byte, where `gpa` is.
@@ -47,8 +47,8 @@ pub struct HostWindow {
     pub writable: bool,
 }
 
-// SAFETY: a window is an address and a length; its users promise volatile or atomic accesses, which are as good from one
-// thread as from another.
+// SAFETY: a window is an address and a length; its users promise volatile or atomic accesses, which are as good from
+// one thread as from another.
 unsafe impl Send for HostWindow {}
 // SAFETY: as above.
 unsafe impl Sync for HostWindow {}
@@ -64,11 +64,12 @@ pub trait GuestMemory: Send + Sync {
         Self: 'a;
 
     /// The memory as it is mapped now, for a run of accesses: cheaper than one by one, and no change of the map falls
-    /// between them. What is `kept` makes the next view cheap, and may keep files mapped that are unmapped meanwhile: whoever keeps it
-    /// replaces it by the default when it hears that the map has changed.
+    /// between them. What is `kept` makes the next view cheap, and may keep files mapped that are unmapped meanwhile:
+    /// whoever keeps it replaces it by the default when it hears that the map has changed.
     fn view<'a>(&'a self, kept: &'a mut Self::Kept) -> Self::View<'a>;
 
-    /// Fills `buf` from `gpa`. May tear against concurrent stores of the guest; nothing is promised about `buf` on error.
+    /// Fills `buf` from `gpa`. May tear against concurrent stores of the guest; nothing is promised about `buf` on
+    /// error.
     fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError>;
 
     /// Writes `buf` to `gpa`. On error, some of it may have been written.

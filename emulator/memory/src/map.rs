@@ -163,8 +163,8 @@ impl Entry {
         self.backing.as_ref().ok_or(MemoryError::Unreachable(gpa))
     }
 
-    /// Does `access` to the `len` bytes at `gpa`, all of them in this region. An access that met bytes that are lost is an
-    /// error, whether that was known before or turned out on the way.
+    /// Does `access` to the `len` bytes at `gpa`, all of them in this region. An access that met bytes that are lost is
+    /// an error, whether that was known before or turned out on the way.
     #[inline]
     fn access<T>(
         &self,
@@ -326,7 +326,8 @@ impl MemoryMap {
         Ok(())
     }
 
-    /// Removes every region in `gpa..gpa + size`, of which there must be one at least and none that is only partly there.
+    /// Removes every region in `gpa..gpa + size`, of which there must be one at least and none that is only partly
+    /// there.
     pub fn unmap(&self, gpa: GuestAddress, size: u64) -> Result<Retired, UnmapError> {
         if size == 0 {
             return Err(UnmapError::Empty);
@@ -367,9 +368,9 @@ impl MemoryMap {
         Retired { regions: old.regions.clone() }
     }
 
-    /// A number that changes whenever a [`HostWindow`] may have become stale: with every change of the map, and with every
-    /// loss to a truncated file. A window is good if this was read before [`GuestMemory::window`] and is the same now.
-    /// After an access through a window, the same number says that the access saw no memory that was lost.
+    /// A number that changes whenever a [`HostWindow`] may have become stale: with every change of the map, and with
+    /// every loss to a truncated file. A window is good if this was read before [`GuestMemory::window`] and is the same
+    /// now. After an access through a window, the same number says that the access saw no memory that was lost.
     pub fn generation(&self) -> u64 {
         // Both only grow, so their sum changes when either does.
         self.generation.load(Ordering::Acquire).wrapping_add(sigbus::losses())
@@ -492,9 +493,9 @@ impl GuestMemory for MemoryView {
     }
 }
 
-/// The last view of a [`MemoryMap`] that someone had, who takes it again if the map has not changed: that costs one load, where a
-/// look at what may be replaced at any moment takes atomic operations that processors do nothing else beside. As long as it is kept, what
-/// was unmapped meanwhile stays mapped.
+/// The last view of a [`MemoryMap`] that someone had, who takes it again if the map has not changed: that costs one
+/// load, where a look at what may be replaced at any moment takes atomic operations that processors do nothing else
+/// beside. As long as it is kept, what was unmapped meanwhile stays mapped.
 #[derive(Debug, Default)]
 pub struct KeptView(Option<Arc<MemoryView>>);
 

@@ -1,8 +1,8 @@
 //! Files of guest memory in our address space: one mapping a file, whoever sends it and however often.
 //!
-//! Firmware remaps guest memory dozens of times, and every function of the process is told of all of it. Each time the same
-//! few files come, under new descriptors and with other offsets. Mapping a file once, whole, makes a region a matter of
-//! arithmetic, keeps host addresses stable, and leaves one set of host page tables.
+//! Firmware remaps guest memory dozens of times, and every function of the process is told of all of it. Each time the
+//! same few files come, under new descriptors and with other offsets. Mapping a file once, whole, makes a region a
+//! matter of arithmetic, keeps host addresses stable, and leaves one set of host page tables.
 #![allow(unsafe_code, reason = "files are mapped, unmapped, and seen as volatile slices here")]
 
 use std::collections::HashMap;
@@ -73,7 +73,8 @@ pub(crate) struct Mapping {
     guard: Option<Guarded>,
 }
 
-// SAFETY: the memory belongs to the mapping wherever it is used from; it is accessed by volatile and atomic operations only.
+// SAFETY: the memory belongs to the mapping wherever it is used from; it is accessed by volatile and atomic operations
+// only.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -96,8 +97,8 @@ impl Mapping {
         let base = unsafe { mmap(None, length, rights, flags, fd, 0) }.map_err(failed("mmap"))?;
         // From here on `mapping` unmaps it on every path.
         let mut mapping = Self { base: base.cast(), len, guard: None };
-        // SAFETY: the range was just mapped; the advice changes nothing but core dumps, where a guest's memory has no place.
-        // A kernel that refuses it dumps more, no worse.
+        // SAFETY: the range was just mapped; the advice changes nothing but core dumps, where a guest's memory has no
+        // place. A kernel that refuses it dumps more, no worse.
         let _ = unsafe { madvise(base, len, MmapAdvise::MADV_DONTDUMP) };
         mapping.guard = Some(Guarded::new(base.as_ptr() as usize, len, page).map_err(|error| match error {
             GuardError::Full => MappingError::TooMany,
@@ -117,12 +118,14 @@ impl Mapping {
     #[inline]
     pub(crate) fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
-        // SAFETY: inside the mapping, as asserted, and the slice's lifetime is a borrow of the mapping. Who writes through
-        // it has asked the region for the right, and a region with that right is only made on a writable mapping.
+        // SAFETY: inside the mapping, as asserted, and the slice's lifetime is a borrow of the mapping. Who writes
+        // through it has asked the region for the right, and a region with that right is only made on a writable
+        // mapping.
         unsafe { VolatileSlice::new(self.base.add(offset).as_ptr(), len) }
     }
 
-    /// Offset of the first byte known to be lost, `usize::MAX` if there is none. Asked after an access, it covers that one.
+    /// Offset of the first byte known to be lost, `usize::MAX` if there is none. Asked after an access, it covers that
+    /// one.
     pub(crate) fn lost_from(&self) -> usize {
         self.guard.as_ref().map_or(NOTHING_LOST, Guarded::lost_from)
     }
@@ -163,8 +166,8 @@ impl Words {
             return None;
         }
         let at = usize::try_from(at).ok()?;
-        // SAFETY: inside the piece and aligned (above), since the mapping begins at a page and the piece, too; mapped as long as
-        // `_mapping` lives, and accessed by atomics or volatile operations only.
+        // SAFETY: inside the piece and aligned (above), since the mapping begins at a page and the piece, too; mapped
+        // as long as `_mapping` lives, and accessed by atomics or volatile operations only.
         let value = unsafe { AtomicU64::from_ptr(self.first.add(at).as_ptr().cast()) }.load(Ordering::Acquire);
         let lost_from = self.guard.map_or(NOTHING_LOST, Slot::lost_from);
         // Both lie in the mapping: the sum is far from wrapping.
@@ -176,8 +179,8 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // First the slot, while the addresses are still ours: they could be another mapping's a moment after.
         drop(self.guard.take());
-        // SAFETY: `base` and `len` are those of `mmap`; nobody borrows from a value that is being dropped, and holders of
-        // windows have given their word before the last `Arc` went (`HostWindow`, `Retired`).
+        // SAFETY: `base` and `len` are those of `mmap`; nobody borrows from a value that is being dropped, and holders
+        // of windows have given their word before the last `Arc` went (`HostWindow`, `Retired`).
         unsafe { munmap(self.base.cast(), self.len) }.expect("unmapping what was mapped cannot fail");
     }
 }

@@ -1,17 +1,19 @@
 //! A truncated file must not kill the process.
 //!
-//! An access beyond the end of a mapped file raises `SIGBUS` (mmap(2)). Guest memory belongs to another process, which may
-//! truncate it under our hands unless the file carries `F_SEAL_SHRINK`. The handler here puts zero pages over what was
-//! lost, notes from which offset on, and returns: the access that faulted ends, and the code around it sees the note.
+//! An access beyond the end of a mapped file raises `SIGBUS` (mmap(2)). Guest memory belongs to another process, which
+//! may truncate it under our hands unless the file carries `F_SEAL_SHRINK`. The handler here puts zero pages over what
+//! was lost, notes from which offset on, and returns: the access that faulted ends, and the code around it sees the
+//! note.
 //!
 //! # What the handler may rely on (rule L10)
 //! It runs in the middle of anything. It takes no lock, allocates nothing, and calls only what is async-signal-safe
-//! (signal-safety(7)) or a plain system call (`mmap`, `sigaction`). It finds the mapping in a fixed table whose slots are
-//! guarded by a sequence number each. The slot of the address that faulted cannot change meanwhile: whoever accesses a
-//! mapping holds it, and a slot is given back only when its mapping is dropped. Other slots may change under it.
+//! (signal-safety(7)) or a plain system call (`mmap`, `sigaction`). It finds the mapping in a fixed table whose slots
+//! are guarded by a sequence number each. The slot of the address that faulted cannot change meanwhile: whoever
+//! accesses a mapping holds it, and a slot is given back only when its mapping is dropped. Other slots may change under
+//! it.
 //!
-//! Addresses that are not ours, and causes other than an address beyond the file, go to the handler that was there before
-//! (Rust's own stack-overflow handler, usually) or to the default action.
+//! Addresses that are not ours, and causes other than an address beyond the file, go to the handler that was there
+//! before (Rust's own stack-overflow handler, usually) or to the default action.
 #![allow(unsafe_code, reason = "a signal handler reads its arguments and remaps memory")]
 
 use std::cell::UnsafeCell;
@@ -40,7 +42,8 @@ static TABLE_WRITERS: Mutex<()> = Mutex::new(());
 /// How many times something was lost in this process.
 static LOSSES: AtomicU64 = AtomicU64::new(0);
 
-/// How many times this process lost guest memory to a truncated file. Changes before any access can see what replaced it.
+/// How many times this process lost guest memory to a truncated file. Changes before any access can see what replaced
+/// it.
 pub(crate) fn losses() -> u64 {
     LOSSES.load(Ordering::Acquire)
 }

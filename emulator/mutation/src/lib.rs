@@ -1,15 +1,22 @@
-//! Bugs on purpose, to see that the checks notice. Product code asks at each place where one can be planted:
+//! Bugs that can be planted in product code, to see whether the tests notice. Code asks at each place of a bug:
 //!
 //! ```text
 //! if !self.outstanding.is_empty() && !mutant!(WaitBeforeAcknowledgements) {
 //! ```
 //!
-//! Without the feature `mutants` the answer is the constant `false` and nothing of this is compiled in. With it, which only the test
-//! `score` turns on and which does not build in release, it is `true` for the one bug that the environment variable `SVADEV_MUTANT`
-//! names. Write a place so that the question is asked only where the answer matters: the first *yes* of a process is reported on its
-//! standard error, and a bug whose place was never reached was not caught, whatever failed.
+//! This crate knows the names of the bugs and which one is planted. It must not know the code that asks: product crates
+//! depend on it.
 //!
-//! `docs/proofs.md` says how the score is made.
+//! Without the feature `mutants` the answer is the constant `false`, so nothing of this is compiled in. Only the test
+//! `score` turns the feature on, and the feature does not build in release. With it, the answer is `true` for the one
+//! bug that the environment variable `SVADEV_MUTANT` names.
+//!
+//! The path: `tests/score` builds the product crates with the feature. For each bug it runs the test that must catch
+//! it. The first `true` of a process is reported on its standard error. If a bug's place was not reached, the bug
+//! counts as not caught, whatever failed. So write a place so that the question is asked only where the answer matters.
+//!
+//! Where new things go: a bug's name in `list.rs`, its place beside the right code, and the test that catches it in
+//! `tests/score/checks.rs`. `docs/proofs.md` says how the score is made.
 #![forbid(unsafe_code)]
 
 #[cfg(all(feature = "mutants", not(debug_assertions)))]
@@ -18,7 +25,7 @@ compile_error!("the feature `mutants` plants bugs: it is for the tests of the mu
 mod list;
 pub use list::Mutant;
 
-/// Whether the bug with this name is planted: see the crate.
+/// Whether the bug with this name is planted. The crate's head page describes how to use it.
 #[macro_export]
 macro_rules! mutant {
     ($name:ident) => {
@@ -54,7 +61,7 @@ mod planted {
 
     use super::{Mutant, REACHED, SELECTION};
 
-    /// See [`mutant!`](crate::mutant).
+    /// Whether this bug is planted. Reports it on standard error the first time.
     #[must_use]
     pub fn is_planted(mutant: Mutant) -> bool {
         static SELECTED: OnceLock<Option<Mutant>> = OnceLock::new();
@@ -67,7 +74,8 @@ mod planted {
             return false;
         }
         if !SAID.swap(true, Ordering::Relaxed) {
-            // Not `eprintln!`: the test harness keeps what that prints of a test that passes. A closed standard error is no reason to fail.
+            // Not `eprintln!`: the test harness hides what that prints in a test that passes. If standard error is
+            // closed, nothing is lost.
             let _ = writeln!(std::io::stderr(), "\n{REACHED}{mutant:?}");
         }
         true

@@ -1,11 +1,12 @@
 //! The svadev accelerator as its driver and its programs see it: BARs, registers, doorbells, descriptors, completions.
 //!
 //! This is the ABI. `docs/device-reference.md` says it in prose, `guest-tests/driver/svadev_hw.h` says it in C, and a
-//! test compares all three. All integers are little-endian; every reserved field must be zero, and the device checks it.
+//! test compares all three. All integers are little-endian; every reserved field must be zero, and the device checks
+//! it.
 //!
 //! A *queue* is a pair of rings in memory: the submission ring holds [`Descriptor`]s that software writes, the
-//! completion ring holds [`Completion`]s that the device writes. Ring indexes run freely over 32 bits; an entry's slot is
-//! `index & (size - 1)`. A queue is one of two kinds, by its [`QueuePasid`] register:
+//! completion ring holds [`Completion`]s that the device writes. Ring indexes run freely over 32 bits; an entry's slot
+//! is `index & (size - 1)`. A queue is one of two kinds, by its [`QueuePasid`] register:
 //! - a *user queue* belongs to one PASID: rings, operands and results are virtual addresses of that process;
 //! - a *kernel queue* has none: its rings are the driver's own DMA addresses (requests without PASID), and each
 //!   descriptor names the PASID its operands belong to ([`Descriptor::pasid`]).
@@ -26,8 +27,8 @@ pub const PCI_CLASS_IOMMU: u32 = 0x08_06_00;
 
 /// BAR (64-bit) of an accelerator's trapped registers, [`regs`].
 pub const BAR_REGISTERS: u32 = 0;
-/// BAR (64-bit) of the doorbells: first half shared memory, one [`doorbell`] page a queue; second half trapped, one wake
-/// page a queue. A write of any size and value to queue `n`'s wake page does what [`regs::WAKE`] ← `n` does.
+/// BAR (64-bit) of the doorbells: first half shared memory, one [`doorbell`] page a queue; second half trapped, one
+/// wake page a queue. A write of any size and value to queue `n`'s wake page does what [`regs::WAKE`] ← `n` does.
 pub const BAR_DOORBELLS: u32 = 2;
 /// BAR (64-bit) of the MSI-X table (offset 0) and pending-bit array (offset [`MSIX_PBA_OFFSET`]).
 pub const BAR_MSIX: u32 = 4;
@@ -37,10 +38,11 @@ pub const MSIX_PBA_OFFSET: u32 = 0x1000;
 pub const BAR_MSIX_SIZE: u64 = 0x2000;
 /// BAR (64-bit) of the IOMMU function that holds the unit's registers; nothing of the function is memory-mapped.
 pub const BAR_UNIT: u32 = 0;
-/// Size of [`BAR_UNIT`], bytes: one page, all of the unit's registers being in it (VT-d 4.1 §11.4). 32-bit, so that firmware
-/// puts it below 4 GiB whatever the guest's size.
+/// Size of [`BAR_UNIT`], bytes: one page, all of the unit's registers being in it (VT-d 4.1 §11.4). 32-bit, so that
+/// firmware puts it below 4 GiB whatever the guest's size.
 pub const BAR_UNIT_SIZE: u64 = 0x1000;
-/// Size of [`BAR_DOORBELLS`], bytes, for so many queues: a power of two, as BARs are. The wake pages start in its middle.
+/// Size of [`BAR_DOORBELLS`], bytes, for so many queues: a power of two, as BARs are. The wake pages start in its
+/// middle.
 pub const fn bar_doorbells_size(queues: u32) -> u64 {
     2 * DOORBELL_STRIDE * (queues as u64).next_power_of_two()
 }
@@ -120,8 +122,9 @@ pub mod regs {
 
 /// Offsets in a queue's doorbell page: plain memory shared by guest and device, so a load or a store never traps.
 ///
-/// What software writes, what the device writes all the time, and what it hardly ever writes but software reads at each submission are
-/// 128 bytes apart: processors move lines of 64 bytes between their caches, and fetch the other half of 128 with them.
+/// What software writes, what the device writes all the time, and what it hardly ever writes but software reads at each
+/// submission are 128 bytes apart: processors move lines of 64 bytes between their caches, and fetch the other half of
+/// 128 with them.
 pub mod doorbell {
     /// u32, written by software: free-running index one past the last descriptor written.
     pub const SQ_TAIL: u64 = 0x00;
@@ -131,8 +134,9 @@ pub mod doorbell {
     pub const SQ_HEAD: u64 = 0x80;
     /// u32, written by the device: free-running index one past the last completion written.
     pub const CQ_TAIL: u64 = 0x84;
-    /// u32, written by the device: not 0 when its engine sleeps, or has stopped looking at a queue that was long idle. After a store to `SQ_TAIL` or `CQ_HEAD` and a full
-    /// fence, software that reads not 0 here must write the wake page (or [`super::regs::WAKE`]).
+    /// u32, written by the device: not 0 when its engine sleeps, or has stopped looking at a queue that was long idle.
+    /// After a store to `SQ_TAIL` or `CQ_HEAD` and a full fence, software that reads not 0 here must write the wake
+    /// page (or [`super::regs::WAKE`]).
     pub const ARMED: u64 = 0x100;
 }
 
@@ -187,9 +191,9 @@ pub struct Command {
 
 /// Values of [`Command::opcode`].
 pub mod command {
-    /// Complete all work of the PASID as [`super::Code::Aborted`], drop its translations, and end only when no access of
-    /// the function for that PASID can still be under way, and the IOMMU has answered every page request that was sent for
-    /// it (or the time for page requests is over). The answers change nothing.
+    /// Complete all work of the PASID as [`super::Code::Aborted`], drop its translations, and end only when no access
+    /// of the function for that PASID can still be under way, and the IOMMU has answered every page request that was
+    /// sent for it (or the time for page requests is over). The answers change nothing.
     pub const ABORT_PASID: u8 = 1;
     /// End when all work of the PASID that was in a ring when the command was written has completed.
     pub const DRAIN_PASID: u8 = 2;
@@ -345,7 +349,8 @@ pub mod opcode {
     /// `operand` (0 to start).
     pub const CRC32C: u8 = 5;
     /// Translate `length` bytes at `src` ahead, so that later accesses hit the engine's device TLB: for reading, or for
-    /// writing with 1 in `operand`. Pages that are not there are asked for, as any operand's. No byte is read or written.
+    /// writing with 1 in `operand`. Pages that are not there are asked for, as any operand's. No byte is read or
+    /// written.
     pub const PREFETCH: u8 = 6;
     /// Forget the translations of `length` bytes at `src` in the device TLB of the queue's engine. Never faults.
     pub const DROP: u8 = 7;

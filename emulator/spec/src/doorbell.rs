@@ -1,4 +1,5 @@
-//! How a queue's submitter and its engine use the doorbell page, so that no submission finds the engine asleep for ever.
+//! How a queue's submitter and its engine use the doorbell page, so that no submission finds the engine asleep for
+//! ever.
 //!
 //! ```text
 //!   submitter                         engine that wants to sleep
@@ -7,8 +8,8 @@
 //!   load ARMED; not 0: wake           load SQ_TAIL; moved: do not sleep
 //! ```
 //! Each stores, fences, then loads what the other stores: at least one of the two sees the other. The same holds of
-//! `CQ_HEAD` where the engine waits for room in the completion ring. Both sides of this repository call what is here, and the
-//! model that is checked for every interleaving calls it too.
+//! `CQ_HEAD` where the engine waits for room in the completion ring. Both sides of this repository call what is here,
+//! and the model that is checked for every interleaving calls it too.
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 /// A little-endian word of a doorbell page. [`AtomicU32`] is one; a model checker's is another.
@@ -48,8 +49,8 @@ pub fn observe<W: Word>(word: &W) -> u32 {
     u32::from_le(word.load(Ordering::Acquire))
 }
 
-/// Submitter, after it has published `SQ_TAIL` or `CQ_HEAD`: whether the engine sleeps, perhaps without having seen that, and
-/// must be woken. `armed` is the word [`super::device::doorbell::ARMED`].
+/// Submitter, after it has published `SQ_TAIL` or `CQ_HEAD`: whether the engine sleeps, perhaps without having seen
+/// that, and must be woken. `armed` is the word [`super::device::doorbell::ARMED`].
 #[inline]
 #[must_use = "an engine that sleeps does not look at its doorbells"]
 pub fn must_wake<W: Word>(armed: &W) -> bool {

@@ -1,4 +1,4 @@
-//! Layouts, and only layouts: what stands in configuration space, in registers, in guest memory and on the wire.
+//! Layouts of configuration space, registers, tables in guest memory, and messages, each with its document and section.
 //!
 //! | module | document |
 //! | --- | --- |
@@ -7,8 +7,15 @@
 //! | [`vfio_user`] | vfio-user protocol specification 0.9.2 (QEMU `docs/interop/vfio-user.rst`) |
 //! | [`device`] | this project's accelerator (`docs/device-reference.md`) |
 //!
-//! A layout is a typed view of an integer or of bytes. What a field *means* is decided in the crates above this one, but for
-//! the order in which a doorbell page is accessed ([`doorbell`]): both its sides must keep to that.
+//! A layout is a typed view of an integer or of bytes. This crate knows names, offsets, bits and sizes. It must not
+//! know what a field causes: the crates above decide that. The one algorithm here is the order in which a doorbell page
+//! is accessed ([`doorbell`]), since the device, the guest library and the kernel module must all keep it.
+//!
+//! The path: a crate reads a word or a message and makes the layout's type of it (`From<u64>`, `FromBytes`). It tests
+//! or changes fields by name, and turns the value into a word or bytes again.
+//!
+//! Where new things go: a register or table entry in the module of its document, with the section in its doc line; a
+//! register, opcode or descriptor field of our device in [`device`], and in `docs/device-reference.md`.
 #![no_std]
 #![forbid(unsafe_code)]
 

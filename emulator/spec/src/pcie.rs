@@ -1,13 +1,14 @@
 //! PCI configuration space: offsets and registers.
 //!
-//! Sections without another name are of the PCI Express Base Specification, revision 6.0; "PCI 3.0" is the PCI Local Bus
-//! Specification, revision 3.0. Registers are given with the access that software has: RO, RW, RW1C (a written 1 clears);
-//! fields named `__` are reserved, and read 0.
+//! Sections without another name are of the PCI Express Base Specification, revision 6.0; "PCI 3.0" is the PCI Local
+//! Bus Specification, revision 3.0. Registers are given with the access that software has: RO, RW, RW1C (a written 1
+//! clears); fields named `__` are reserved, and read 0.
 use bitfield_struct::bitfield;
 
 /// Size of a function's configuration space, bytes (§7.2).
 pub const CONFIG_SPACE_SIZE: usize = 4096;
-/// Size of the part that PCI has too, bytes; capabilities are linked below this, extended capabilities from here on (§7.2).
+/// Size of the part that PCI has too, bytes; capabilities are linked below this, extended capabilities from here on
+/// (§7.2).
 pub const PCI_CONFIG_SPACE_SIZE: u16 = 256;
 
 /// Offsets in the type 0 header (§7.5.1.1, §7.5.1.2).
@@ -178,7 +179,8 @@ pub mod pci_express {
     pub const DEVICE_CAPABILITIES_2: u16 = 0x24;
     /// RW, 16: [`super::DeviceControl2`].
     pub const DEVICE_CONTROL_2: u16 = 0x28;
-    /// Size of version 2 of the capability, bytes. Link, slot and root registers are 0 in a root complex integrated endpoint.
+    /// Size of version 2 of the capability, bytes. Link, slot and root registers are 0 in a root complex integrated
+    /// endpoint.
     pub const SIZE: u16 = 0x3c;
 }
 

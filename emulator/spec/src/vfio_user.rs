@@ -1,9 +1,10 @@
 //! vfio-user messages: header, commands, payloads.
 //!
-//! Source: vfio-user Protocol Specification, version 0.9.2 (QEMU `docs/interop/vfio-user.rst`), cited below as *vfio-user*
-//! and the section's title. It takes structures and flags from `<linux/vfio.h>`, cited as *vfio.h*.
+//! Source: vfio-user Protocol Specification, version 0.9.2 (QEMU `docs/interop/vfio-user.rst`), cited below as
+//! *vfio-user* and the section's title. It takes structures and flags from `<linux/vfio.h>`, cited as *vfio.h*.
 //!
-//! All integers are in the host's byte order (*vfio-user*, "Protocol Specification"). Every payload follows a [`Header`].
+//! All integers are in the host's byte order (*vfio-user*, "Protocol Specification"). Every payload follows a
+//! [`Header`].
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -83,7 +84,8 @@ pub struct Header {
     pub error: u32,
 }
 
-/// Fixed part of a VERSION request and reply; optional JSON text, ended by NUL, follows. *vfio-user* "VFIO_USER_VERSION".
+/// Fixed part of a VERSION request and reply; optional JSON text, ended by NUL, follows. *vfio-user*
+/// "VFIO_USER_VERSION".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Version {

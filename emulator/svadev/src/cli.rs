@@ -289,11 +289,9 @@ pub(crate) struct DemoArgs {
 
 /// `svadev bench`
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Exit status: 0 everything was measured, whatever the verdicts (with --compare: whatever the changes); \
+#[command(after_help = "Exit status: 0 everything was measured, whatever the verdicts (with --compare, the changes); \
 1 the guest's program failed or its kernel log is not clean; 2 usage error, or a file that cannot be read or written; \
-otherwise as for `test`."
-)]
+otherwise as for `test`.")]
 pub(crate) struct BenchArgs {
     /// Measure only this suite; may be given again.
     #[arg(long, value_enum, value_name = "SUITE")]

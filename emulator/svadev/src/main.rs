@@ -1,7 +1,14 @@
 //! `svadev`: a shared-virtual-addressing accelerator and its IOMMU as one process beside stock QEMU.
 //!
-//! This crate is the program: `cli` reads the command line, `commands` has a module per subcommand.
-//! [`svadev_launcher`] takes a guest from choices to exit status. [`svadev_bench`] measures and reports.
+//! This crate is the command line. It knows the arguments (it alone knows clap), what to print, and the exit status. It
+//! must not know QEMU, sockets or devices: [`svadev_launcher`] takes a guest from choices to its exit status, and
+//! [`svadev_bench`] measures and reports.
+//!
+//! The path: `main` parses [`cli::Cli`]. `commands::run` calls the subcommand's module. That turns the arguments into
+//! the launcher's plain structures, runs the guest, shows what the guest says, and returns the exit status.
+//!
+//! Where new things go: an option in `cli.rs`, a subcommand in `commands/`, anything that another program could use in
+//! the launcher or the bench.
 
 #[macro_use]
 extern crate svadev_launcher;

@@ -1,5 +1,5 @@
-//! Which crate may depend on which (`docs/architecture.md`): the arrows that keep the models free of I/O and apart from each
-//! other.
+//! Which crate may depend on which (`docs/architecture.md`): the arrows that keep the models free of I/O and apart from
+//! each other.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 use std::collections::{BTreeMap, BTreeSet};
 

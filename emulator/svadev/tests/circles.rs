@@ -1,8 +1,8 @@
-//! The modules of a crate do not depend on each other in a circle. A reader can take the files of a folder in an order in
-//! which each file needs only those before it. A module's children are part of it; its tests do not count.
+//! The modules of a crate do not depend on each other in a circle. A reader can take the files of a folder in an order
+//! in which each file needs only those before it. A module's children are part of it; its tests do not count.
 //!
-//! The test parses the sources and follows every path that starts at `crate`, `self`, `super` or a child. It does not see
-//! method calls, nor what a macro expands to.
+//! The test parses the sources and follows every path that starts at `crate`, `self`, `super` or a child. It does not
+//! see method calls, nor what a macro expands to.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

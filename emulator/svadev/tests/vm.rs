@@ -110,8 +110,8 @@ fn a_hosts_program_runs_in_the_guest_and_returns_its_status_and_output() {
     assert_eq!(output.stdout, b"a\nb\0c", "bytes pass as they are");
     let output = Svadev::new(&["vm", "-q", "--", "/bin/false"]).run();
     assert_eq!(output.status.code(), Some(1), "{}", stderr_of(&output));
-    // Not a terminal: a program that reads to the end of its input gets all of it, and there. More than a serial port's buffers
-    // hold, and bytes that would mean something to a terminal.
+    // Not a terminal: a program that reads to the end of its input gets all of it, and there. More than a serial port's
+    // buffers hold, and bytes that would mean something to a terminal.
     let text: String = (0..20_000).map(|n| char::from((n % 127) as u8)).collect();
     let output = Svadev::new(&["vm", "-q", "--", "/bin/cat"]).input(&text).run();
     assert_eq!(output.status.code(), Some(0), "{}", stderr_of(&output));

@@ -1,9 +1,9 @@
 //! What a kernel keeps in memory for a VT-d unit: root, context and PASID tables of scalable mode, and page tables.
 //!
-//! It is for tests, benchmarks and the simulated kernel. It knows the layouts of `svadev-spec` and shares no code with the
-//! unit's walk. It must not know the unit, nor who owns the memory: [`TableMemory`] and [`FrameSource`] are arguments.
-//! Changes are made as a kernel makes them: each is one store of 8 bytes, and the one that makes an entry present comes
-//! last.
+//! It is for tests, benchmarks and the simulated kernel. It knows the layouts of `svadev-spec` and shares no code with
+//! the unit's walk. It must not know the unit, nor who owns the memory: [`TableMemory`] and [`FrameSource`] are
+//! arguments. Changes are made as a kernel makes them: each is one store of 8 bytes, and the one that makes an entry
+//! present comes last.
 //!
 //! The path: [`DeviceTables::attach`] makes a function's context entry. [`PageTables::map`] maps pages.
 //! [`PageTables::binding`] and [`DeviceTables::set_pasid`] give a PASID of the function these pages.
@@ -98,8 +98,8 @@ impl FrameSource for FrameRange {
 /// Physical addresses have at most 52 bits.
 const FRAME_MASK: u64 = 0xf_ffff_ffff_f000;
 
-/// The table that the entry at `at` points to. If the entry is not present, a new table takes its place, with the bits of
-/// `open` beside its address.
+/// The table that the entry at `at` points to. If the entry is not present, a new table takes its place, with the bits
+/// of `open` beside its address.
 fn table_below(memory: &(impl TableMemory + ?Sized), frames: &mut impl FrameSource, at: u64, open: u64) -> u64 {
     let entry = memory.load(at);
     if entry != 0 {
@@ -125,8 +125,8 @@ pub fn pasid_entry(memory: &impl TableMemory, frames: &mut impl FrameSource, dir
     table + PASID_TABLE_ENTRY_SIZE * u64::from(pasid & ((1 << PASID_TABLE_BITS) - 1))
 }
 
-/// Where the entry is that maps a page of `1 << size_log2` bytes at `iova`, in page tables of `levels` levels. Makes the
-/// tables on the way, with the bits of `open` in the entries that lead to them.
+/// Where the entry is that maps a page of `1 << size_log2` bytes at `iova`, in page tables of `levels` levels. Makes
+/// the tables on the way, with the bits of `open` in the entries that lead to them.
 pub fn leaf_entry(
     memory: &impl TableMemory,
     frames: &mut impl FrameSource,
@@ -199,7 +199,8 @@ impl<M: TableMemory + Clone> PageTables<M> {
         self.levels
     }
 
-    /// Where the entry is that maps a page of `1 << size_log2` bytes at `iova`; `None` where a table on the way is missing.
+    /// Where the entry is that maps a page of `1 << size_log2` bytes at `iova`; `None` where a table on the way is
+    /// missing.
     fn entry(&self, iova: u64, size_log2: u8) -> Option<u64> {
         let mut table = self.root;
         let mut shift = 12 + 9 * (self.levels - 1);
@@ -215,8 +216,8 @@ impl<M: TableMemory + Clone> PageTables<M> {
         Some(table + 8 * (iova >> shift & 511))
     }
 
-    /// Maps a page of `1 << size_log2` bytes (12, 21 or 30) at `iova` to `gpa`, for user mode, neither accessed nor dirty.
-    /// Returns the entry that was there.
+    /// Maps a page of `1 << size_log2` bytes (12, 21 or 30) at `iova` to `gpa`, for user mode, neither accessed nor
+    /// dirty. Returns the entry that was there.
     pub fn map(
         &mut self,
         frames: &mut impl FrameSource,
@@ -285,8 +286,8 @@ impl<M: TableMemory + Clone> PageTables<M> {
         self.change(iova, size_log2, |_| FirstStageEntry::new())
     }
 
-    /// Takes out the tables that map `1 << size_log2` bytes (21 or 30) at `iova` by pages of 4 KiB, as tables of their own: the
-    /// unit may walk them, and set bits in them, until the invalidation is over. `None` where there are none.
+    /// Takes out the tables that map `1 << size_log2` bytes (21 or 30) at `iova` by pages of 4 KiB, as tables of their
+    /// own: the unit may walk them, and set bits in them, until the invalidation is over. `None` where there are none.
     pub fn detach(&mut self, iova: u64, size_log2: u8) -> Option<Self> {
         assert!(matches!(size_log2, 21 | 30), "behind an entry that can be of a larger page");
         let at = self.entry(iova, size_log2)?;

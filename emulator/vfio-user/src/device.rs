@@ -9,27 +9,29 @@ use crate::sender::ReplyToken;
 
 /// One PCI function as the VMM's vfio-user client sees it. Called on the socket thread only.
 ///
-/// A vCPU, and QEMU's big lock with it, waits for most of these calls: they do what is at hand and return. Nothing here may
-/// wait for the client, whose answer the same thread would have to read. What takes longer is answered later
+/// A vCPU, and QEMU's big lock with it, waits for most of these calls: they do what is at hand and return. Nothing here
+/// may wait for the client, whose answer the same thread would have to read. What takes longer is answered later
 /// ([`UnmapReply::Later`], [`ResetReply::Later`]).
 ///
-/// The [`Server`](crate::Server) has checked what it can: indexes are below the counts of [`Device::device_info`], accesses lie inside
-/// the region and are allowed by its flags, maps do not overlap, unmaps match a map.
+/// The [`Server`](crate::Server) has checked what it can: indexes are below the counts of [`Device::device_info`],
+/// accesses lie inside the region and are allowed by its flags, maps do not overlap, unmaps match a map.
 pub trait Device {
     /// What kind of device this is, and how many regions and interrupt types it has.
     fn device_info(&self) -> DeviceInfo;
 
-    /// The region `index` (`svadev_spec::vfio_user::region`). May not change while a client is connected. Called for each
-    /// access, so it must be cheap.
+    /// The region `index` (`svadev_spec::vfio_user::region`). May not change while a client is connected. Called for
+    /// each access, so it must be cheap.
     fn region(&self, index: u32) -> RegionInfo<'_>;
 
     /// The interrupt type `index` (`svadev_spec::vfio_user::irq`). May not change while a client is connected.
     fn irq(&self, index: u32) -> IrqInfo;
 
-    /// Load `data.len()` bytes, at least 1, at `offset` of `region`. `data` is zero on entry. An error is sent to the client.
+    /// Load `data.len()` bytes, at least 1, at `offset` of `region`. `data` is zero on entry. An error is sent to the
+    /// client.
     fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno>;
 
-    /// Store `data`, at least 1 byte, at `offset` of `region`. An error is sent to the client unless the write was posted.
+    /// Store `data`, at least 1 byte, at `offset` of `region`. An error is sent to the client unless the write was
+    /// posted.
     fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno>;
 
     /// Act on interrupts `set.start..set.start + set.count` of a type. A count of 0 disables the whole type.
@@ -38,10 +40,11 @@ pub trait Device {
     /// Client memory may be accessed from now on. The descriptor is the device's to keep or close.
     fn dma_map(&mut self, map: DmaMap) -> Result<(), Errno>;
 
-    /// Client memory may no longer be accessed. The answer promises that no access is under way any more, so it may come
-    /// [`Later`](UnmapReply::Later), by [`Sender::complete`](crate::Sender::complete) with `token`. Until then replies to younger
-    /// maps, unmaps and resets are held back, and a range that overlaps may already be mapped again. An error that comes
-    /// later does not bring the mapping back.
+    /// Client memory may no longer be accessed. The answer promises that no access is under way any more, so it may
+    /// come
+    /// [`Later`](UnmapReply::Later), by [`Sender::complete`](crate::Sender::complete) with `token`. Until then replies
+    /// to younger maps, unmaps and resets are held back, and a range that overlaps may already be mapped again. An
+    /// error that comes later does not bring the mapping back.
     fn dma_unmap(&mut self, range: DmaUnmap, token: ReplyToken) -> UnmapReply;
 
     /// Reset the function. As with [`Device::dma_unmap`], the answer may come later.

@@ -51,8 +51,8 @@ pub(crate) struct Input {
     end: usize,
     /// Bytes of this connection before `buf[0]`.
     base: u64,
-    /// Descriptors, with the position in the stream of the last byte they came with. On a unix socket a receive ends with
-    /// the bytes that carried descriptors, so that byte belongs to their message.
+    /// Descriptors, with the position in the stream of the last byte they came with. On a unix socket a receive ends
+    /// with the bytes that carried descriptors, so that byte belongs to their message.
     fds: VecDeque<(u64, Vec<OwnedFd>)>,
 }
 

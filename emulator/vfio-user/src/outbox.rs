@@ -51,7 +51,8 @@ impl Outbox {
         self.queued_bytes
     }
 
-    /// Send or queue a message. True when it was queued behind a transport, which must then be flushed when it has room.
+    /// Send or queue a message. True when it was queued behind a transport, which must then be flushed when it has
+    /// room.
     pub(crate) fn send(&mut self, bytes: &[u8], fds: Vec<OwnedFd>) -> bool {
         if !self.connected {
             return false;

@@ -151,8 +151,8 @@ impl Sender {
         // The token's Drop finds its key gone, or its reply `Ready`.
     }
 
-    /// Store `data` at `address` of client memory (DMA_WRITE). The client's reply is consumed when it comes, and an error
-    /// in it counted ([`Counters::request_errors`]).
+    /// Store `data` at `address` of client memory (DMA_WRITE). The client's reply is consumed when it comes, and an
+    /// error in it counted ([`Counters::request_errors`]).
     pub fn dma_write(&self, address: u64, data: &[u8]) -> Result<(), SendError> {
         self.shared.request(command::DMA_WRITE, address, data.len(), data, Request::Write { address })
     }

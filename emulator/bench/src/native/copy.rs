@@ -62,8 +62,8 @@ impl Work {
     }
 }
 
-/// Carries a turn out on queues in turn; GB/s. Before the clock starts, each buffer is copied once: the engines fell asleep while
-/// the baseline was measured, and their processors' caches have been elsewhere.
+/// Carries a turn out on queues in turn; GB/s. Before the clock starts, each buffer is copied once: the engines fell
+/// asleep while the baseline was measured, and their processors' caches have been elsewhere.
 fn by_engines(work: &Work, rings: &mut [Ring<'_>]) -> anyhow::Result<f64> {
     carry_out(work, rings, work.slots().min(work.count))?;
     let start = Instant::now();
@@ -168,7 +168,8 @@ pub(super) fn run(session: &mut Session<'_>) -> anyhow::Result<()> {
         let work = Work::new(session, 1 << log2, depth_for(1 << log2));
         let case = format!("{}, depth {}", bytes(work.size), work.depth);
         add(session, case, work, &|row| {
-            // Four KiB and what is at least 64 KiB have a target; 64 MiB is no longer warm in anybody's cache, in both alike.
+            // Four KiB and what is at least 64 KiB have a target; 64 MiB is no longer warm in anybody's cache, in both
+            // alike.
             let row = match work.size {
                 0x1000 => row.aiming(Goal::G1, Target::ratio_at_least(0.80)),
                 size if size >= 0x1_0000 => row.aiming(Goal::G1, Target::ratio_at_least(0.95)),

@@ -1,5 +1,5 @@
-//! `invalidate`: what one page's invalidation costs the backend, from the write of the queue's tail to the wait's status in
-//! memory; what the guest and its processor add is not in it.
+//! `invalidate`: what one page's invalidation costs the backend, from the write of the queue's tail to the wait's
+//! status in memory; what the guest and its processor add is not in it.
 use std::cell::RefCell;
 use std::time::Instant;
 
@@ -51,7 +51,8 @@ fn idle(session: &mut Session<'_>, world: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Under full copy load: the engine acknowledges between two slices. The baseline is a slice at the speed at which it copied meanwhile.
+/// Under full copy load: the engine acknowledges between two slices. The baseline is a slice at the speed at which it
+/// copied meanwhile.
 fn loaded(session: &mut Session<'_>, world: &World, ring: &RefCell<Ring<'_>>) -> anyhow::Result<()> {
     let case = "one page, engine copying";
     session.case(Suite::Invalidate, case);

@@ -53,7 +53,8 @@ impl Shared {
     pub(crate) fn word(&self, at: u64) -> &AtomicU64 {
         let word = self.range(at, 8).cast::<u64>();
         assert!(word.is_aligned(), "{at:#x} is no word");
-        // SAFETY: mapped for as long as `self`, aligned; others access it by atomics or tear it, which atomics tolerate.
+        // SAFETY: mapped for as long as `self`, aligned; others access it by atomics or tear it, which atomics
+        // tolerate.
         unsafe { AtomicU64::from_ptr(word.as_ptr()) }
     }
 
@@ -65,8 +66,8 @@ impl Shared {
         unsafe { AtomicU32::from_ptr(word.as_ptr()) }
     }
 
-    /// `memcpy` of `len` bytes: what a processor would do instead of the device. No engine may be at work in either range:
-    /// callers have seen the completion of every descriptor they submitted.
+    /// `memcpy` of `len` bytes: what a processor would do instead of the device. No engine may be at work in either
+    /// range: callers have seen the completion of every descriptor they submitted.
     pub(crate) fn copy(&self, from: u64, to: u64, len: usize) {
         let (source, target) = (self.range(from, len), self.range(to, len));
         assert!(from.abs_diff(to) >= len as u64, "a copy's operands do not overlap");

@@ -1,5 +1,5 @@
-//! The same engines, unit and sockets with nobody in the guest: this thread is VMM, kernel and program, so that an emulated
-//! processor is not what is measured.
+//! The same engines, unit and sockets with nobody in the guest: this thread is VMM, kernel and program, so that an
+//! emulated processor is not what is measured.
 mod copy;
 mod invalidate;
 mod latency;
@@ -52,9 +52,9 @@ impl Session<'_> {
     }
 }
 
-/// Runs suites, each case for about `time`, or without any time as little of each as there can be; those with nothing native are
-/// passed over. Errors: the system's, and anything that
-/// comes out wrong: a descriptor that fails, a byte that differs.
+/// Runs suites, each case for about `time`, or without any time as little of each as there can be; those with nothing
+/// native are passed over. Errors: the system's, and anything that comes out wrong: a descriptor that fails, a byte
+/// that differs.
 pub fn run(suites: &[Suite], time: Duration, progress: &mut dyn Progress) -> anyhow::Result<Vec<Row>> {
     let shorter = if time.is_zero() { 64 } else { 1 };
     let mut session = Session { time, shorter, progress, processors: Processors::take(), rows: Vec::new() };

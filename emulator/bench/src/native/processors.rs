@@ -2,9 +2,9 @@
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// Keeps this thread on the first processor it may use and lets threads that are started with [`apart`](Self::apart) have the
-/// next ones: what is measured between two threads is then measured between two processors, always the same. On a host with too
-/// few processors nothing is pinned. Dropped, this thread may run where it could before.
+/// Keeps this thread on the first processor it may use and lets threads that are started with [`apart`](Self::apart)
+/// have the next ones: what is measured between two threads is then measured between two processors, always the same.
+/// On a host with too few processors nothing is pinned. Dropped, this thread may run where it could before.
 #[derive(Debug)]
 pub(crate) struct Processors {
     before: CpuSet,

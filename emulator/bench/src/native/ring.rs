@@ -68,8 +68,8 @@ impl<'w> Ring<'w> {
         self.tail = self.tail.wrapping_add(1);
     }
 
-    /// Tells the device of what was written since the last time, and wakes its engine if it sleeps. Returns whether that took a
-    /// trapped write.
+    /// Tells the device of what was written since the last time, and wakes its engine if it sleeps. Returns whether
+    /// that took a trapped write.
     pub(crate) fn ring(&mut self) -> anyhow::Result<bool> {
         if self.rung == self.tail && self.freed == self.head {
             return Ok(false);
@@ -117,8 +117,9 @@ impl<'w> Ring<'w> {
         self.next_burst(1)
     }
 
-    /// Spins until the next `burst` completions are there, and reads them. Completions are written in order, so only the last one is
-    /// looked for: who looks for the very next takes the cache line away that the device is writing, for each completion anew.
+    /// Spins until the next `burst` completions are there, and reads them. Completions are written in order, so only
+    /// the last one is looked for: who looks for the very next takes the cache line away that the device is writing,
+    /// for each completion anew.
     fn next_burst(&mut self, burst: u32) -> anyhow::Result<()> {
         let mut since = None;
         let mut spin = Spin::default();
@@ -149,8 +150,8 @@ impl<'w> Ring<'w> {
         u64::from_le(self.world.memory.word(at + 24).load(Ordering::Acquire))
     }
 
-    /// Carries out `count` descriptors with at most `depth` under way, in bursts of a quarter of that: three quarters are left for the
-    /// device while the program reads completions and writes descriptors.
+    /// Carries out `count` descriptors with at most `depth` under way, in bursts of a quarter of that: three quarters
+    /// are left for the device while the program reads completions and writes descriptors.
     pub(crate) fn stream(
         &mut self,
         count: u32,

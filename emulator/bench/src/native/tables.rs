@@ -36,8 +36,8 @@ impl<'m> Tables<'m> {
         Self { frames, devices, space }
     }
 
-    /// Lets a function have `pasids` PASIDs from 0 on, all with the same page tables. PASID 0 is that of its requests without
-    /// one (RID_PASID, VT-d 4.1 §9.4).
+    /// Lets a function have `pasids` PASIDs from 0 on, all with the same page tables. PASID 0 is that of its requests
+    /// without one (RID_PASID, VT-d 4.1 §9.4).
     pub(crate) fn attach(&mut self, bdf: Bdf, pasids: u32) {
         self.devices.attach(&mut self.frames, bdf);
         let binding = self.space.binding(DOMAIN, None);

@@ -37,8 +37,8 @@ fn every_native_case_gives_a_row_and_correct_data() {
     assert_eq!(suites, Suite::ALL.into_iter().filter(|suite| suite.is_native()).collect());
 }
 
-/// Descriptors by the hundred thousand, large and small, through every loop: no access of the program's reaches a socket, which is where
-/// those end that trap in a guest.
+/// Descriptors by the hundred thousand, large and small, through every loop: no access of the program's reaches a
+/// socket, which is where those end that trap in a guest.
 #[test]
 fn the_hot_path_traps_nowhere() {
     // Nobody judges how long a test's thread waits for a processor: the engine does not sleep meanwhile.

@@ -26,7 +26,8 @@ const DEVICE: Bdf = Bdf(0x0030);
 const TURN: u64 = 1 << 14;
 /// Pages of which one after another is not remembered in the cases of misses: fewer than the caches have room for.
 const COLD: u64 = 4096;
-/// Pages that share no table but the topmost, few enough for all entries on the way to stay in the processor's first-level cache.
+/// Pages that share no table but the topmost, few enough for all entries on the way to stay in the processor's
+/// first-level cache.
 const FAR: u64 = 64;
 /// How often they are all looked for in one turn.
 const ROUNDS: u32 = 16;
@@ -103,8 +104,8 @@ impl Translator {
     }
 }
 
-/// Address of the `n`th of [`FAR`] pages, each below an entry of its own in the table of level 5, and at other places in the tables below that:
-/// entries at the same place of many tables would share a few sets of the processor's caches.
+/// Address of the `n`th of [`FAR`] pages, each below an entry of its own in the table of level 5, and at other places
+/// in the tables below that: entries at the same place of many tables would share a few sets of the processor's caches.
 fn far(n: u64) -> u64 {
     let place = |level: u64| scrambled(n * 8 + level, 512) << (12 + 9 * (level - 1));
     n << 48 | place(4) | place(3) | place(2) | place(1)
@@ -158,8 +159,8 @@ fn lookups(session: &mut Session<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whole requests that hit. The same number of pages is used however many PASIDs they are spread over: what differs is how many
-/// the unit knows. Then, for comparison, every PASID in turn, whose cache lines are the processor's to keep.
+/// Whole requests that hit. The same number of pages is used however many PASIDs they are spread over: what differs is
+/// how many the unit knows. Then, for comparison, every PASID in turn, whose cache lines are the processor's to keep.
 fn by_pasids(session: &mut Session<'_>) -> anyhow::Result<()> {
     const HOT: u64 = 64;
     let one = RefCell::new(Translator::new(1, HOT, UnitConfig::default())?);

@@ -1,5 +1,6 @@
-//! The whole backend as it runs beside QEMU, and this thread in the place of QEMU, kernel and program: functions brought up over
-//! their sockets, tables and rings in memory that both sides map, doorbell pages mapped from the function's own file.
+//! The whole backend as it runs beside QEMU, and this thread in the place of QEMU, kernel and program: functions
+//! brought up over their sockets, tables and rings in memory that both sides map, doorbell pages mapped from the
+//! function's own file.
 use std::cell::{Cell, RefCell};
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -259,8 +260,8 @@ impl World {
         Ok(self.function.write(BAR_DOORBELLS, half + u64::from(queue) * DOORBELL_STRIDE, &0u32.to_le_bytes())?)
     }
 
-    /// Puts what Linux sends for one unmapped page of a bound process into the invalidation queue: IOTLB, device TLB, and a wait
-    /// that writes its status. Tells the unit with [`Announced::tell`].
+    /// Puts what Linux sends for one unmapped page of a bound process into the invalidation queue: IOTLB, device TLB,
+    /// and a wait that writes its status. Tells the unit with [`Announced::tell`].
     pub(crate) fn announce(&self, iova: u64) -> Announced<'_> {
         let frame = iova >> 12;
         let granularity = pasid_iotlb_granularity::PAGE;
@@ -314,8 +315,8 @@ pub(crate) struct Announced<'w> {
 }
 
 impl Announced<'_> {
-    /// Writes the queue's tail, as the socket thread does when the guest's write has come, and spins until the wait's status is in
-    /// memory. Errors: it never comes.
+    /// Writes the queue's tail, as the socket thread does when the guest's write has come, and spins until the wait's
+    /// status is in memory. Errors: it never comes.
     pub(crate) fn tell(self) -> anyhow::Result<()> {
         self.world.host.write_unit_register(offset::IQT, &self.world.tail.get().to_le_bytes());
         let status = self.world.memory.half(STATUS);

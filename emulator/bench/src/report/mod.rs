@@ -22,7 +22,7 @@ const MAX_FILE: u64 = 64 << 20;
 /// A run, as `--json` writes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// [`FORMAT`].
+    /// Version of the layout, `FORMAT`.
     pub format: u32,
     /// Where and when.
     pub machine: Machine,

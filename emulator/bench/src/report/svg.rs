@@ -1,4 +1,5 @@
-//! Plots as SVG text: lines over a logarithmic axis. Colours are the page's (`html`), so that they follow its light or dark.
+//! Plots as SVG text: lines over a logarithmic axis. Colours are the page's (`html`), so that they follow its light or
+//! dark.
 use std::fmt::Write as _;
 
 use super::escape::escape;

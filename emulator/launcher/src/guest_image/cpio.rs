@@ -1,4 +1,5 @@
-//! An initial RAM disk: a cpio archive in the *newc* format (Linux, `Documentation/driver-api/early-userspace/buffer-format.rst`).
+//! An initial RAM disk: a cpio archive in the *newc* format (Linux,
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`).
 //!
 //! It is not compressed: QEMU hands it over by DMA, and an emulated CPU takes longer to unpack it than it saves.
 use std::{

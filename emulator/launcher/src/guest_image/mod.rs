@@ -59,7 +59,8 @@ pub struct Contents<'a> {
 const FOLDERS: [&str; 12] =
     ["/bin", "/sbin", "/usr/bin", "/usr/sbin", "/dev", "/proc", "/sys", "/tmp", "/run", "/root", "/etc", "/mnt/share"];
 
-/// Writes the image. A program of the host named first in `job.argv` goes along, and `job.argv` then names it by its path.
+/// Writes the image. A program of the host named first in `job.argv` goes along, and `job.argv` then names it by its
+/// path.
 pub fn write(contents: Contents<'_>, out: &Path) -> anyhow::Result<()> {
     let mut archive = Archive::new();
     for folder in FOLDERS {

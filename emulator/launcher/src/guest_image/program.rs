@@ -56,7 +56,8 @@ fn collect(program: &Path, has: &dyn Fn(&str) -> bool, depth: u32, files: &mut V
                 interpreter.display()
             );
             say!(
-                "{} is a script: its interpreter {} is packed with its shared libraries, but not the files it reads at run time",
+                "{} is a script: its interpreter {} is packed with its shared libraries, \
+                 but not the files it reads at run time",
                 program.display(),
                 interpreter.display()
             );

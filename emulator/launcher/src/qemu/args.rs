@@ -8,8 +8,8 @@ use crate::{
     topology::{Accel, Levels, Topology},
 };
 
-/// Guest memory from which a 1 GiB page is set aside at boot. q35 puts all but 2 GiB above 4 GiB; the kernel's own early
-/// allocations come from the top, so that the first gigabyte there is whole if there are two.
+/// Guest memory from which a 1 GiB page is set aside at boot. q35 puts all but 2 GiB above 4 GiB; the kernel's own
+/// early allocations come from the top, so that the first gigabyte there is whole if there are two.
 const GIGANTIC_PAGE_FROM: u64 = 4 << 30;
 /// Guest memory from which 2 MiB pages are set aside at boot.
 const HUGE_PAGES_FROM: u64 = 1 << 30;
@@ -62,12 +62,13 @@ pub struct Channels {
 /// The kernel command line that the machine needs, with the user's own part last so that it wins.
 pub fn kernel_command_line(topology: &Topology, accel: Accel) -> String {
     // `intremap=off`: otherwise the unit's registers are claimed before PCI resources are, and Linux moves the BAR away
-    // from under its own IOMMU. `panic=-1` with `-no-reboot`: a panic ends QEMU at once. `nokaslr`: traces can be looked up
-    // in the kernel's symbols, and the kernel is not in the way of a 1 GiB page.
+    // from under its own IOMMU. `panic=-1` with `-no-reboot`: a panic ends QEMU at once. `nokaslr`: traces can be
+    // looked up in the kernel's symbols, and the kernel is not in the way of a 1 GiB page.
     let mut line = String::from("console=ttyS0 panic=-1 intel_iommu=on,sm_on intremap=off nokaslr");
     if accel != Accel::Kvm {
-        // Its TSC is one clock of the host's for all CPUs. Linux 7.3's clocksource watchdog, which would check that, can wait without
-        // end for a CPU that is in stop_machine() during boot (docs/found.md): a slow host meets that once in some runs.
+        // Its TSC is one clock of the host's for all CPUs. Linux 7.3's clocksource watchdog, which would check that,
+        // can wait without end for a CPU that is in stop_machine() during boot (docs/found.md): a slow host meets that
+        // once in some runs.
         line.push_str(" tsc=reliable");
     }
     if topology.machine.memory_bytes >= HUGE_PAGES_FROM {

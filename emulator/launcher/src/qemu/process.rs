@@ -19,12 +19,12 @@ const NAME: &str = "qemu-system-x86_64";
 
 /// Makes the kernel kill the child when we die, however that happens.
 ///
-/// The signal is tied to the thread that starts the child: only the main thread, which lives as long as the process, may
-/// start one.
+/// The signal is tied to the thread that starts the child: only the main thread, which lives as long as the process,
+/// may start one.
 pub fn die_with_parent(command: &mut Command) {
     let parent = nix::unistd::getpid();
-    // SAFETY: between fork and exec the closure makes two system calls, on no memory of the parent's but a copied integer.
-    // It allocates nothing and takes no lock.
+    // SAFETY: between fork and exec the closure makes two system calls, on no memory of the parent's but a copied
+    // integer. It allocates nothing and takes no lock.
     unsafe {
         command.pre_exec(move || {
             nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;

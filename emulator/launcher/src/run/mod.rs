@@ -61,8 +61,8 @@ pub struct Report {
 /// Standard input, shared by the starts of QEMU one after another.
 type Typed = Rc<tokio::sync::Mutex<mpsc::Receiver<Input>>>;
 
-/// Runs a guest on a backend, restarting QEMU until the DMAR table is right. Without a backend there is no unit either: that
-/// is for finding out whether QEMU boots at all.
+/// Runs a guest on a backend, restarting QEMU until the DMAR table is right. Without a backend there is no unit either:
+/// that is for finding out whether QEMU boots at all.
 pub async fn run(
     plan: &Plan<'_>,
     folder: &RunFolder,
@@ -352,8 +352,8 @@ impl Start<'_> {
             let listener = std::os::unix::net::UnixListener::bind(socket)?;
             let log = log_file(&folder.join("virtiofsd.log"))?;
             let mut command = std::process::Command::new(virtiofsd);
-            // The socket is its standard input. Without privileges it cannot shut itself in; it opens nothing outside the
-            // shared folder by the rules of the file system protocol.
+            // The socket is its standard input. Without privileges it cannot shut itself in; it opens nothing outside
+            // the shared folder by the rules of the file system protocol.
             let sandbox = if nix::unistd::geteuid().is_root() { "chroot" } else { "none" };
             command.arg("--fd=0").arg("--sandbox").arg(sandbox).arg("--shared-dir").arg(shared);
             command.stdin(OwnedFd::from(listener)).stdout(log.try_clone()?).stderr(log);

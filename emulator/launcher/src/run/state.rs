@@ -222,8 +222,8 @@ impl<'a> State<'a> {
             self.fail(
                 Exit::GuestSetup,
                 format!(
-                    "the guest moved the IOMMU's BAR from {expected:#x} to {address:#x}, so its own IOMMU driver cannot find it: \
-                     add intremap=off to the kernel command line"
+                    "the guest moved the IOMMU's BAR from {expected:#x} to {address:#x}, so its own IOMMU driver cannot \
+                     find it: add intremap=off to the kernel command line"
                 ),
             );
         } else {

@@ -46,8 +46,8 @@ impl Listeners {
         })
     }
 
-    /// Serves one QEMU until it is gone: `gone` turning true ends what is still waiting for a connection. Each channel's end
-    /// is an [`Event::Ended`]. What the guest's program writes goes to `output`.
+    /// Serves one QEMU until it is gone: `gone` turning true ends what is still waiting for a connection. Each
+    /// channel's end is an [`Event::Ended`]. What the guest's program writes goes to `output`.
     pub(crate) async fn serve(
         &self,
         events: mpsc::Sender<Event>,

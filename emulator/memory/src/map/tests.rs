@@ -300,8 +300,8 @@ fn a_file_truncated_under_readers_is_seen_whole_or_not_at_all() {
                         // Ends: from the moment the file is empty the first byte read is lost.
                         for i in 0_u64.. {
                             match read::<256>(map, ((i * 17 + n * 5) % 64) * PAGE) {
-                                // A page that goes in the middle of a copy may leave old bytes, but never zeros that pass
-                                // for data.
+                                // A page that goes in the middle of a copy may leave old bytes, but never zeros that
+                                // pass for data.
                                 Ok(bytes) => assert_eq!(bytes, [0xa5; 256]),
                                 Err(error) => {
                                     assert!(matches!(error, MemoryError::Lost(_)));

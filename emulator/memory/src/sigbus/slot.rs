@@ -105,8 +105,9 @@ impl<N: Number> Slot<N> {
     /// Offset of the first byte known to be lost, or [`NOTHING_LOST`]. Asked after an access, it covers that one.
     #[inline]
     pub(crate) fn lost_from(&self) -> usize {
-        // The handler notes the loss before it maps anything, so a load that saw the replacement is followed by one that
-        // sees the note. A store has no such order, and needs none: what it wrote into a lost page is lost either way.
+        // The handler notes the loss before it maps anything, so a load that saw the replacement is followed by one
+        // that sees the note. A store has no such order, and needs none: what it wrote into a lost page is lost either
+        // way.
         N::fence(Ordering::Acquire);
         self.lost_from.load(Ordering::Relaxed)
     }

@@ -27,7 +27,8 @@ impl fmt::Display for Check {
 /// Left out where all tests of a crate are meant. The models of handshakes under loom are a check of their own.
 pub(crate) const MODELS: &str = "models::";
 
-/// Everything, cheap ones first. The simulated world's own mutants, and its checks of itself, are left out: they run in its tests.
+/// Everything, cheap ones first. The simulated world's own mutants, and its checks of itself, are left out: they run in
+/// its tests.
 pub(crate) const ALL_CHECKS: &[Check] = &[
     Check { krate: "svadev-memory", tests: &[] },
     Check { krate: "svadev-iommu", tests: &[] },

@@ -1,13 +1,13 @@
-//! The mutation score: builds the product crates' tests with the feature `mutants`, runs them with each bug planted in turn, and fails
-//! unless every one is caught.
+//! The mutation score: builds the product crates' tests with the feature `mutants`, runs them with each bug planted in
+//! turn, and fails unless every one is caught.
 //!
 //! ```text
 //!   cargo test -p svadev-mutation --test score                      all of them
 //!   cargo test -p svadev-mutation --test score -- TlbIgnoresPasid   one
 //! ```
 //!
-//! *Caught* means that an assertion failed in a process that had reached the bug. A crash, a hang or a build that fails is not a catch. With
-//! no bug planted the same checks must pass. `docs/proofs.md` has the whole story.
+//! *Caught* means that an assertion failed in a process that had reached the bug. A crash, a hang or a build that fails
+//! is not a catch. With no bug planted the same checks must pass. `docs/proofs.md` has the whole story.
 #![allow(clippy::print_stdout, reason = "its output is the score")]
 mod build;
 mod checks;
@@ -64,7 +64,8 @@ fn main() -> ExitCode {
     if caught == rows.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The mutants that the command line means: those it names in part, all when it names none or this test; `None` when it means other tests.
+/// The mutants that the command line means: those it names in part, all when it names none or this test; `None` when it
+/// means other tests.
 fn chosen(arguments: &[String]) -> Option<Vec<Mutant>> {
     let filters: Vec<&String> = arguments.iter().filter(|a| !a.starts_with('-')).collect();
     if filters.is_empty() || filters.iter().any(|f| NAME.contains(f.as_str())) {

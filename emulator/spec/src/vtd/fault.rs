@@ -148,7 +148,8 @@ impl FaultReason {
         self as u8
     }
 
-    /// Whether a set FPD bit keeps the fault from being recorded: those found with a context entry at hand (§7.1.3, *qualified*).
+    /// Whether a set FPD bit keeps the fault from being recorded: those found with a context entry at hand (§7.1.3,
+    /// *qualified*).
     pub const fn is_qualified(self) -> bool {
         use FaultReason as F;
         !matches!(
@@ -167,8 +168,9 @@ impl FaultReason {
         )
     }
 
-    /// The answer to a translation request that ends in this fault (§4.2.3): conditions of the translation itself can be
-    /// mended by a page request, a missing or blocking structure is an Unsupported Request, a broken one a Completer Abort.
+    /// The answer to a translation request that ends in this fault (§4.2.3): conditions of the translation itself can
+    /// be mended by a page request, a missing or blocking structure is an Unsupported Request, a broken one a Completer
+    /// Abort.
     pub const fn translation_response(self) -> TranslationResponse {
         use FaultReason as F;
         match self {

@@ -1,7 +1,8 @@
 //! Intel Virtualization Technology for Directed I/O, Architecture Specification, revision 4.1 (June 2023).
 //!
-//! Section numbers are those of that revision. Names are the document's, or the Linux driver's where the document only has a
-//! mnemonic. Multi-byte values are little-endian; registers and table entries are views of the integer that was read.
+//! Section numbers are those of that revision. Names are the document's, or the Linux driver's where the document only
+//! has a mnemonic. Multi-byte values are little-endian; registers and table entries are views of the integer that was
+//! read.
 pub mod fault;
 pub mod invalidation;
 mod level;

@@ -207,7 +207,8 @@ pub struct ExtendedCapability {
     __: u8,
 }
 
-/// Global command register and, with the same layout, global status register (GCMD 18h WO, GSTS 1Ch RO, 32 bits, §11.4.4).
+/// Global command register and, with the same layout, global status register (GCMD 18h WO, GSTS 1Ch RO, 32 bits,
+/// §11.4.4).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct Global {

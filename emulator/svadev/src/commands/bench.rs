@@ -108,7 +108,8 @@ fn writable(path: &Path) -> anyhow::Result<()> {
     file.map(drop).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The guest's suites: rows, counters, and the status that its part of the run leads to. What it measured before it failed is kept.
+/// The guest's suites: rows, counters, and the status that its part of the run leads to. What it measured before it
+/// failed is kept.
 fn in_guest(
     args: &BenchArgs,
     suites: &[Suite],

@@ -1,8 +1,8 @@
 //! `svadev demo`: what shared virtual addressing does, told by a guest program, and what it costs.
 //!
-//! The guest program's JSON lines are `{"event", "text", …}`, a step of the story, or `{"figure", "value", "unit"}`, a row of
-//! the table (`guest-tests/README.md`). The backend's counters follow: those that a reader of the story asks for in the
-//! table, with a column for each function; all of them in `--json FILE`.
+//! The guest program's JSON lines are `{"event", "text", …}`, a step of the story, or `{"figure", "value", "unit"}`, a
+//! row of the table (`guest-tests/README.md`). The backend's counters follow: those that a reader of the story asks for
+//! in the table, with a column for each function; all of them in `--json FILE`.
 use serde::Serialize;
 use serde_json::Value;
 

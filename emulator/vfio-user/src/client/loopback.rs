@@ -1,5 +1,5 @@
-//! A client in the server's own thread. Nothing blocks, and nothing happens unless [`LoopbackClient::pump`] is called, so
-//! a run depends on its inputs alone.
+//! A client in the server's own thread. Nothing blocks, and nothing happens unless [`LoopbackClient::pump`] is called,
+//! so a run depends on its inputs alone.
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -123,7 +123,8 @@ impl LoopbackClient {
         Some(Message { header, payload, fds })
     }
 
-    /// Sends a command and returns its reply, or [`None`] if it does not come. Messages that arrive before it are dropped.
+    /// Sends a command and returns its reply, or [`None`] if it does not come. Messages that arrive before it are
+    /// dropped.
     pub fn call(
         &mut self,
         server: &mut Server,

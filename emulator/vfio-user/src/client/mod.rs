@@ -1,7 +1,7 @@
 //! A vfio-user client, for tests, benchmarks and simulations. It does as much as a VMM needs to bring a function up.
 //!
-//! [`LoopbackClient`] runs in the server's own thread, without a socket. [`SocketClient`] waits on a unix socket for each
-//! reply, as QEMU's threads do. Both build their messages with [`request`] and receive [`Message`]s.
+//! [`LoopbackClient`] runs in the server's own thread, without a socket. [`SocketClient`] waits on a unix socket for
+//! each reply, as QEMU's threads do. Both build their messages with [`request`] and receive [`Message`]s.
 mod loopback;
 pub mod request;
 mod socket;

@@ -96,8 +96,8 @@ impl Session {
         Ok((entry, DmaUnmap::Range { address: entry.address, size: entry.size }))
     }
 
-    /// A mapping shares an address with `address..address + size`. Mappings do not overlap each other, so the last one that
-    /// begins before the range's end is the only candidate.
+    /// A mapping shares an address with `address..address + size`. Mappings do not overlap each other, so the last one
+    /// that begins before the range's end is the only candidate.
     fn overlaps(&self, address: u64, size: u64) -> bool {
         let last = address + (size - 1);
         let candidate = self.maps.range(..=last).next_back();

@@ -25,8 +25,9 @@ impl Session {
         Ok(Vec::new())
     }
 
-    /// The region, and with room for all of it how to map it. Too little room brings the size that is needed, with neither
-    /// capability nor descriptor (*vfio-user* "Message sizes"). `cap_offset` is valid in both, since QEMU checks it in both.
+    /// The region, and with room for all of it how to map it. Too little room brings the size that is needed, with
+    /// neither capability nor descriptor (*vfio-user* "Message sizes"). `cap_offset` is valid in both, since QEMU
+    /// checks it in both.
     pub(super) fn region_info(&mut self, device: &dyn Device, payload: &[u8]) -> Reply {
         let request = fixed_with_room::<spec::RegionInfo>(payload, |r| r.argsz)?;
         let region = region(device, request.index)?;

@@ -129,7 +129,8 @@ fn fixed<T: FromBytes>(payload: &[u8]) -> Result<(T, &[u8]), Errno> {
     T::read_from_prefix(payload).map_err(|_| Errno::EINVAL)
 }
 
-/// The fixed part of a payload whose reply has the same form: `argsz` must have room for it (*vfio-user* "Message sizes").
+/// The fixed part of a payload whose reply has the same form: `argsz` must have room for it (*vfio-user* "Message
+/// sizes").
 fn fixed_with_room<T: FromBytes>(payload: &[u8], argsz: impl FnOnce(&T) -> u32) -> Result<T, Errno> {
     let (value, _) = fixed::<T>(payload)?;
     if (argsz(&value) as usize) < size_of::<T>() {

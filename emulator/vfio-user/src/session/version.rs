@@ -59,8 +59,9 @@ impl Session {
         Ok(Ok(Vec::new()))
     }
 
-    /// Our capabilities, NUL included: "a subset of those proposed" (*vfio-user* "VFIO_USER_VERSION"), and no longer than the
-    /// proposal, since QEMU has room for no more. What is left out has its default, so what matters most comes first.
+    /// Our capabilities, NUL included: "a subset of those proposed" (*vfio-user* "VFIO_USER_VERSION"), and no longer
+    /// than the proposal, since QEMU has room for no more. What is left out has its default, so what matters most comes
+    /// first.
     fn capabilities(&self, proposed: &Capabilities, room: usize) -> String {
         const START: &str = "{\"capabilities\":{";
         const END: &str = "}}\0";

@@ -1,4 +1,5 @@
-//! Messages that are wrong: an error reply or the end of the connection, and nothing worse. The first four break version
+//! Messages that are wrong: an error reply or the end of the connection, and nothing worse. The first four break
+//! version
 //! 0.1.7 of the published `vfio_user` crate.
 use nix::errno::Errno;
 use svadev_spec::vfio_user::{FLAG_NO_REPLY, Header, RegionAccess, Version, command};

@@ -19,8 +19,8 @@ use crate::server::{Progress, Server};
 /// How to serve a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Longest time to look for the next message before sleeping, µs; 0 always sleeps. Less is used while messages are far
-    /// apart.
+    /// Longest time to look for the next message before sleeping, µs; 0 always sleeps. Less is used while messages are
+    /// far apart.
     pub max_spin_us: u32,
 }
 
@@ -71,8 +71,8 @@ enum Ended {
 }
 
 /// Serve clients of `listener`, one after another, on this thread, until `stop` is triggered. A second client that
-/// connects meanwhile waits in the listener's backlog until the first is gone (QEMU gives up after 5 s without a reply).
-/// What goes wrong with a connection ends that connection only, and is logged.
+/// connects meanwhile waits in the listener's backlog until the first is gone (QEMU gives up after 5 s without a
+/// reply). What goes wrong with a connection ends that connection only, and is logged.
 ///
 /// Errors: `poll` or `accept` failed for a reason of our own, such as too many open files.
 pub fn serve(
@@ -194,7 +194,8 @@ impl Connection<'_> {
         Ok(true)
     }
 
-    /// Sleep until the socket is ready, or somebody wakes us; then send what waits. True when there is something to receive.
+    /// Sleep until the socket is ready, or somebody wakes us; then send what waits. True when there is something to
+    /// receive.
     fn sleep(&mut self, input: PollFlags) -> Result<bool, Ended> {
         let output = if self.server.has_queued() { PollFlags::POLLOUT } else { PollFlags::empty() };
         let mut fds = [

@@ -12,7 +12,8 @@ use crate::outbox::Transmit;
 
 /// Most descriptors that Linux passes at once (`SCM_MAX_FD` of `include/net/scm.h`).
 const SCM_MAX_FD: usize = 253;
-/// Ancillary data of that many descriptors, with its header and padding, bytes; as `u64`s, whose alignment `cmsghdr` needs.
+/// Ancillary data of that many descriptors, with its header and padding, bytes; as `u64`s, whose alignment `cmsghdr`
+/// needs.
 const CONTROL_WORDS: usize = 2 + (SCM_MAX_FD * size_of::<RawFd>()).div_ceil(8);
 
 /// What one receive brought.
@@ -34,11 +35,13 @@ pub(crate) fn receive(stream: &UnixStream, buf: &mut [u8]) -> io::Result<Receive
     msg.msg_control = control.as_mut_ptr().cast();
     msg.msg_controllen = size_of_val(&control);
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: `msg` points to `iov`, which describes `buf`, and to `control`; all three live and are ours during the call.
+    // SAFETY: `msg` points to `iov`, which describes `buf`, and to `control`; all three live and are ours during the
+    // call.
     let n = unsafe { libc::recvmsg(stream.as_raw_fd(), &mut msg, flags) };
     let Ok(bytes) = usize::try_from(n) else { return Err(io::Error::last_os_error()) };
     let mut received = Received { bytes, fds: Vec::new(), fds_lost: msg.msg_flags & libc::MSG_CTRUNC != 0 };
-    // SAFETY: recvmsg succeeded, so `msg_control` and `msg_controllen` describe initialised ancillary data in `control`.
+    // SAFETY: recvmsg succeeded, so `msg_control` and `msg_controllen` describe initialised ancillary data in
+    // `control`.
     let mut cmsg = unsafe { libc::CMSG_FIRSTHDR(&msg) };
     while !cmsg.is_null() {
         // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return a pointer to a whole, aligned header inside `control`, or null.
@@ -47,7 +50,8 @@ pub(crate) fn receive(stream: &UnixStream, buf: &mut [u8]) -> io::Result<Receive
             // SAFETY: CMSG_LEN(0) is the header's length, and the kernel wrote `cmsg_len` bytes from `cmsg` on.
             let (data, overhead) = unsafe { (libc::CMSG_DATA(cmsg).cast::<RawFd>(), libc::CMSG_LEN(0) as usize) };
             for i in 0..header.cmsg_len.saturating_sub(overhead) / size_of::<RawFd>() {
-                // SAFETY: the i-th of the descriptors that the kernel wrote. It just opened it for us, and nothing else knows it.
+                // SAFETY: the i-th of the descriptors that the kernel wrote. It just opened it for us, and nothing else
+                // knows it.
                 received.fds.push(unsafe { OwnedFd::from_raw_fd(data.add(i).read_unaligned()) });
             }
         }
@@ -77,8 +81,8 @@ pub(crate) fn send(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) ->
         msg.msg_control = control.as_mut_ptr().cast();
         // SAFETY: CMSG_SPACE only computes. `control` has room for SCM_MAX_FD descriptors and one header.
         msg.msg_controllen = unsafe { libc::CMSG_SPACE(len) } as usize;
-        // SAFETY: `control` is zeroed, aligned and longer than `msg_controllen`, so the first header is inside it, and the
-        // descriptors after it; BorrowedFd is a transparent RawFd, and the borrows outlive the call.
+        // SAFETY: `control` is zeroed, aligned and longer than `msg_controllen`, so the first header is inside it, and
+        // the descriptors after it; BorrowedFd is a transparent RawFd, and the borrows outlive the call.
         unsafe {
             let cmsg = libc::CMSG_FIRSTHDR(&msg);
             (*cmsg).cmsg_level = libc::SOL_SOCKET;

@@ -4,8 +4,9 @@ use std::time::Duration;
 /// Where the window begins when it was closed.
 const FIRST: Duration = Duration::from_micros(10);
 
-/// Accesses come in bursts, and waking a thread costs more than answering. So the window in which the thread looks again
-/// and again opens when a wait turns out to be one that a longer look would have caught, and closes when waits are long.
+/// Accesses come in bursts, and waking a thread costs more than answering. So the window in which the thread looks
+/// again and again opens when a wait turns out to be one that a longer look would have caught, and closes when waits
+/// are long.
 #[derive(Debug)]
 pub(super) struct Spin {
     window: Duration,

@@ -1,4 +1,5 @@
-//! Model: a slot goes from one mapping to another while a handler searches it, on another thread and for another address.
+//! Model: a slot goes from one mapping to another while a handler searches it, on another thread and for another
+//! address.
 //!
 //! The handler must never put a mapping together from parts of two: it would map zero pages over somebody's memory.
 use std::sync::Arc;

@@ -26,6 +26,7 @@
 
 mod ids;
 mod messages;
+pub mod testing;
 
 pub use ids::{Bdf, Gpa, IdError, Iova, Pasid, PrgIndex, SourceId};
 pub use messages::{

@@ -13,8 +13,9 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
+use svadev_fabric::testing::Silent;
 use svadev_fabric::{Access, Bdf, Iova, Pasid, TranslationRequest};
-use svadev_iommu::measure::{HOT_PAGES, Lookups, Quiet};
+use svadev_iommu::measure::{HOT_PAGES, Lookups};
 use svadev_iommu::{Caching, Unit, UnitConfig};
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
 use svadev_spec::vtd::registers::offset;
@@ -71,10 +72,10 @@ impl World {
             world.store(entry + 16, root | 1 << 2);
             world.store(entry, 1 << 6 | 1);
         }
-        world.unit.write_register(offset::IQA, &(QUEUE | 1 << 11).to_le_bytes(), &Quiet);
-        world.unit.write_register(offset::RTADDR, &(ROOT | 1 << 10).to_le_bytes(), &Quiet);
+        world.unit.write_register(offset::IQA, &(QUEUE | 1 << 11).to_le_bytes(), &Silent);
+        world.unit.write_register(offset::RTADDR, &(ROOT | 1 << 10).to_le_bytes(), &Silent);
         for command in [1u32 << 26 | 1 << 30, 1 << 26 | 1 << 31] {
-            world.unit.write_register(offset::GCMD, &command.to_le_bytes(), &Quiet);
+            world.unit.write_register(offset::GCMD, &command.to_le_bytes(), &Silent);
         }
         world
     }
@@ -96,7 +97,7 @@ impl World {
             access: Access::READ_WRITE,
         };
         // By reference: the result was written field by field, and moving it as a whole would wait for that.
-        let result = &self.unit.translate(request, &Quiet);
+        let result = &self.unit.translate(request, &Silent);
         assert!(matches!(result, Ok(translation) if translation.gpa.0 == page << 12), "the tables are whole");
     }
 
@@ -105,7 +106,7 @@ impl World {
         self.store(QUEUE + self.tail, low);
         self.store(QUEUE + self.tail + 8, high);
         self.tail = (self.tail + 32) % 0x1000;
-        self.unit.write_register(offset::IQT, &self.tail.to_le_bytes()[..4], &Quiet);
+        self.unit.write_register(offset::IQT, &self.tail.to_le_bytes()[..4], &Silent);
     }
 }
 

@@ -1,24 +1,8 @@
-//! Parts of the unit by themselves, and nobody behind it, for benchmarks and tests.
-use svadev_fabric::{Bdf, Delivery, Downstream, InvalidateAck, InvalidateRequest, Msi, PageGroupResponse};
-
+//! The IOTLB by itself, for benchmarks.
 use crate::cache::{CacheTag, Clock, Leaf, Mapping, PageSize, Rights, TranslationCaches};
 
 /// How many pages [`Lookups::hit`] looks for.
 pub const HOT_PAGES: u64 = 64;
-
-/// Nobody behind a unit: invalidations are done at once, answers and interrupts go nowhere.
-#[derive(Clone, Copy, Debug)]
-pub struct Quiet;
-
-impl Downstream for Quiet {
-    fn invalidate(&self, _: Bdf, _: InvalidateRequest) -> InvalidateAck {
-        InvalidateAck::Done
-    }
-    fn page_group_response(&self, _: Bdf, _: PageGroupResponse) {}
-    fn message_interrupt(&self, _: Option<Bdf>, _: Msi) -> Delivery {
-        Delivery::Sent
-    }
-}
 
 /// An IOTLB alone: the same few pages are looked for, and what lies around them differs.
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 //! Fixed seeds, the same seed twice, and bugs on purpose.
 use std::sync::Arc;
 
+use svadev_fabric::testing::Silent;
 use svadev_fabric::{Access, Bdf, Iova, Pasid, Translation, TranslationRequest};
-use svadev_iommu::measure::Quiet;
 use svadev_iommu::{Unit, UnitConfig};
 use svadev_memory::Ram;
 use svadev_spec::vtd::registers::{Global, offset};
@@ -98,15 +98,15 @@ fn the_unit_finds_what_the_builder_maps() {
         let to = tables.binding(9, None);
         devices.set_pasid(&mut frames, bdf, pasid, to);
         let mut unit = Unit::new(UnitConfig::default(), Arc::clone(&ram));
-        unit.write_register(offset::RTADDR, &(devices.root() | 1 << 10).to_le_bytes(), &Quiet);
+        unit.write_register(offset::RTADDR, &(devices.root() | 1 << 10).to_le_bytes(), &Silent);
         let pointer = Global::new().with_root_table_pointer(true);
-        unit.write_register(offset::GCMD, &u32::from(pointer).to_le_bytes(), &Quiet);
+        unit.write_register(offset::GCMD, &u32::from(pointer).to_le_bytes(), &Silent);
         let on = Global::new().with_translation_enable(true);
-        unit.write_register(offset::GCMD, &u32::from(on).to_le_bytes(), &Quiet);
+        unit.write_register(offset::GCMD, &u32::from(on).to_le_bytes(), &Silent);
         let mut translate = |iova| {
             let request =
                 TranslationRequest { requester: bdf, pasid: Some(pasid), iova: Iova(iova), access: Access::WRITE };
-            unit.translate(request, &Quiet)
+            unit.translate(request, &Silent)
         };
         for (iova, gpa, size_log2) in pages {
             let found = translate(iova + 0x123).unwrap();

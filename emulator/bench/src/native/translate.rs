@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use svadev_fabric::testing::Silent;
 use svadev_fabric::{Access, Bdf, Iova, Pasid, TranslationRequest};
-use svadev_iommu::measure::{Lookups, Quiet};
+use svadev_iommu::measure::Lookups;
 use svadev_iommu::{Caching, Unit, UnitConfig};
 use svadev_memory::{GuestAddress, Mappings, MemoryMap, Region};
 use svadev_spec::vtd::invalidation::{PasidIotlb, descriptor_type, pasid_iotlb_granularity};
@@ -57,10 +58,10 @@ impl Translator {
         let gpa = GuestAddress(0);
         map.map(Region { gpa, size: MEMORY, offset: 0, read: true, write: true, fd: Some(file) })?;
         let mut unit = Unit::new(config, map);
-        unit.write_register(offset::IQA, &(QUEUE | 1 << 11).to_le_bytes(), &Quiet);
-        unit.write_register(offset::RTADDR, &(root | 1 << 10).to_le_bytes(), &Quiet);
+        unit.write_register(offset::IQA, &(QUEUE | 1 << 11).to_le_bytes(), &Silent);
+        unit.write_register(offset::RTADDR, &(root | 1 << 10).to_le_bytes(), &Silent);
         for command in [1u32 << 30, 1 << 26, 1 << 26 | 1 << 31] {
-            unit.write_register(offset::GCMD, &command.to_le_bytes(), &Quiet);
+            unit.write_register(offset::GCMD, &command.to_le_bytes(), &Silent);
         }
         let mut translator = Self { unit, memory, tail: 0 };
         if pages != 0 {
@@ -84,7 +85,7 @@ impl Translator {
             access: Access::READ_WRITE,
         };
         // By reference: the result was written field by field, and moving it as a whole would wait for that.
-        let result = &self.unit.translate(request, &Quiet);
+        let result = &self.unit.translate(request, &Silent);
         match result {
             Ok(translation) if translation.gpa.0 == gpa => Ok(()),
             wrong => anyhow::bail!("{iova:#x} of PASID {pasid} translates to {wrong:?}"),
@@ -100,7 +101,7 @@ impl Translator {
         self.memory.word(at).store(low | u64::from(descriptor_type::PASID_IOTLB), order);
         self.memory.word(at + 8).store(0, order);
         self.tail = (self.tail + 32) % 0x1000;
-        self.unit.write_register(offset::IQT, &self.tail.to_le_bytes(), &Quiet);
+        self.unit.write_register(offset::IQT, &self.tail.to_le_bytes(), &Silent);
     }
 }
 

@@ -1,13 +1,13 @@
 //! Memory that leaves the map between two requests.
 use std::sync::Arc;
 
+use svadev_fabric::testing::Silent;
 use svadev_fabric::{Access, Iova};
 use svadev_memory::{GuestAddress, Mappings, MemoryMap, Region};
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::registers::offset;
 
 use super::world::{DEVICE, PASID};
-use crate::measure::Quiet;
 use crate::{Blocked, Unit, UnitConfig};
 
 const BYTES: u64 = 0x10_0000;
@@ -21,11 +21,11 @@ fn memory_that_is_gone_is_not_kept() {
     let gpa = GuestAddress(0);
     map.map(Region { gpa, size: BYTES, offset: 0, read: true, write: true, fd: Some(file.into()) }).unwrap();
     let mut unit = Unit::new(UnitConfig::default(), Arc::clone(&map));
-    unit.write_register(offset::RTADDR, &(0x1000u64 | 1 << 10).to_le_bytes(), &Quiet);
+    unit.write_register(offset::RTADDR, &(0x1000u64 | 1 << 10).to_le_bytes(), &Silent);
     for command in [1u32 << 30, 1 << 31] {
-        unit.write_register(offset::GCMD, &command.to_le_bytes(), &Quiet);
+        unit.write_register(offset::GCMD, &command.to_le_bytes(), &Silent);
     }
-    let access = |unit: &mut Unit<_>| unit.access(DEVICE, Some(PASID), Iova(0), Access::READ, &Quiet).unwrap_err();
+    let access = |unit: &mut Unit<_>| unit.access(DEVICE, Some(PASID), Iova(0), Access::READ, &Silent).unwrap_err();
     assert_eq!(access(&mut unit), Blocked::Fault(FaultReason::RootNotPresent));
 
     drop(map.unmap(gpa, BYTES).unwrap());

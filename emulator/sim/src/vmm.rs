@@ -328,13 +328,14 @@ impl Vmm {
         self.write(region::CONFIG, offset, data);
     }
 
-    /// Writes the command register. From the reply on, nothing comes from a function that may not master the bus.
+    /// Writes the command register. With bus mastering, the function may send from the write on, before its reply.
     pub fn set_command(&mut self, value: pcie::Command) {
-        if !value.bus_master() {
+        if value.bus_master() {
+            self.bus_master = Some(self.mutant != Some(Mutant::ForgetBusMaster));
+        } else {
             self.expect_no_writes();
         }
         self.config_write(header::COMMAND.into(), &value.into_bits().to_le_bytes());
-        self.bus_master = Some(value.bus_master() && self.mutant != Some(Mutant::ForgetBusMaster));
     }
 
     /// The next command turns bus mastering off. Memory writes that were sent before it are dropped, as QEMU's main

@@ -51,7 +51,11 @@ impl World {
             let q = self.rng.index(QUEUES);
             self.mask_vector(f, q);
         }
-        if reset {
+        if reset && self.rng.chance(250) {
+            // A reset of the bus: no function may master it, and the unit's interrupts have to wait.
+            self.log.count(Group::Path, "every function reset");
+            (0..self.functions.len()).for_each(|f| self.reset_function(f));
+        } else if reset {
             self.reset_function(f);
         }
         if restart {

@@ -1,12 +1,13 @@
 //! What a translation costs: `cargo bench -p svadev-iommu`.
 //!
-//! Absolute times move from machine to machine and from run to run; each table therefore also gives the ratio to its first row. A row
-//! is the best of several rounds, which is the one that other work on the machine disturbed least.
+//! Absolute times move from machine to machine and from run to run; each table therefore also gives the ratio to its
+//! first row. A row is the best of several rounds, which is the one that other work on the machine disturbed least.
 //!
-//! What limits what, as a profile shows: a lookup is two multiplications and a comparison in one set. A whole request is mostly its
-//! result, whose small fields are written one by one; structures of that kind on the way, read back as a whole, once made it four times as
-//! slow, for the processor stalls on such loads. Pages at random among more than its second-level cache holds cost that cache's miss. A miss
-//! is a load of the leaf, and of the cache set that the new entry goes into.
+//! What limits what, as a profile shows: a lookup is two multiplications and a comparison in one set. A whole request
+//! is mostly its result, whose small fields are written one by one; structures of that kind on the way, read back as a
+//! whole, once made it four times as slow, for the processor stalls on such loads. Pages at random among more than its
+//! second-level cache holds cost that cache's miss. A miss is a load of the leaf, and of the cache set that the new
+//! entry goes into.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 use std::hint::black_box;
@@ -29,7 +30,8 @@ const DIRECTORY: u64 = 0x10_0000;
 const OPEN: u64 = 0x67;
 const ROUNDS: usize = 7;
 
-/// A unit with `pasids` five-level first-stage PASIDs, all with the same tables, in which `pages` pages follow each other.
+/// A unit with `pasids` five-level first-stage PASIDs, all with the same tables, in which `pages` pages follow each
+/// other.
 struct World {
     unit: Unit<Arc<Ram>>,
     ram: Arc<Ram>,

@@ -11,8 +11,8 @@ use crate::layout::{FAULT_RECORD_OFFSET, IOTLB_REGISTER_OFFSET, MAX_FAULT_RECORD
 /// the queue, stopped at a mask above MAMV, was cleared by its fault handler.
 pub const MAX_ADDRESS_MASK: u8 = 51;
 
-/// How much the unit remembers (`--caching`). Results never depend on it when software invalidates as
-/// the specification demands.
+/// How long the unit keeps what it read from tables (`--caching`). Results never depend on it if software invalidates
+/// as the specification demands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Caching {
@@ -21,8 +21,9 @@ pub enum Caching {
     /// Present entries, until they are invalidated or evicted.
     #[default]
     Strict,
-    /// As long as the specification permits: an invalidation takes what it names and no more, an entry makes room only when a cache is
-    /// full, and what a stale paging-structure entry says is believed. Wide invalidations take time in proportion to the entries.
+    /// As long as the specification permits. An invalidation removes what it names and nothing else. An entry makes
+    /// room only when a cache is full. A stale paging-structure entry is used without a second look. Wide invalidations
+    /// take time in proportion to the entries.
     Adversarial,
 }
 
@@ -33,7 +34,8 @@ pub struct UnitConfig {
     pub host_address_width: u8,
     /// PASID bits (ECAP.PSS + 1), 1 to 20.
     pub max_pasid_bits: u8,
-    /// Five-level tables (CAP.FS5LP, and 57 bits in CAP.SAGAW and CAP.MGAW). Linux refuses SVA without it on a five-level CPU.
+    /// Five-level tables (CAP.FS5LP, and 57 bits in CAP.SAGAW and CAP.MGAW). Linux refuses SVA on a five-level CPU
+    /// without it.
     pub levels5: bool,
     /// 1 GiB pages in both stages (CAP.FS1GP, CAP.SSLPS). Linux refuses SVA without it when the CPU has them.
     pub pages_1gib: bool,

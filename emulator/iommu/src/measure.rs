@@ -9,8 +9,8 @@ pub const HOT_PAGES: u64 = 64;
 pub struct Lookups(TranslationCaches);
 
 impl Lookups {
-    /// With `entries` pages of 4 KiB (at least [`HOT_PAGES`]), and as many that were invalidated as `stale` says, in 4096
-    /// PASIDs. Both at most 2^20, the largest IOTLB.
+    /// With `entries` pages of 4 KiB (at least [`HOT_PAGES`]), and as many that were invalidated as `stale` says, in
+    /// 4096 PASIDs. Both at most 2^20, the largest IOTLB.
     pub fn new(entries: u64, stale: u64) -> Self {
         let size = usize::try_from((2 * entries.max(256)).next_power_of_two()).expect("small").min(1 << 20);
         let mapping = Mapping::new(Leaf::new(0x5000, PageSize::SIZE_4KIB, Rights::READ_WRITE), true);

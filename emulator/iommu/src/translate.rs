@@ -12,8 +12,8 @@ use crate::observe::{CacheSlot, CachedEntry, Observing};
 use crate::request::{Request, RequestKind};
 use crate::walk::{Direct, InMemory, Stage, StructureAccess, ThroughSecondStage, WalkFault, Want};
 
-/// The parts of a unit that look up addresses in an address space. They see memory as it was at the beginning: one view for all the
-/// structures on the way, so that no change of the memory map falls between them.
+/// The parts of a unit that look up addresses in an address space. One view of memory serves all the structures of a
+/// request, so that no change of the memory map falls between them.
 pub(crate) struct Walker<'a, M: GuestMemory + 'a> {
     pub(crate) memory: M::View<'a>,
     pub(crate) limits: Limits,
@@ -25,14 +25,15 @@ pub(crate) struct Walker<'a, M: GuestMemory + 'a> {
 }
 
 impl<M: GuestMemory> Walker<'_, M> {
-    /// Whether anything is remembered at all.
+    /// Whether anything is cached.
     pub(crate) fn caching(&self) -> bool {
         self.config.caching != Caching::None
     }
 }
 
 impl TranslationCaches {
-    /// The page of `iova` as a request may use it, if it is there. Always inlined: callers know most of what is wanted, and the checks go.
+    /// The cached page of `iova`, if the request may use it as it is. Always inlined, for callers know most of what is
+    /// wanted and the checks go away.
     #[inline(always)]
     pub(crate) fn serving(&self, space: CacheTag, iova: u64, want: Want) -> Option<Leaf> {
         let mapping = self.get(space, iova)?;
@@ -59,7 +60,7 @@ impl<M: GuestMemory> Walker<'_, M> {
         self.by_tables(space, request, want, cacheable)
     }
 
-    /// Walks, and keeps what it found if it is `cacheable`.
+    /// Walks, and caches the page if it is `cacheable`.
     pub(crate) fn by_tables(
         &mut self,
         space: &AddressSpace,
@@ -178,7 +179,8 @@ pub(crate) fn given(page: Leaf, want: Want) -> Leaf {
     page.limited_to(want.dirty, want.execute, want.privileged)
 }
 
-/// No translation leads into the interrupt range (LGN.4, SGN.8, §3.14). A large page that reaches into it is served in 4 KiB pieces.
+/// Fails if the translation leads into the interrupt range (LGN.4, SGN.8, §3.14). A large page that reaches into it is
+/// served in pieces of 4 KiB.
 #[inline]
 fn without_interrupt_range(leaf: Leaf, iova: u64) -> Result<Leaf, WalkFault> {
     let (address, offsets) = (leaf.address(), leaf.size().mask());

@@ -1,4 +1,4 @@
-//! The books: what caches hold, or may hold, by right.
+//! The books: which entries the caches hold, or may still hold.
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
@@ -15,11 +15,11 @@ pub(super) const NO_PASID: u64 = 1 << 20;
 /// In place of a PASID, for a context entry.
 const CONTEXT: u64 = 1 << 21;
 
-/// Keys in the books: some 25 MB. A guest that has more translated at once loses some of them from view.
+/// Keys in the books: about 25 MB. If a guest has more translated at once, some of them go unseen.
 const MAX_KEYS: usize = 1 << 17;
 /// Different translations of one page that a function may hold at once: its engines ask at different times.
 const MAX_VALUES: usize = 8;
-/// Entries that differ from the tables and are looked at again in every slice.
+/// Entries that differ from the tables and are checked again in every slice.
 const MAX_SUSPECTS: usize = 1024;
 
 /// Where something is held.
@@ -63,7 +63,7 @@ impl Class {
     }
 }
 
-/// What is held: see the constructors.
+/// Which entry of which cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
     pub(super) place: Place,
@@ -145,9 +145,9 @@ pub(super) struct Held {
     pub(super) nested: bool,
     /// An invalidation that covers it was asked for, or software owes none.
     pub(super) covered: bool,
-    /// Since when it has differed from the tables, as far as anyone looked.
+    /// When it was first seen to differ from the tables.
     pub(super) stale_since_ns: Option<u64>,
-    /// Where in a large page: it is looked at there until it is right again.
+    /// Which piece of a large page differed. That piece is checked until it is right again.
     pub(super) stale_offset: u64,
 }
 
@@ -155,16 +155,16 @@ pub(super) struct Held {
 #[derive(Debug, Default)]
 pub(super) struct Books {
     held: BTreeMap<Key, Vec<Held>>,
-    /// Keys with something covered that the next completion strikes out; some may stand here twice.
+    /// Keys with entries that the next completion removes. A key may be listed twice.
     covered: Vec<Key>,
     suspects: Vec<Key>,
-    /// The last key that had to make room.
+    /// The last key that was dropped for want of room.
     victim: Option<Key>,
     forgotten: u64,
 }
 
 impl Books {
-    /// Something is held from now on, in place of what a cache of the unit held there before.
+    /// An entry is held from now on. In a cache of the unit it replaces the one before.
     pub(super) fn enter(&mut self, key: Key, value: CachedEntry, nested: bool) {
         let held = Held { value, nested, covered: false, stale_since_ns: None, stale_offset: 0 };
         let values = self.held.entry(key).or_default();
@@ -172,7 +172,7 @@ impl Books {
             values.clear();
         }
         match values.iter_mut().find(|held| held.value == value) {
-            // Given out anew, after the invalidation that may be under way.
+            // Given out again after an invalidation that may be under way.
             Some(known) => known.covered = false,
             None => {
                 if values.len() == MAX_VALUES {
@@ -214,7 +214,8 @@ impl Books {
             }
         });
         self.covered = keys;
-        // Entries that are covered, given out anew and covered again, for ever without a wait: what is left is excused.
+        // A guest can have entries covered and given out again for ever without a wait. Beyond this bound they are no
+        // longer reported.
         if self.covered.len() > 2 * MAX_KEYS {
             self.covered.clear();
             self.forgotten += 1;
@@ -233,12 +234,12 @@ impl Books {
         }
     }
 
-    /// What is under way will not complete: what it covered is in nobody's debt, and may still be held.
+    /// Invalidations under way will not complete. Entries that they covered may still be held, and are not reported.
     pub(super) fn abandon(&mut self) {
         self.covered.clear();
     }
 
-    /// Strikes out at once.
+    /// Removes entries at once.
     pub(super) fn strike(&mut self, scope: Scope) {
         let mut keys = Vec::new();
         for range in scope.ranges() {
@@ -279,7 +280,7 @@ impl Books {
         self.held.range((from, Unbounded)).take(count).map(|(&key, _)| key).collect()
     }
 
-    /// Something differs from the tables: it is looked at again soon.
+    /// An entry differs from the tables: it is checked again soon.
     pub(super) fn suspect(&mut self, key: Key) {
         if self.suspects.len() < MAX_SUSPECTS {
             self.suspects.push(key);
@@ -304,7 +305,7 @@ impl Books {
         self.held.len()
     }
 
-    /// How much left for want of room. Where anything did, absence from the books proves nothing.
+    /// How many entries were dropped for want of room. If any were, an entry that is not in the books proves nothing.
     pub(super) fn forgotten(&self) -> u64 {
         self.forgotten
     }

@@ -1,4 +1,4 @@
-//! Comparing: in the background, and at each use.
+//! Compares entries with the tables, in the background and at each use.
 use svadev_fabric::{Access, AtsError, Bdf, Pasid, Translation, TranslationRequest};
 use svadev_memory::GuestMemory;
 
@@ -11,14 +11,14 @@ use crate::admission::Admission;
 use crate::cache::{CacheTag, Mapping, ScanCursor};
 use crate::observe::CachedEntry;
 
-/// How far the background has come.
+/// Where the background work goes on.
 #[derive(Debug, Default)]
 pub(super) struct Cursors {
     books: Option<Key>,
     pages: ScanCursor,
     structures: ScanCursor,
     entries: usize,
-    /// Which piece of a large page is looked at: another one in each pass.
+    /// Which piece of a large page is checked: another one in each pass.
     piece: u64,
 }
 
@@ -67,7 +67,7 @@ impl Auditor {
         self.unit_use(admission, (requester, pasid), iova.0, &answer);
     }
 
-    /// Who uses what a key is about.
+    /// The requester and PASID that use a key's entry.
     fn user(&self, key: &Key) -> Option<(Bdf, Option<Pasid>)> {
         match key.place {
             Place::Unit => self.owners.get(&key.space).copied(),
@@ -77,7 +77,7 @@ impl Auditor {
         }
     }
 
-    /// A piece inside what a key is about, to look at this time.
+    /// The offset of the piece of a large page that is checked this time.
     fn piece(&self, key: &Key) -> u64 {
         if key.class.level().is_some() || matches!(key.place, Place::Entries(_)) {
             return 0;
@@ -128,7 +128,7 @@ impl Auditor {
         }
     }
 
-    /// Looks at everything that is held under a key, and says so where a change lasts for too long.
+    /// Checks every entry under a key, and reports one that has been stale for too long.
     fn check_key<M: GuestMemory>(&mut self, admission: &Admission<'_, M>, key: Key) {
         let Some(user) = self.user(&key) else { return };
         for index in 0..self.books.get(&key).len() {
@@ -144,7 +144,7 @@ impl Auditor {
         }
     }
 
-    /// What is held under a key differs from the tables, and no invalidation is on its way.
+    /// An entry differs from the tables, and no invalidation is under way.
     fn differs(
         &mut self,
         (key, index, offset): (Key, usize, u64),
@@ -166,7 +166,7 @@ impl Auditor {
         self.find(Suspicion { kind, key, user, since_ns: Some(since_ns), in_use }, old, new);
     }
 
-    /// Goes on through the unit's caches: what lives there and stands in no book should not live.
+    /// Checks the next entries of the unit's caches. An entry that is not in the books should have been invalidated.
     fn check_caches<M: GuestMemory>(&mut self, admission: &Admission<'_, M>, budget: usize) {
         let mut found = Vec::new();
         admission.walker.caches.each_page(&mut self.cursors.pages, budget, |tag, iova, mapping: Mapping| {
@@ -188,7 +188,7 @@ impl Auditor {
         }
     }
 
-    /// Looks at what the unit's caches do hold.
+    /// Checks one entry of the unit's caches.
     fn check_cached<M: GuestMemory>(
         &mut self,
         admission: &Admission<'_, M>,
@@ -206,7 +206,7 @@ impl Auditor {
         }
     }
 
-    /// Something stale that should not be there at all, unless the books are not complete.
+    /// A stale entry that should have been invalidated, unless the books are incomplete.
     fn unknown(&mut self, key: Key, user: (Bdf, Option<Pasid>), value: CachedEntry, new: String, in_use: bool) {
         if self.books.forgotten() > 0 {
             return self.books.enter(key, value, false);
@@ -215,7 +215,7 @@ impl Auditor {
         self.find(Suspicion { kind, key, user, since_ns: None, in_use }, value, new);
     }
 
-    /// The unit gives an answer: where it came from the IOTLB, it must stand in the books.
+    /// The unit gives an answer. If it came from the IOTLB, its entry must be in the books.
     pub(crate) fn unit_use<M: GuestMemory>(
         &mut self,
         admission: &Admission<'_, M>,
@@ -244,7 +244,7 @@ impl Auditor {
         }
     }
 
-    /// A function uses what it holds.
+    /// A function uses an entry of its device TLB.
     pub(crate) fn device_use<M: GuestMemory>(
         &mut self,
         admission: &Admission<'_, M>,
@@ -257,7 +257,7 @@ impl Auditor {
         let used = CachedEntry::Page { gpa: gpa & !0xfff, read: access.read, write: access.write };
         let small = Key::given(user.0, user.1, page, 12);
         let live = self.live(admission, user, &small, 0);
-        // Functions keep less than they were given where that suits them, never more.
+        // A function may keep a part of what it was given, never more.
         let given = SIZES_LOG2.iter().find_map(|&size_log2| {
             let key = Key::given(user.0, user.1, page, size_log2);
             let offset = page & ((1 << size_log2) - 1);

@@ -12,11 +12,11 @@ use crate::observe::CachedEntry;
 use crate::tables::Context;
 use crate::walk::{Stage, Tables, WalkEnd, WalkFault, Want};
 
-/// Asks for everything and changes nothing.
+/// Demands no right and marks no entry.
 const LOOK: Want =
     Want { read: false, write: false, execute: false, execute_demanded: false, privileged: false, dirty: false };
 
-/// Tables whose entries are looked at only.
+/// Tables whose entries are read and never marked.
 struct Untouched<'a, M> {
     memory: &'a M,
     /// The level whose structure is wanted, if one is.
@@ -52,7 +52,7 @@ impl<M: GuestMemory> Tables for Untouched<'_, M> {
     }
 }
 
-/// First-stage tables that lie in second-stage addresses.
+/// First-stage tables whose addresses go through second-stage tables.
 struct UntouchedNested<'a, M> {
     inner: Untouched<'a, M>,
     second: SecondStage,
@@ -77,7 +77,7 @@ impl<M: GuestMemory> Tables for UntouchedNested<'_, M> {
 /// What the tables say about an address.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Live {
-    /// The address it leads to, and rights; not the page's first byte.
+    /// Where this address leads, whether reads are allowed, and whether writes are. Not the first byte of the page.
     pub(super) leaf: Option<(u64, bool, bool)>,
     /// The structure at the level that was asked for.
     pub(super) partial: Option<PartialWalk>,
@@ -88,8 +88,9 @@ pub(super) struct Live {
 impl Live {
     const NOTHING: Self = Self { leaf: None, partial: None, entry: (0, 0) };
 
-    /// Whether an entry of `class` that says `value` about this address may no longer be used. One that allows less than the tables may
-    /// stay: software need not invalidate when it raises rights (§6.5.2: not-present and permission faults are looked for again).
+    /// Whether a cached entry that says `value` about this address may no longer be used. An entry that allows less
+    /// than the tables may stay: software need not invalidate when it adds rights (§6.5.2, not-present and permission
+    /// faults are looked for again).
     pub(super) fn outdates(&self, value: &CachedEntry, offset: u64) -> bool {
         match *value {
             CachedEntry::Page { gpa, read, write } => match self.leaf {
@@ -122,15 +123,15 @@ impl Live {
     }
 }
 
-/// A walk must not stop because it would have to set a bit and may not.
+/// The stage with page-walk snooping on: a walk that only looks must not end because it may not set a bit.
 fn snooped(first: FirstStage) -> FirstStage {
     FirstStage { page_walk_snoop: true, ..first }
 }
 
 impl<M: GuestMemory> Admission<'_, M> {
-    /// What the tables say about `address` for a requester; `level` is that of the structure that is wanted, if one is.
-    /// `space`: the caches' tag of what is compared, where it has one; tables of another tag are not what it came
-    /// from.
+    /// What the tables say about `address` for a requester. `level` is the level of a paging-structure entry that is
+    /// asked for as well. `space` is the cache tag of the entry that is compared, if it has one: tables of another tag
+    /// are not where that entry came from.
     pub(super) fn live(
         &self,
         (requester, pasid): (Bdf, Option<Pasid>),

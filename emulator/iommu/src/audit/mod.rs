@@ -1,18 +1,21 @@
-//! The auditor: compares what is cached with the tables as they are, and says who forgot an invalidation.
+//! The auditor: compares what is cached with the tables as they are, and reports who forgot an invalidation.
 //!
-//! It keeps books of its own. Whatever is put into a cache of the unit, and every translation that a function is given, is
-//! entered; an invalidation *covers* what it names, and when the wait after it completes, what was covered is struck out. Nothing
-//! else is ever struck out, since software does not know what a cache evicts. So, when something cached differs from the tables:
+//! It keeps books of its own. An entry that is put into a cache of the unit is added, and so is every translation that
+//! a function is given. An invalidation *covers* the entries that it names. When the wait after it completes, the
+//! covered entries are removed. Nothing else is ever removed, for software does not know what a cache evicts. A cached
+//! entry that differs from the tables is judged by the books:
 //!
-//! | it stands in the books | that means |
+//! | in the books | meaning |
 //! | --- | --- |
-//! | open | software has changed a table and not invalidated yet: its mistake, once that has lasted longer than the limit |
-//! | covered | an invalidation is under way, nobody is at fault |
-//! | not at all | the invalidation completed, and the translation lived on: our mistake, at once |
+//! | open | Software changed a table and has not invalidated yet: its mistake once that lasts longer than the limit. |
+//! | covered | An invalidation is under way: nobody is at fault. |
+//! | not there | The invalidation completed and the translation lived on: our mistake, at once. |
 //!
-//! It shares the walker with the unit (what it checks is the caches), but no code with the caches and their invalidation.
-//! No thread and no clock: the caller says what time it is ([`Unit::audit_at`](crate::Unit::audit_at)), gives it slices of work
-//! ([`Unit::audit_slice`](crate::Unit::audit_slice)) and tells it of each use of a device TLB ([`Unit::audit_use`](crate::Unit::audit_use)).
+//! It shares the walker with the unit, for what it checks is the caches. It shares no code with the caches and their
+//! invalidation. It has no thread and no clock. The caller says what time it is
+//! ([`Unit::audit_at`](crate::Unit::audit_at)), gives it slices of work
+//! ([`Unit::audit_slice`](crate::Unit::audit_slice)), and tells it of each use of a device TLB
+//! ([`Unit::audit_use`](crate::Unit::audit_use)).
 mod books;
 mod check;
 mod events;
@@ -35,7 +38,7 @@ use check::Cursors;
 use events::History;
 use finding::Findings;
 
-/// Address spaces whose requester is remembered. One more, and those that are known have to do.
+/// Address spaces whose requester is remembered. Beyond that number, no further ones are.
 const MAX_OWNERS: usize = 1 << 16;
 
 /// How the auditor judges.
@@ -71,7 +74,7 @@ pub struct AuditCounters {
 pub(crate) struct Auditor {
     config: AuditConfig,
     books: Books,
-    /// Who uses an address space of the unit's caches: their tags do not tell.
+    /// Who uses each address space of the unit's caches: the tags do not say.
     owners: BTreeMap<u64, (Bdf, Option<Pasid>)>,
     history: History,
     findings: Findings,
@@ -163,7 +166,7 @@ impl Observer for Auditor {
         self.books.abandon();
     }
 
-    /// What functions hold was given before: nobody has to invalidate it any more.
+    /// Translations that functions hold were given before: software need not invalidate them any more.
     fn emptied(&mut self) {
         self.books.strike(Scope::Iotlb);
         self.books.strike(Scope::Contexts);

@@ -9,7 +9,8 @@ use super::books::{Class, Held, Key, NO_PASID, Place, SIZES_LOG2};
 use crate::observe::{CachedEntry, Scope};
 
 impl Scope {
-    /// Where in the books everything lies that may be covered. Short ranges for what comes often, whole places for the rest.
+    /// Ranges of the books that have every entry that may be covered. They are short for frequent invalidations, and
+    /// whole places for the rest.
     pub(super) fn ranges(&self) -> Vec<RangeInclusive<Key>> {
         match *self {
             Self::Contexts | Self::Source { .. } | Self::Pasids | Self::PasidsOfDomain(_) | Self::Pasid { .. } => {
@@ -39,7 +40,7 @@ impl Scope {
         }
     }
 
-    /// Whether something in one of those ranges is covered.
+    /// Whether an entry in one of those ranges is covered.
     pub(super) fn covers(&self, key: &Key, held: &Held) -> bool {
         match (*self, key.place) {
             (Self::Contexts, Place::Entries(_)) | (Self::Iotlb, Place::Unit) => true,
@@ -74,7 +75,8 @@ impl Scope {
         }
     }
 
-    /// Whether this may be about a PASID's page of `1 << size_log2` bytes in a domain, or what is cached of the way to it.
+    /// Whether the invalidation may concern a PASID's page of `1 << size_log2` bytes in a domain, or a cached entry on
+    /// the way to that page.
     pub(super) fn concerns(&self, domain_id: Option<u16>, pasid: Option<Pasid>, page: u64, size_log2: u8) -> bool {
         let of_domain = |did: u16| domain_id.is_none_or(|domain_id| domain_id == did);
         let number = pasid.map(|pasid| u64::from(pasid.get()));
@@ -95,7 +97,7 @@ impl Scope {
     }
 }
 
-/// The keys of every size and level whose pages share a byte with `1 << size_log2` bytes around `iova`.
+/// The keys of every page size and level that overlap the `1 << size_log2` bytes around `iova`.
 fn by_class(place: Place, space: u64, iova: u64, size_log2: u32) -> Vec<RangeInclusive<Key>> {
     if size_log2 >= 64 {
         return vec![Key::space(place, space)];

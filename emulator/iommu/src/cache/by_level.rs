@@ -1,28 +1,28 @@
 //! A direct-mapped table, a part for each level of page tables.
 use super::key::{CacheTag, Key};
 
-/// Log2 of the places of a level. In the lowest they are enough for 8 GiB of neighbouring 4 KiB pages, in the others for as many processes that
-/// use the same addresses.
+/// Log2 of the places of a level. At the lowest level they suffice for 8 GiB of neighbouring 4 KiB pages. At the others
+/// they suffice for as many processes that use the same addresses.
 const PLACES_LOG2: u32 = 12;
 
 const PLACES: usize = 4 << PLACES_LOG2;
 
-/// As large as half a cache line, and never in two.
+/// Half a cache line, so that an entry never lies in two.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(32))]
 struct Entry {
     key: Key,
-    /// 0 in an empty place: no floor lies below it, so nothing there is ever alive.
+    /// 0 in an empty place: no floor is lower, so it never counts.
     born: u64,
     value: u64,
 }
 
-/// One word for each of some regions. An entry has one place only, where a new one takes the old one's: looking at a place and filling it
-/// cost next to nothing, and a walk does both once a level.
+/// A direct-mapped table: an entry has one place, and a new one replaces what is there. A walk looks at and fills a
+/// place at every level, so both must cost next to nothing.
 #[derive(Debug)]
 pub(crate) struct ByLevel(Box<[Entry; PLACES]>);
 
-/// Where the entries of a tag are: found once for all levels.
+/// The part of a place that depends on the tag. It is worked out once for all levels of a walk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spread(u64);
 
@@ -61,7 +61,7 @@ impl ByLevel {
         self.0[place(spread, key)] = Entry { key, born, value };
     }
 
-    /// Takes the value under `key` out.
+    /// Removes the value under `key`.
     pub(crate) fn remove(&mut self, key: Key) {
         let entry = &mut self.0[place(Spread::of(key.tag()), key)];
         if entry.key == key {
@@ -69,7 +69,8 @@ impl ByLevel {
         }
     }
 
-    /// Calls `f` for what is in up to `count` places after `cursor`, dead or alive; starts again when it came to the end.
+    /// Calls `f` for the entries in up to `count` places after `cursor`, invalidated ones included. At the end it
+    /// starts again.
     pub(crate) fn each_after(&self, cursor: &mut usize, count: usize, mut f: impl FnMut(Key, u64, u64)) {
         let end = cursor.saturating_add(count).min(PLACES);
         for entry in &self.0[*cursor..end] {
@@ -85,8 +86,8 @@ impl ByLevel {
 mod tests {
     use super::*;
 
-    /// Puts entries born at 1 in. Those of other levels and of neighbouring regions have places of their own; one that is as many regions away
-    /// as there are places takes the other's.
+    /// Entries of other levels and of neighbouring regions have places of their own. A region that is as many regions
+    /// away as there are places replaces the other one.
     #[test]
     fn a_place_has_one_entry() {
         let tag = CacheTag::new(3, 7);

@@ -1,10 +1,10 @@
-//! A store that forgets nothing that it need not forget ([`Caching::Adversarial`](crate::Caching::Adversarial)).
+//! A store that keeps every entry as long as it may ([`Caching::Adversarial`](crate::Caching::Adversarial)).
 use std::collections::BTreeMap;
 
 use super::key::{CacheTag, Key};
 
-/// Entries by key. An invalidation takes exactly what it names, and an entry makes room only when the store is full. Lookups and insertions
-/// are marked cold, so that this store is not inlined into the default one's fast path.
+/// Entries by key. An invalidation removes exactly what it names, and an entry makes room only when the store is full.
+/// Lookups and insertions are marked cold, so that this store is not inlined into the default one's fast path.
 #[derive(Debug)]
 pub(crate) struct Exact<V> {
     entries: BTreeMap<Key, V>,

@@ -1,8 +1,9 @@
 //! What cached translations are tagged with.
 use svadev_mutation::mutant;
 
-/// What an entry is tagged with besides its page (§6.2.4, table 6-2): the domain, and for first-stage and nested mappings the
-/// PASID. One word, the domain above 21 bits that hold a PASID or its absence: this is copied on the hot path.
+/// The tag of an entry besides its page (§6.2.4, table 6-2): the domain, and the PASID for first-stage and nested
+/// mappings. It is one word, for it is copied on the hot path: the domain is above 21 bits that hold a PASID or its
+/// absence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CacheTag(u64);
 
@@ -85,7 +86,7 @@ impl Key {
 
     #[inline]
     pub(crate) fn hash(self) -> u64 {
-        // Odd factors keep neighbouring pages of neighbouring PASIDs apart; rotating lets the class reach low bits, too.
+        // Odd factors spread neighbouring pages of neighbouring PASIDs. The rotation brings the class into low bits.
         (self.tag.wrapping_mul(0xff51_afd7_ed55_8ccd) ^ self.page.rotate_left(8)).wrapping_mul(0xc4ce_b9fe_1a85_ec53)
     }
 }

@@ -40,8 +40,8 @@ impl PageSize {
     }
 }
 
-/// Where a walk ended: a page, and what may be done there. One word, address above flags: a structure of small fields would be written in
-/// pieces and read as a whole, which processors stall on.
+/// The page that a walk found, and its rights. It is one word with the address above the flags. Small fields would be
+/// written one by one and read as a whole, which stalls store forwarding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Leaf(u64);
 
@@ -136,7 +136,8 @@ impl Leaf {
         self.0 & PRIVILEGED != 0
     }
 
-    /// The same without the rights to write and to execute, unless they are asked for; as a supervisor's, if it is one.
+    /// The same page without the rights to write and to execute unless they are asked for, and marked as a supervisor's
+    /// if it is one.
     #[inline]
     pub(crate) fn limited_to(self, write: bool, execute: bool, privileged: bool) -> Self {
         Self(self.0 & !flag(!write, WRITE) & !flag(!execute, EXECUTE) | flag(privileged, PRIVILEGED))

@@ -1,10 +1,10 @@
 //! Translation caches (chapter 6): bounded, with lookups and wide invalidations in constant time.
 //!
-//! Wide invalidations scan nothing. Every entry carries the time it was born; an invalidation of a domain, a PASID, a function
-//! or everything raises a *floor*, and an entry counts only if it was born after every floor it lies under. Floors are kept in
-//! small hashed tables, which are looked into only for entries older than the last of them all: two tags that share a slot are
-//! invalidated together, which §6.5 always allows. Where nothing may go earlier than it must
-//! ([`Store::Exact`](store::Store::Exact)), entries are searched instead.
+//! Wide invalidations scan nothing. Every entry has the time of its birth. An invalidation of a domain, a PASID, a
+//! function or everything raises a *floor* to the present time. An entry counts only if it was born after every floor
+//! that applies to it. Floors are kept in small hashed tables, which are read only for entries older than the latest
+//! floor. Two tags that share a slot are invalidated together, which §6.5 always allows. A store that may not
+//! invalidate early ([`Store::Exact`](store::Store::Exact)) searches its entries instead.
 mod by_level;
 mod exact;
 mod floors;

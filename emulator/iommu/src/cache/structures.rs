@@ -1,4 +1,4 @@
-//! The paging-structure caches (§6.2.5): ways to tables that walks came along.
+//! The paging-structure caches (§6.2.5): the tables that walks passed through.
 use svadev_mutation::mutant;
 use svadev_spec::vtd::tables::{FirstStageEntry, Level};
 
@@ -9,7 +9,7 @@ use super::key::{CacheTag, Key};
 use super::leaf::flag;
 use super::store::{ScanCursor, TagFloors};
 
-/// The least that a store which forgets nothing has room for.
+/// The smallest capacity of an exact store.
 const EXACT_ENTRIES: usize = 4096;
 
 /// A partial walk: the address of the next table and the rights accumulated so far, packed into one word as
@@ -75,7 +75,7 @@ impl PartialWalk {
     }
 }
 
-/// An address tag as the paging-structure caches know it: worked out once for all levels of a walk.
+/// A cache tag as the paging-structure caches use it, worked out once for all levels of a walk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StructureTag {
     tag: CacheTag,
@@ -100,7 +100,7 @@ impl StructureTag {
         self.tag
     }
 
-    /// Entries depend on second-stage mappings, too.
+    /// Whether entries depend on second-stage mappings as well.
     pub(crate) fn nested(&self) -> bool {
         self.flags != 0
     }
@@ -111,7 +111,7 @@ impl StructureTag {
     }
 }
 
-/// Entries by tag, level and region. A key's class is the level.
+/// The paging-structure caches. Entries have tag, level and region; a key's class is the level.
 #[derive(Debug)]
 pub(crate) enum Structures {
     /// Fast. Entries may go early: when another one needs the place, or when two tags share a floor.
@@ -186,8 +186,8 @@ impl Structures {
         }
     }
 
-    /// Drops the ways of `tag` to addresses from `first` to `last`. The caller bounds the number of pages between
-    /// them unless the store is exact.
+    /// Drops the entries of `tag` that cover addresses from `first` to `last`. The caller bounds the number of pages
+    /// between them unless the store is exact.
     pub(crate) fn drop_range(&mut self, tag: CacheTag, first: u64, last: u64) {
         for level in Level::WITH_TABLES {
             let (first, last) = (level.region(first), level.region(last));
@@ -203,7 +203,8 @@ impl Structures {
         }
     }
 
-    /// Drops the entries that `doomed` names by key and by whether they are nested, if the store is exact: elsewhere floors do that.
+    /// Drops the entries that `doomed` names by key and by whether they are nested, if the store is exact. In the other
+    /// store, floors do that.
     pub(crate) fn drop_exactly(&mut self, doomed: impl Fn(Key, bool) -> bool) {
         if let Self::Exact(exact) = self {
             exact.drop_if(|key, packed| doomed(key, packed & NESTED != 0));

@@ -8,8 +8,8 @@ use super::leaf::{FIRST_FREE, Leaf, PageSize, flag};
 use super::store::{ScanCursor, Store, TagFloors};
 use super::structures::{PartialWalk, StructureTag, Structures};
 
-/// Pages that a page-selective invalidation probes one by one; a wider one takes the whole PASID or domain, which is cheaper
-/// and allowed (§6.5.2.3: hardware may invalidate more).
+/// Log2 of the pages up to which a page-selective invalidation removes them one by one. A wider one invalidates the
+/// whole PASID or domain, which is cheaper and allowed (§6.5.2.3: hardware may invalidate more).
 const MAX_PROBED_PAGES_LOG2: u8 = 6;
 
 /// A page's translation for user requests that do not execute: a leaf's word, and what only the IOTLB has to know.
@@ -39,18 +39,18 @@ impl Mapping {
     }
 }
 
-/// The IOTLB, and the paging-structure caches, which every invalidation of it governs as well. Entries are
+/// The IOTLB and the paging-structure caches, which every invalidation of the IOTLB concerns as well. Entries are
 /// packed words.
 #[derive(Debug)]
 pub(crate) struct TranslationCaches {
     floors: TagFloors,
     pages: Store<u64>,
     structures: Structures,
-    /// Which of [`PageSize::ALL`] were ever put in: the others need no probe.
+    /// Which of [`PageSize::ALL`] were put in since the last invalidation of everything: the others need no look.
     sizes: [bool; 3],
-    /// A nested mapping was put in: its second stage has no page tag of its own (§6.5.2.3).
+    /// A nested mapping was put in. Its second stage has no page tag of its own (§6.5.2.3).
     nested: bool,
-    /// Nothing goes that an invalidation does not name.
+    /// An invalidation removes nothing that it does not name.
     exact: bool,
 }
 
@@ -90,7 +90,7 @@ impl TranslationCaches {
         self.pages.insert(&self.floors, key, mapping.0 | flag(nested, NESTED), clock);
     }
 
-    /// `tag` as walks need it that look for ways to pages, and keep those they found.
+    /// `tag` as walks use it, which look for paging-structure entries and keep new ones.
     #[inline]
     pub(crate) fn structure_tag(&mut self, tag: CacheTag, nested: bool, clock: &mut Clock) -> StructureTag {
         self.nested |= nested;
@@ -103,8 +103,8 @@ impl TranslationCaches {
         self.structures.lowest(tag, iova, top)
     }
 
-    /// Remembers what the entry at `level` on the way to `iova` leads to. It must be present, and accessed must be set in it (§6.2.5).
-    /// No invalidation came since the tag was made.
+    /// Keeps what the entry at `level` on the way to `iova` leads to. The entry must be present and have accessed set
+    /// (§6.2.5). No invalidation came since the tag was made.
     #[inline]
     pub(crate) fn keep_structure(&mut self, tag: &StructureTag, iova: u64, level: Level, partial: PartialWalk) {
         self.structures.insert(tag, iova, level, partial);
@@ -160,11 +160,12 @@ impl TranslationCaches {
         self.structures.drop_exactly(|key, _| doomed(key));
     }
 
-    /// The mappings that share a byte with `1 << pages_log2` pages around `iova`, and the way to them unless `leaf_only` (IH): then
-    /// software has changed no entry that points to a table.
+    /// Invalidates the mappings that overlap `1 << pages_log2` pages around `iova`. Unless `leaf_only` (IH), also the
+    /// paging-structure entries on the way to them: with IH, software has changed no entry that points to a table.
     ///
-    /// Without a PASID that is a page-selective-within-domain invalidation: second-stage mappings of those pages, and every nested
-    /// mapping of the domain, since a nested mapping depends on second-stage pages that its tag does not tell.
+    /// Without a PASID this is a page-selective-within-domain invalidation. It invalidates second-stage mappings of
+    /// those pages and every nested mapping of the domain, since a nested mapping depends on second-stage pages that
+    /// its tag does not name.
     pub(crate) fn invalidate_pages(
         &mut self,
         tag: CacheTag,

@@ -13,7 +13,8 @@ use crate::{Blocked, Caching, FaultReason, UnitConfig};
 
 const PASID: u32 = 5;
 
-/// Pages that the tables of a case map: address and log2 of the size. With four levels the last one lies in the upper half.
+/// Pages that the tables of a case map: address and log2 of the size. With four levels the last one lies in the upper
+/// half.
 const PAGES: [(u64, u8); 8] = [
     (0x7000, 12),
     (0x8000, 12),
@@ -277,7 +278,7 @@ proptest! {
                 (answer, model.updates)
             };
             prop_assert_eq!(ask_unit(&mut world, &asked), expected, "{:?}", asked);
-            prop_assert!(updates.keys().all(|at| words.contains(at)), "what is not present is not marked: {:x?}", updates);
+            prop_assert!(updates.keys().all(|at| words.contains(at)), "only present entries are marked: {updates:x?}");
             for (&at, old) in words.iter().zip(before) {
                 let expected = updates.get(&at).copied().unwrap_or(old);
                 prop_assert_eq!(world.load(at), expected, "the word at {:#x} after {:?}, {:#x} before", at, asked, old);
@@ -318,9 +319,11 @@ fn event() -> impl Strategy<Value = Event> {
     let plain = access().prop_map(|access| Access { execute: false, privileged: false, ..access });
     let access = prop_oneof![5 => plain, 1 => access()];
     prop_oneof![
-        10 => (near(), access, any::<bool>()).prop_map(|((page, offset), access, ats)| Event::Access { page, offset, access, ats }),
+        10 => (near(), access, any::<bool>())
+            .prop_map(|((page, offset), access, ats)| Event::Access { page, offset, access, ats }),
         5 => (any::<prop::sample::Index>(), change()).prop_map(|(index, change)| Event::Change(index, change)),
-        4 => (near(), order, any::<bool>()).prop_map(|((page, offset), order, hint)| Event::Pages { page, offset, order, hint }),
+        4 => (near(), order, any::<bool>())
+            .prop_map(|((page, offset), order, hint)| Event::Pages { page, offset, order, hint }),
         1 => Just(Event::Pasid),
         1 => Just(Event::Domain),
         1 => Just(Event::Everything),
@@ -366,7 +369,8 @@ impl History {
         (last(false), last(true))
     }
 
-    /// Every answer that some mixture of values gives which a cache may still hold, each word on its own. `None`: too many to try.
+    /// Every answer that some mixture of values gives which a cache may still hold, each word on its own. `None`: too
+    /// many to try.
     fn permitted(&self, config: &UnitConfig, asked: &Asked, world: &World) -> Option<BTreeSet<Answer>> {
         let (all, leaf) = self.floors(asked.iova);
         let mut answers = BTreeSet::new();

@@ -1,5 +1,6 @@
-//! A slow and obvious translation of requests, straight from the specification's text, to compare the unit with. It shares types with
-//! the unit and no code: entries are read as numbers, rights are worked out from the whole path, nothing is cached.
+//! A slow and obvious translation of requests, straight from the specification's text, to compare the unit with. It
+//! shares types with the unit and no code: entries are read as numbers, rights are worked out from the whole path,
+//! nothing is cached.
 use std::collections::BTreeMap;
 
 use svadev_fabric::{Access, Bdf};
@@ -19,7 +20,8 @@ pub(super) struct Page {
     pub(super) execute: bool,
 }
 
-/// How memory answers the model: the word at an address, or nothing outside memory. The level is that of a paging entry, 0 for others.
+/// How memory answers the model: the word at an address, or nothing outside memory. The level is that of a paging
+/// entry, 0 for others.
 pub(super) type Load<'a> = dyn FnMut(u64, u8) -> Option<u64> + 'a;
 
 pub(super) struct Model<'a> {
@@ -151,7 +153,8 @@ impl Model<'_> {
             may_write: access.write,
         };
         let page = self.by_entry(p0, p1, p2, iova, need)?;
-        // No Write takes the right to write away where dirty would have to be set for it; pass-through has no dirty bit (§3.9).
+        // No Write takes the right to write away where dirty would have to be set for it; pass-through has no dirty bit
+        // (§3.9).
         let write = page.write && (need.may_write || bits(p0, 8, 6) == 4);
         Ok(Page { write, execute: page.execute && wants_execute, ..page })
     }
@@ -256,7 +259,8 @@ impl Model<'_> {
             if !bit(raw, 0) {
                 return Err(F::FirstStageNotPresent);
             }
-            // §9.7: PS is reserved above level 3 and without 1 GiB pages at level 3; in large pages, the address below the page but PAT.
+            // §9.7: PS is reserved above level 3 and without 1 GiB pages at level 3; in large pages, the address below
+            // the page but PAT.
             let large = level > 1 && bit(raw, 7);
             let reserved = match level {
                 2 if large => bits(raw, 20, 13) != 0,

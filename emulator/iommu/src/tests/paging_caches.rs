@@ -27,7 +27,8 @@ fn redirect(world: &mut World, at: u64, bits: u64, to: u64) {
     world.store(at, table | bits);
 }
 
-/// 0x7000 was translated, so that the way to it is cached; then the way changed. 0x9000, never translated, tells which way is taken.
+/// 0x7000 was translated, so that the way to it is cached; then the way changed. 0x9000, never translated, tells which
+/// way is taken.
 fn changed(mode: Caching) -> World {
     let mut world = caching(mode);
     let root = world.bind_first_stage(Level::FOUR);
@@ -131,7 +132,8 @@ fn more_rights_above_are_found_at_once_or_after_the_page_request() {
         let level2 = level2_entry(&world, root, first);
         world.store(level2, world.load(level2) & !2);
         assert!(world.access(Some(PASID), 0x7000, Access::READ).is_ok());
-        // More is allowed now, and nothing was invalidated: a fault is permitted, and a second one after a page request is not.
+        // More is allowed now, and nothing was invalidated: a fault is permitted, and a second one after a page request
+        // is not.
         world.store(level2, world.load(level2) | 2);
         assert_eq!(world.access(Some(PASID), 0x8000, Access::WRITE).is_ok(), at_once, "{mode:?}");
         world.page_request(0x8000, Access::WRITE, 1, true);

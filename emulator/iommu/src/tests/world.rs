@@ -97,7 +97,8 @@ pub(super) struct World {
 }
 
 impl World {
-    /// A unit that software has brought up in scalable mode, with the events at data 1 (fault), 2 (invalidation), 3 (page request).
+    /// A unit that software has brought up in scalable mode, with the events at data 1 (fault), 2 (invalidation), 3
+    /// (page request).
     pub(super) fn new() -> Self {
         Self::with(UnitConfig::default())
     }
@@ -222,7 +223,8 @@ impl World {
         root
     }
 
-    /// Maps a page of `1 << size_log2` bytes; returns where the leaf entry is. Tables on the way are open to everything.
+    /// Maps a page of `1 << size_log2` bytes; returns where the leaf entry is. Tables on the way are open to
+    /// everything.
     pub(super) fn map(&mut self, root: u64, top: Level, iova: u64, leaf: u64, size_log2: u8) -> u64 {
         let tables = (root, top.number());
         let at = svadev_tables::leaf_entry(&self.ram, &mut self.free, tables, iova, size_log2, USER_PAGE);

@@ -12,13 +12,15 @@ use crate::interrupts::EventKind;
 use crate::request::{Fault, Request, RequestKind};
 
 impl<M: GuestMemory> Unit<M> {
-    /// Records a fault, unless FPD was set or there is no room, and sends the fault event if it is the first (§7.2, §7.3).
+    /// Records a fault and sends the fault event if it is the first (§7.2, §7.3). If FPD was set or there is no room,
+    /// the fault is not recorded.
     pub(crate) fn record_fault(&mut self, request: &Request, fault: Fault, ports: &dyn Downstream) {
         if fault.fault_processing_disable && fault.reason.is_qualified() && !mutant!(FaultProcessingDisableIgnored) {
             self.counters.faults_suppressed += 1;
             return;
         }
-        tracing::debug!(requester = %request.requester, pasid = ?request.pasid, iova = request.iova.0, reason = ?fault.reason, "fault");
+        let Request { requester, pasid, iova, .. } = *request;
+        tracing::debug!(%requester, ?pasid, iova = iova.0, reason = ?fault.reason, "fault");
         if mutant!(FaultNotRecorded) {
             return;
         }

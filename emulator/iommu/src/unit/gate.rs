@@ -52,8 +52,8 @@ impl<M: GuestMemory> Unit<M> {
         self.gate.as_ref().is_some_and(|gate| gate.is_holding(wanted))
     }
 
-    /// Whether the invalidation queue stands still because of what is held: a descriptor that is not to begin, or a wait
-    /// with a fence.
+    /// Whether the invalidation queue stands still because of what is held: a descriptor that is not to begin, or a
+    /// wait with a fence.
     #[inline]
     pub(super) fn holds_queue(&self) -> bool {
         self.is_holding(|point| matches!(point, Point::IqTake { .. } | Point::IqWait { fence: true, .. }))

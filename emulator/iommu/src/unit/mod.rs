@@ -36,7 +36,7 @@ pub struct Unit<M: GuestMemory> {
     /// The view of `memory` that the last walk used, kept so that the next one loads it without atomic operations.
     pub(crate) kept: M::Kept,
     pub(crate) counters: Counters,
-    /// The function that was heard last: interrupts with no function of their own go out through it.
+    /// The function that was heard last. Interrupts that no function caused go out through it.
     pub(crate) last_requester: Option<Bdf>,
 
     /// GSTS.
@@ -103,7 +103,7 @@ impl<M: GuestMemory> Unit<M> {
 
     /// Back to the state after power-on. Counters go on; acknowledgements that are still to come are ignored.
     pub fn reset(&mut self) {
-        // Taken apart whole: a new field must be given a line here.
+        // Destructured, so that a new field does not compile before it has a line here.
         let Self {
             config,
             limits: _,
@@ -167,8 +167,8 @@ impl<M: GuestMemory> Unit<M> {
         &self.memory
     }
 
-    /// The memory map changed: nothing that was mapped before is kept. A translation that comes later sees the change without this, but
-    /// before it comes, memory that is gone stays mapped.
+    /// The memory map changed: lets go of the view that was kept. A later translation sees the change without this
+    /// call, but until one comes, memory that is gone would stay mapped.
     pub fn memory_changed(&mut self) {
         if !mutant!(UnitKeepsMemory) {
             self.kept = M::Kept::default();

@@ -18,7 +18,7 @@ impl<M: GuestMemory> Unit<M> {
         self.last_requester = Some(request.requester);
         self.report(|observer| observer.page_requested(request));
         if !self.translation_enabled() || self.aborts_dma() {
-            // With remapping disabled, or aborting everything, the message is unsupported: nobody answers it.
+            // While remapping is off or all DMA is aborted, the message is unsupported: nobody answers it.
             return self.drop_page_request();
         }
         let PageRequest { requester, pasid, iova, access, .. } = request;
@@ -50,7 +50,8 @@ impl<M: GuestMemory> Unit<M> {
             if !mutant!(OverflowWithoutStatus) {
                 self.raise_page_request_event(requester, |status| status.set_overflow(true), ports);
             }
-            // §7.4.1: the answer to a lost group is success. Its function translates again, and faults again if it must.
+            // §7.4.1: a lost group is answered with success. Its function translates again, and faults again if it
+            // must.
             return self.answer(&request, ResponseCode::Success, ports);
         }
         if mutant!(PageRequestTailBeforeEntry) {
@@ -70,8 +71,8 @@ impl<M: GuestMemory> Unit<M> {
         PageRequestOutcome::Accepted
     }
 
-    /// Drops the unit's own translation of the page (§7.4: implicit invalidation on a page request), so that a right which software
-    /// gives without an invalidation is found. A broken PASID table entry has no translation to drop.
+    /// Drops the unit's own translation of the page (§7.4, implicit invalidation on a page request), so that a right is
+    /// found that software gave without an invalidation. A broken PASID table entry has no translation to drop.
     fn forget_page(&mut self, request: &Request) {
         if mutant!(PageRequestKeepsTranslation) {
             return;

@@ -132,8 +132,8 @@ impl<M: GuestMemory> Unit<M> {
         }
     }
 
-    /// Writes the bits in `mask` of a 64-bit register: all, or one half. A command starts when the half with its start bit is
-    /// written.
+    /// Writes the bits in `mask` of a 64-bit register: all, or one half. A command starts when the half with its start
+    /// bit is written.
     fn write_qword(&mut self, at: u64, value: u64, mask: u64, ports: &dyn Downstream) {
         let merge = |old: u64| old & !mask | value & mask;
         match at {
@@ -173,7 +173,8 @@ impl<M: GuestMemory> Unit<M> {
         }
     }
 
-    /// GCMD (§11.4.4.1): levels for what stays on, strokes for what happens once. GSTS answers at once.
+    /// GCMD (§11.4.4.1): some bits switch something on while they are set, others start something once. GSTS answers at
+    /// once.
     fn global_command(&mut self, command: Global, ports: &dyn Downstream) {
         if command.root_table_pointer() {
             self.root = self.root_register;
@@ -199,7 +200,8 @@ impl<M: GuestMemory> Unit<M> {
                 self.forget_requests(ports);
             }
         }
-        // WBF has nothing to flush (CAP.RWBF is clear); IRE, SIRTP and CFI belong to interrupt remapping (ECAP.IR is clear).
+        // WBF has nothing to flush (CAP.RWBF is clear); IRE, SIRTP and CFI belong to interrupt remapping (ECAP.IR is
+        // clear).
     }
 
     pub(crate) fn translation_enabled(&self) -> bool {

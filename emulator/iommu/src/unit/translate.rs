@@ -13,7 +13,8 @@ use crate::request::{Blocked, Fault, Request, RequestKind};
 use crate::translate::{given, want};
 
 impl<M: GuestMemory> Unit<M> {
-    /// Serves an ATS translation request (§4.2). `Ok` without rights is not recorded as a fault; errors are, unless FPD is set.
+    /// Serves an ATS translation request (§4.2). `Ok` without rights is not recorded as a fault. Errors are, unless FPD
+    /// is set.
     pub fn translate(&mut self, request: TranslationRequest, ports: &dyn Downstream) -> Result<Translation, AtsError> {
         self.counters.translation_requests += 1;
         self.last_requester = Some(request.requester);
@@ -61,8 +62,8 @@ impl<M: GuestMemory> Unit<M> {
         answer
     }
 
-    /// Translates an untranslated access (§3.6 to §3.8). The translation holds until the unit is used again: the access must be
-    /// over by then.
+    /// Translates an untranslated access (§3.6 to §3.8). The translation holds until the unit is used again: the access
+    /// must be over by then.
     pub fn access(
         &mut self,
         requester: Bdf,
@@ -96,8 +97,8 @@ impl<M: GuestMemory> Unit<M> {
         })
     }
 
-    /// Checks a translated request: an access with an address that a translation completion gave (§4.2.4). It is not translated
-    /// again; the context entry must still let the function use its device TLB.
+    /// Checks a translated request: an access with an address that a translation completion gave (§4.2.4). It is not
+    /// translated again, but the context entry must still let the function use its device TLB.
     pub fn translated(
         &mut self,
         requester: Bdf,
@@ -124,8 +125,8 @@ impl<M: GuestMemory> Unit<M> {
 }
 
 impl<M: GuestMemory> Unit<M> {
-    /// Where a request leads, with the rights that it gets. Most requests find their PASID entry cached, and most of those their page: nothing
-    /// else is touched then.
+    /// The page that a request leads to, with the rights that it gets. Most requests find their PASID entry cached, and
+    /// most of those find their page: nothing else is touched then.
     #[inline]
     fn resolve(&mut self, request: &Request) -> Result<Leaf, Fault> {
         let cached = self.config.caching != Caching::None

@@ -3,7 +3,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// A description of the machine, for whoever reads the figures elsewhere or later.
+/// A description of the machine for readers of the figures.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// When the run began, UTC.
@@ -20,7 +20,7 @@ pub struct Machine {
     pub kernel: String,
     /// Memory of the host, MiB.
     pub memory_mib: u64,
-    /// What else ran when it began: the load average over a minute.
+    /// The load average over a minute when the run began.
     pub load: String,
     /// Seconds that one case was measured.
     pub seconds_per_case: String,
@@ -53,7 +53,7 @@ impl Machine {
         }
     }
 
-    /// So much else ran when it began that polled figures tell more about that than about the device.
+    /// Whether the host was so busy when the run began that polled figures are too high.
     pub fn is_busy(&self) -> bool {
         self.load.parse::<f64>().is_ok_and(|load| load >= self.processors as f64 / 2.0)
     }
@@ -75,8 +75,8 @@ impl Machine {
     }
 }
 
-/// `2026-11-21 16:04 UTC` from seconds since 1970: days are counted in years that begin in March, so that a leap day is
-/// the last of its year.
+/// `2026-11-21 16:04 UTC` from seconds since 1970. Years begin in March here, so that a leap day is the last of its
+/// year.
 fn date(seconds: u64) -> String {
     let (days, minutes) = (seconds / 86_400, seconds / 60 % 1440);
     // Day 0 is 0000-03-01; an era has 400 years and 146,097 days.

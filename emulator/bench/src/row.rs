@@ -90,7 +90,7 @@ impl Place {
     }
 }
 
-/// What is to be reached: the limits that `docs/performance.md` explains.
+/// A goal, as `docs/performance.md` explains it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Goal {
     /// Streaming copy against memcpy.
@@ -126,8 +126,8 @@ impl Goal {
         }
     }
 
-    /// The target of a row that names only the goal, as the guest's do. G1 to G3 and G5 to G7 are about the host, and
-    /// what a guest says about them has no target.
+    /// The target of a row from the guest, which names only the goal. G1 to G3 and G5 to G7 are about the host, so rows
+    /// of the guest have no target for them.
     pub const fn of_guest(self) -> Option<Target> {
         match self {
             Self::G4 => Some(Target::ratio_at_least(8.0)),
@@ -160,7 +160,7 @@ pub enum Figure {
     Value,
 }
 
-/// A limit for a figure, which itself is good.
+/// A limit for a figure. Reaching the limit exactly is enough.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Target {
     /// What it limits.
@@ -268,7 +268,7 @@ pub struct Row {
     pub p99: Option<f64>,
     /// For plots.
     pub point: Option<Point>,
-    /// What a reader has to know.
+    /// A remark for the reader.
     #[serde(default)]
     pub note: Option<String>,
 }
@@ -318,7 +318,7 @@ impl Row {
         }
     }
 
-    /// Belonging to a goal, and judged.
+    /// Adds the goal and the verdict.
     pub fn aiming(mut self, goal: Goal, target: Target) -> Self {
         self.goal = Some(goal);
         self.target = Some(target);
@@ -326,7 +326,7 @@ impl Row {
         self
     }
 
-    /// Placed in a plot.
+    /// Adds the place in a plot.
     pub fn plotted(self, plot: &str, series: impl Into<String>, x: f64, axis: &str) -> Self {
         let point = Point { plot: plot.to_owned(), series: series.into(), x, axis: axis.to_owned() };
         Self { point: Some(point), ..self }
@@ -342,7 +342,7 @@ impl Row {
     }
 }
 
-/// Which way a unit is better.
+/// Whether more or less of a unit is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Better {
     /// Rates.
@@ -351,7 +351,7 @@ pub enum Better {
     Less,
 }
 
-/// Which way values of a unit are better; `None` for a unit that is not known.
+/// Whether more or less of a unit is better; `None` for an unknown unit.
 pub fn better(unit: &str) -> Option<Better> {
     match unit {
         "ns" | "us" | "µs" | "ms" | "s" => Some(Better::Less),
@@ -369,7 +369,7 @@ pub fn bytes(count: u64) -> String {
     }
 }
 
-/// A number with three or four digits that matter.
+/// Formats a number with three or four significant digits.
 pub fn number(value: f64) -> String {
     match value.abs() {
         a if a >= 1000.0 => format!("{value:.0}"),

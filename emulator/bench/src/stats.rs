@@ -1,4 +1,4 @@
-//! Samples, and how they are taken: the thing and its baseline in turn, so that what else goes on hits both.
+//! Samples, and how they are taken: the thing and its baseline in turn, so that other load affects both.
 use std::time::{Duration, Instant};
 
 /// Sorted samples; at least one.
@@ -50,7 +50,8 @@ pub struct Pair {
     pub thing: Samples,
     /// The baseline.
     pub baseline: Samples,
-    /// The median of thing ÷ baseline over the turns: less moved by slow changes than the ratio of the two medians.
+    /// The median of thing ÷ baseline over the turns. Slow changes of the host affect it less than the ratio of the
+    /// medians.
     pub ratio: f64,
 }
 

@@ -29,7 +29,7 @@ impl Backend {
     /// Makes the sockets and starts every thread. Errors: those of [`Host::start`].
     pub fn start(topology: &Topology, options: &BackendOptions) -> anyhow::Result<Self> {
         let (sender, events) = mpsc::unbounded_channel();
-        // Nobody may listen any more: the launcher is on its way out.
+        // The receiver may be gone already, when the launcher ends.
         let host = Host::start(&host_config(topology, options), move |event| drop(sender.send(event)))?;
         Ok(Self { host, events })
     }

@@ -1,4 +1,4 @@
-//! The terminal of whoever started us, and the guest program's standard streams.
+//! The user's terminal, and the standard streams of the guest's program.
 #![allow(unsafe_code, reason = "one ioctl that has no safe wrapper")]
 use std::{
     io::{IsTerminal as _, Read as _, Write as _},
@@ -180,7 +180,7 @@ impl Output {
         self.sender.clone()
     }
 
-    /// Waits until everything was written, as long as every other sender is gone, but not for ever.
+    /// Waits, for a limited time, until everything was written. Every other sender must be gone.
     pub async fn finish(self) {
         drop(self.sender);
         let _ = tokio::time::timeout(std::time::Duration::from_secs(5), self.done).await;

@@ -1,7 +1,7 @@
-//! Exit statuses, and errors that know theirs (docs/design/0001-foundations.md, "Exit statuses of `svadev`").
+//! Exit statuses, and errors that carry one (docs/design/0001-foundations.md, "Exit statuses of `svadev`").
 use std::fmt;
 
-/// What `svadev` ends with. `svadev vm -- PROGRAM` otherwise returns the program's own status.
+/// The exit status of `svadev`. Otherwise `svadev vm -- PROGRAM` returns the exit status of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -41,7 +41,7 @@ impl Exit {
 pub struct Failure {
     /// The status.
     pub exit: Exit,
-    /// What happened and what to do about it.
+    /// The cause, and then the remedy.
     pub error: anyhow::Error,
 }
 
@@ -58,7 +58,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// A result whose error has an exit status. There is no `From` for other errors: whoever meets one classifies it.
+/// A result whose error has an exit status. There is no `From` for other errors: the code that meets one must choose.
 pub type Outcome<T> = Result<T, Failure>;
 
 /// Gives an error its exit status.

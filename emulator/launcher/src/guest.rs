@@ -1,4 +1,4 @@
-//! A guest from the user's choices to its end: kernel, image, backend, run, and the files that are kept.
+//! Runs a guest from the user's choices to its end: kernel, image, backend, run, and the files that are kept.
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -19,7 +19,7 @@ use crate::{
     topology::{Accel, Topology},
 };
 
-/// What of the host is used, and how long it may take.
+/// What is used of the host, and time limits.
 #[derive(Clone, Debug)]
 pub struct HostOptions {
     /// QEMU to use instead of the kit's: a program, or `host` for the one in PATH.
@@ -66,7 +66,7 @@ pub enum Image<'a> {
     Job {
         /// The job.
         job: Job,
-        /// Whether it is of any use without our module.
+        /// Whether the job needs our module.
         needs_module: bool,
     },
     /// The user's.
@@ -171,7 +171,7 @@ fn make_image(
             job.share = request.share.is_some();
             job.timeout_scale = request.host.timeout_scale;
             if audit && job.mode == "test" {
-                // Tests may plant a mistake, now that someone looks.
+                // Tests may plant mistakes, since the auditor looks for them.
                 job.env.insert("SVADEV_AUDIT".into(), "1".into());
                 job.module_parameters = "plant=1".into();
             }
@@ -190,7 +190,7 @@ fn shared_folder(folder: &Path) -> Outcome<PathBuf> {
     Ok(path)
 }
 
-/// The kit's, unless nothing else of the kit is used and the host has one.
+/// Chooses the kit's virtiofsd, unless nothing else of the kit is used and the host has one.
 fn choose_virtiofsd(host: &HostOptions, kit: &LazyKit) -> Outcome<PathBuf> {
     if host.qemu.is_some() {
         let usual = ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd"].map(PathBuf::from);
@@ -202,8 +202,8 @@ fn choose_virtiofsd(host: &HostOptions, kit: &LazyKit) -> Outcome<PathBuf> {
 }
 
 impl Finished {
-    /// How it ended; if it failed, after showing the end of the kernel log. Files are kept where they should be:
-    /// everything where the user said so, else the logs of a run that failed in the cache folder.
+    /// Returns how the run ended. If it failed, shows the end of the kernel log first. With `--keep`, all files are
+    /// kept in that folder. Otherwise the logs of a failed run are kept in the cache folder.
     pub fn conclude(self, also_failed: bool) -> Outcome<Ended> {
         let failed = also_failed || self.report.ended.is_err();
         let interrupted = self.report.ended.as_ref().is_err_and(|failure| failure.exit == Exit::Interrupted);

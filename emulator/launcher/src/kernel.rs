@@ -18,7 +18,7 @@ pub struct Kernel {
     pub release: String,
     /// Build tree to build the guest's module in.
     pub kdir: Option<PathBuf>,
-    /// It is the kit's own kernel with the kit's own build tree.
+    /// Whether this is the kit's kernel with the kit's build tree.
     pub is_kits: bool,
 }
 
@@ -43,7 +43,7 @@ pub fn choose_kernel(choice: Option<&Path>, kdir: Option<&Path>, kit: &LazyKit) 
     locate().with_context(|| format!("--kernel {}", choice.display())).or_exit(Exit::Setup)
 }
 
-/// The module for a kernel; without a tree to build it in, an error or, where it can be done without, nothing.
+/// The module for a kernel. Without a build tree it is an error if the module is needed, otherwise `None`.
 pub fn find_module(kernel: &Kernel, kit: &LazyKit, needed: bool) -> Outcome<Option<PathBuf>> {
     if !kernel.is_kits && kernel.kdir.is_none() {
         let release = &kernel.release;

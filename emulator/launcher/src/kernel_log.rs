@@ -1,14 +1,14 @@
-//! The guest kernel's log: what in it means that something went wrong.
+//! Finds the lines of the guest kernel's log that mean that something went wrong.
 //!
 //! A test that provokes such a line on purpose writes `svadev-test: begin <name> expects <dmar-fault|warn>` before and
 //! `svadev-test: end <name>` after it to `/dev/kmsg` (docs/design/0001-foundations.md). Lines of the expected kind
-//! between the two are fine; if none comes, that is a finding too. `allows` instead of `expects` is for a race that may
-//! go either way.
+//! between the two are not findings. If none comes, that is a finding. A test writes `allows` instead of `expects` if
+//! the line may or may not come.
 use std::collections::VecDeque;
 
 /// Lines that are shown when the guest failed.
 const TAIL: usize = 40;
-/// Most findings that are kept: a guest in trouble can print for ever.
+/// Most findings that are kept: the guest decides how much it prints.
 const MAX_FINDINGS: usize = 200;
 /// Lines after a finding that are shown with it: registers and the call trace.
 const CONTEXT: usize = 6;
@@ -18,11 +18,11 @@ const CONTEXT: usize = 6;
 enum Kind {
     /// The IOMMU recorded a fault.
     DmarFault,
-    /// The kernel found fault with itself.
+    /// The kernel reported a problem of its own.
     Warn,
 }
 
-/// What makes a line a fault of the IOMMU, as `drivers/iommu/intel/dmar.c` prints them.
+/// Texts that mark a line as an IOMMU fault, as `drivers/iommu/intel/dmar.c` prints them.
 const DMAR_FAULTS: [&str; 8] = [
     "handling fault status reg",
     "[fault reason",
@@ -34,7 +34,7 @@ const DMAR_FAULTS: [&str; 8] = [
     "SVM disabled",
 ];
 
-/// What makes a line the kernel's word that something is broken.
+/// Texts that mark a line as a report of a broken kernel.
 const WARNINGS: [&str; 24] = [
     "WARNING: ",
     "BUG: ",
@@ -161,7 +161,7 @@ impl KernelLog {
         self.tail.iter().map(String::as_str)
     }
 
-    /// What is not clean, when the log has ended.
+    /// The findings, when the log has ended.
     pub fn findings(&mut self) -> &[String] {
         self.unmet();
         &self.findings

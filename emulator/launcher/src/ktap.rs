@@ -8,7 +8,7 @@ const MAX_DIAGNOSTICS: usize = 100;
 /// Most tests that a plan may announce.
 const MAX_TESTS: usize = 100_000;
 
-/// Deepest nesting that is told apart.
+/// Deepest nesting that is distinguished.
 const MAX_DEPTH: usize = 8;
 /// Most problems that are kept.
 const MAX_PROBLEMS: usize = 100;
@@ -32,7 +32,7 @@ pub struct TestResult {
     pub name: String,
     /// How it ended.
     pub verdict: Verdict,
-    /// What the suite says it took, else wall-clock time since the previous result; seconds.
+    /// Duration in seconds: what the suite reports, otherwise the wall-clock time since the previous result.
     pub seconds: f64,
     /// Why it was skipped.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -40,7 +40,7 @@ pub struct TestResult {
     /// What it said.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub diagnostics: Vec<String>,
-    /// The auditor's reports; only in the row that stands for it.
+    /// The auditor's reports, only in the auditor's own result.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub reports: Vec<svadev_iommu::Finding>,
 }
@@ -189,7 +189,7 @@ impl Parser {
         }
     }
 
-    /// When no line comes any more.
+    /// Ends the parsing: no more lines come.
     pub fn finish(mut self) -> Summary {
         let levels = std::mem::take(&mut self.levels);
         if levels[0].planned.is_none() && levels[0].seen == 0 {
@@ -199,7 +199,7 @@ impl Parser {
             let name = level.subtest.clone().unwrap_or_else(|| "the suite".into());
             self.check_plan(level, &name);
         }
-        // What was said after the last result is about a test that never ended, or about the suite as a whole.
+        // Lines after the last result belong to a test that did not finish, or to the suite as a whole.
         let unfinished = levels[0].planned.is_none_or(|planned| levels[0].seen < planned);
         for line in std::mem::take(&mut self.diagnostics).into_iter().filter(|_| unfinished) {
             self.problem(format!("output of a test that did not finish: {line}"));
@@ -218,7 +218,7 @@ impl Parser {
 pub struct Summary {
     /// In the order they came.
     pub results: Vec<TestResult>,
-    /// What is wrong with the suite as such: a plan not met, results out of order.
+    /// Problems of the suite as a whole, such as a plan that is not met or results out of order.
     pub problems: Vec<String>,
 }
 

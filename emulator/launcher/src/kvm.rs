@@ -1,5 +1,5 @@
-//! KVM or TCG. KVM is used only after a probe has booted a kernel with it: a host can have a `/dev/kvm` that opens and
-//! yet cannot run one.
+//! The choice between KVM and TCG. KVM is used only after a probe booted a kernel with it: on some hosts `/dev/kvm`
+//! opens, but no kernel boots.
 use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;
@@ -14,7 +14,7 @@ use crate::{
     topology::{Accel, Levels, Topology},
 };
 
-/// How long the probe's guest may take. With a KVM that works it needs a second.
+/// Time limit of the probe's guest. With a working KVM it takes a second.
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 /// What the probe's guest says.
 const WORD: &str = "svadev-probe: it boots";
@@ -33,7 +33,7 @@ pub struct Choice<'a> {
 }
 
 impl Choice<'_> {
-    /// Decides; where `auto` becomes TCG, says why.
+    /// Decides. If `auto` becomes TCG, tells the user why.
     pub fn decide(&self) -> Outcome<Accel> {
         let wanted = self.topology.machine.accel;
         if wanted == Accel::Tcg {
@@ -65,13 +65,13 @@ impl Choice<'_> {
         }
         let result = self.probe()?;
         let text = format!("{key}\n{}", result.as_deref().unwrap_or("ok"));
-        // Unwritten, the next run probes again.
+        // If this fails, the next run probes again.
         _ = std::fs::create_dir_all(file.parent().expect("it is in a folder"))
             .and_then(|()| std::fs::write(&file, text));
         Ok(result)
     }
 
-    /// The same answer holds for the same host kernel since its boot, QEMU and guest kernel.
+    /// The key of a cached answer: this boot of the host, QEMU and the guest kernel.
     fn cache_key(&self) -> anyhow::Result<String> {
         let boot =
             std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the host's boot ID")?;

@@ -1,6 +1,6 @@
-//! Lines for the person at the terminal. A terminal that has gone is no reason to stop, so errors are ignored.
+//! Lines for the user. Errors are ignored: a closed terminal is no reason to stop.
 
-/// A line about what happens, on standard error.
+/// Prints a message for the user to standard error.
 #[macro_export]
 macro_rules! say {
     ($($arg:tt)*) => {{
@@ -9,7 +9,7 @@ macro_rules! say {
     }};
 }
 
-/// A line of output, on standard output.
+/// Prints a line of results to standard output.
 #[macro_export]
 macro_rules! out {
     ($($arg:tt)*) => {{

@@ -18,8 +18,8 @@ const MAX_ENGINES: i64 = 16;
 const MAX_VECTORS: i64 = 64;
 /// Highest number of a host CPU: `CPU_SETSIZE` less one (sched_setaffinity(2)).
 const MAX_CPU: i64 = 1023;
-/// A wake through an eventfd costs about 70 µs on two cores, and a trapped doorbell as much again; a submission that
-/// follows a completion comes within a few µs.
+/// Default of [`AcceleratorFunction::spin_us`]. A submission that follows a completion comes within a few µs. Waking
+/// through an eventfd costs about 70 µs on two cores, and a trapped doorbell as much again.
 const DEFAULT_SPIN_US: i64 = 50;
 /// Longest spin, µs: a second.
 const MAX_SPIN_US: i64 = 1_000_000;
@@ -61,27 +61,27 @@ pub struct Machine {
 pub struct IommuFunction {
     /// Where it sits.
     pub bdf: Bdf,
-    /// How much the unit remembers.
+    /// The unit's caching mode.
     pub caching: Caching,
-    /// Check what is cached against the tables, and take a change that lasts for so many milliseconds without an
-    /// invalidation for a mistake of the guest's.
+    /// Compare cached translations with the tables, and report a change that is not invalidated within so many
+    /// milliseconds. `None` turns the auditor off.
     pub audit_limit_ms: Option<u64>,
 }
 
-/// [`IommuFunction::audit_limit_ms`] where nothing is said. A process that is preempted between a change and its flush,
-/// on a host that gives the guest little time, took a little over 100 ms.
+/// Default of [`IommuFunction::audit_limit_ms`]. On a busy host, a process that was preempted between a change and its
+/// flush took a little over 100 ms.
 pub const AUDIT_LIMIT_MS: u64 = 500;
 
-/// How much the unit remembers: [`svadev_iommu::Caching`] as people write it.
+/// The unit's caching mode: [`svadev_iommu::Caching`] as it is written in a topology file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Caching {
-    /// Nothing: every request walks every table.
+    /// Cache nothing: every request walks every table.
     None,
-    /// What one would expect: present entries, until they are invalidated or evicted.
+    /// Cache present entries until they are invalidated or evicted.
     #[default]
     Strict,
-    /// Everything, for as long as the specification permits.
+    /// Cache everything for as long as the specification permits.
     Adversarial,
 }
 
@@ -98,7 +98,7 @@ impl From<Caching> for svadev_iommu::Caching {
 /// An accelerator's PCI function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcceleratorFunction {
-    /// For people: logs and tables.
+    /// Name in logs and tables.
     pub name: String,
     /// Where it sits.
     pub bdf: Bdf,
@@ -108,9 +108,9 @@ pub struct AcceleratorFunction {
     pub engines: u8,
     /// MSI-X vectors.
     pub vectors: u8,
-    /// Host CPUs that engines are pinned to, the first engine to the first, round and round; empty: not pinned.
+    /// Host CPUs that engines are pinned to, in turn. If there are none, engines are not pinned.
     pub cpus: Vec<usize>,
-    /// The longest time that an engine without work looks for more before it sleeps, µs.
+    /// Longest time that an idle engine polls before it sleeps, µs.
     pub spin_us: u32,
 }
 
@@ -118,9 +118,9 @@ pub struct AcceleratorFunction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Accel {
-    /// KVM if a probe proves that it boots, else TCG.
+    /// KVM if a probe boots a kernel with it, else TCG.
     Auto,
-    /// KVM or nothing.
+    /// KVM. It is an error if KVM does not work.
     Kvm,
     /// QEMU's own translator.
     Tcg,
@@ -351,7 +351,7 @@ fn parse_machine(at: &Locator<'_>, raw: RawMachine) -> anyhow::Result<Machine> {
     })
 }
 
-/// A PCI address where QEMU's `pcie.0` has room for a function of ours, not used by another.
+/// Parses a PCI address that is free on QEMU's `pcie.0`.
 fn parse_slot(at: &Locator<'_>, address: &Spanned<String>, taken: &mut Vec<Bdf>) -> anyhow::Result<Bdf> {
     let place = at.line(address.span().start);
     let bdf = parse_address(address.get_ref()).map_err(|error| anyhow::anyhow!("{place}: {error}"))?;

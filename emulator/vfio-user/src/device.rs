@@ -26,15 +26,15 @@ pub trait Device {
     /// The interrupt type `index` (`svadev_spec::vfio_user::irq`). May not change while a client is connected.
     fn irq(&self, index: u32) -> IrqInfo;
 
-    /// Load `data.len()` bytes, at least 1, at `offset` of `region`. `data` is zero on entry. An error is sent to the
+    /// Loads `data.len()` bytes, at least 1, at `offset` of `region`. `data` is zero on entry. An error is sent to the
     /// client.
     fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno>;
 
-    /// Store `data`, at least 1 byte, at `offset` of `region`. An error is sent to the client unless the write was
+    /// Stores `data`, at least 1 byte, at `offset` of `region`. An error is sent to the client unless the write was
     /// posted.
     fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno>;
 
-    /// Act on interrupts `set.start..set.start + set.count` of a type. A count of 0 disables the whole type.
+    /// Acts on interrupts `set.start..set.start + set.count` of a type. A count of 0 disables the whole type.
     fn set_irqs(&mut self, set: SetIrqs<'_>) -> Result<(), Errno>;
 
     /// Client memory may be accessed from now on. The descriptor is the device's to keep or close.
@@ -47,7 +47,7 @@ pub trait Device {
     /// error that comes later does not bring the mapping back.
     fn dma_unmap(&mut self, range: DmaUnmap, token: ReplyToken) -> UnmapReply;
 
-    /// Reset the function. As with [`Device::dma_unmap`], the answer may come later.
+    /// Resets the function. As with [`Device::dma_unmap`], the answer may come later.
     fn reset(&mut self, token: ReplyToken) -> ResetReply;
 
     /// The client is gone. The device drops the client's maps and interrupts. It may keep its other state for the next

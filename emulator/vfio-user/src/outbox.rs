@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Where messages go: the sending end of a connection.
 pub trait Transmit: Send {
-    /// Send as much as fits without blocking and return how much that was. The descriptors go with the first byte.
+    /// Sends as much as fits without blocking and return how much that was. The descriptors go with the first byte.
     ///
     /// Errors: `WouldBlock` when nothing fits now; any other error ends the connection's send half.
     fn send(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize>;
@@ -51,7 +51,7 @@ impl Outbox {
         self.queued_bytes
     }
 
-    /// Send or queue a message. True when it was queued behind a transport, which must then be flushed when it has
+    /// Sends or queue a message. True when it was queued behind a transport, which must then be flushed when it has
     /// room.
     pub(crate) fn send(&mut self, bytes: &[u8], fds: Vec<OwnedFd>) -> bool {
         if !self.connected {
@@ -74,7 +74,7 @@ impl Outbox {
         self.transmit.is_some()
     }
 
-    /// Send what is queued, as far as it fits.
+    /// Sends what is queued, as far as it fits.
     pub(crate) fn flush(&mut self) {
         while let Some(first) = self.queue.pop_front() {
             let Ok(n) = self.transmit_some(&first.bytes[self.sent..], &first.fds) else { return };
@@ -89,7 +89,7 @@ impl Outbox {
         }
     }
 
-    /// Take the oldest queued message, where there is no transport to do so.
+    /// Takes the oldest queued message, where there is no transport to do so.
     pub(crate) fn take(&mut self) -> Option<Outgoing> {
         let first = self.queue.pop_front()?;
         self.queued_bytes -= first.bytes.len();

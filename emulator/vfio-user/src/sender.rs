@@ -143,23 +143,23 @@ impl Sender {
         Self { shared }
     }
 
-    /// Answer the command that `token` stands for: bytes unmapped (a reset ignores the number), or an errno. Nothing is
-    /// sent when its connection has ended.
+    /// Answers the command that `token` stands for: bytes unmapped (a reset ignores the number), or an errno. Nothing
+    /// is sent when its connection has ended.
     pub fn complete(&self, token: ReplyToken, result: Result<u64, Errno>) {
         assert!(Arc::ptr_eq(&self.shared, &token.shared), "a token is completed by its own server's sender");
         self.shared.resolve(token.key, result);
         // The token's Drop finds its key gone, or its reply `Ready`.
     }
 
-    /// Store `data` at `address` of client memory (DMA_WRITE). The client's reply is consumed when it comes, and an
+    /// Stores `data` at `address` of client memory (DMA_WRITE). The client's reply is consumed when it comes, and an
     /// error in it counted ([`Counters::request_errors`]).
     pub fn dma_write(&self, address: u64, data: &[u8]) -> Result<(), SendError> {
         self.shared.request(command::DMA_WRITE, address, data.len(), data, Request::Write { address })
     }
 
-    /// Load `len` bytes at `address` of client memory (DMA_READ). `completion` is called on the socket thread: with the
-    /// bytes, the client's errno, `EIO` for a malformed reply, or `ECONNRESET` when the connection ends first. It is
-    /// dropped uncalled when this returns an error.
+    /// Loads `len` bytes at `address` of client memory (DMA_READ). `completion` is called on the socket thread: with
+    /// the bytes, the client's errno, `EIO` for a malformed reply, or `ECONNRESET` when the connection ends first. It
+    /// is dropped uncalled when this returns an error.
     pub fn dma_read(
         &self,
         address: u64,
@@ -196,14 +196,14 @@ impl Shared {
         self.state.lock().expect("nothing panics while it holds the send half")
     }
 
-    /// Begin a connection. Without a transport, messages stay queued for [`Shared::take`].
+    /// Begins a connection. Without a transport, messages stay queued for [`Shared::take`].
     pub(crate) fn open(&self, transmit: Option<Box<dyn Transmit>>, waker: Option<Box<dyn Fn() + Send>>) {
         let mut state = self.lock();
         state.outbox.open(transmit);
         state.waker = waker;
     }
 
-    /// End a connection: what was to be sent is dropped, what was asked fails.
+    /// Ends a connection: what was to be sent is dropped, what was asked fails.
     pub(crate) fn close(&self) {
         let requests = {
             let mut state = self.lock();
@@ -241,31 +241,31 @@ impl Shared {
         self.lock().outbox.is_connected()
     }
 
-    /// So much is queued or owed that no further command should be handled.
+    /// Whether so much is queued or owed that no further command should be handled.
     pub(crate) fn is_congested(&self) -> bool {
         let state = self.lock();
         state.outbox.queued_bytes() >= MAX_QUEUED_BYTES || state.owed.len() >= MAX_OWED_REPLIES
     }
 
-    /// Send a finished reply at once.
+    /// Sends a finished reply at once.
     pub(crate) fn send_reply(&self, bytes: &[u8], fds: Vec<OwnedFd>) {
         self.lock().send(bytes, fds);
     }
 
-    /// Take a place in the order of replies, and hand out the token for it.
+    /// Takes a place in the order of replies, and hand out the token for it.
     pub(crate) fn owe(self: &Arc<Self>, command: Command) -> ReplyToken {
         let key = self.lock().push_owed(command, Reply::Offered);
         ReplyToken { key, shared: Arc::clone(self) }
     }
 
-    /// Answer a command whose reply may not overtake an older one.
+    /// Answers a command whose reply may not overtake an older one.
     pub(crate) fn reply_in_order(&self, command: Command, result: Result<u64, Errno>) {
         let mut state = self.lock();
         state.push_owed(command, Reply::Ready(result));
         state.release(&self.counters);
     }
 
-    /// The answer is known: from the token's holder, or from what the device returned. Only the first one counts.
+    /// Takes the answer from the token's holder, or from what the device returned. Only the first answer counts.
     pub(crate) fn resolve(&self, key: u64, result: Result<u64, Errno>) {
         let mut state = self.lock();
         match state.owed_reply(key) {
@@ -275,7 +275,7 @@ impl Shared {
         state.release(&self.counters);
     }
 
-    /// The device returned, and answers later: unless it already has, or let the token go.
+    /// Notes that the device answers later, unless it has already answered or dropped the token.
     pub(crate) fn defer(&self, key: u64) {
         let mut state = self.lock();
         match state.owed_reply(key) {
@@ -286,7 +286,7 @@ impl Shared {
         state.release(&self.counters);
     }
 
-    /// The token is gone.
+    /// Notes that the token was dropped.
     fn dropped(&self, key: u64) {
         let mut state = self.lock();
         match state.owed_reply(key) {
@@ -325,7 +325,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Take in the client's reply to a request.
+    /// Takes in the client's reply to a request.
     pub(crate) fn reply_received(&self, header: &Header, payload: &[u8]) {
         let Some(request) = self.lock().requests.remove(&header.message_id) else {
             tracing::debug!(id = header.message_id, "vfio-user reply without a request");
@@ -378,7 +378,7 @@ impl State {
         self.owed.get_mut(index).map(|owed| &mut owed.reply)
     }
 
-    /// Send the replies that nothing older holds back.
+    /// Sends the replies that nothing older holds back.
     fn release(&mut self, counters: &AtomicCounters) {
         let was_full = self.owed.len() >= MAX_OWED_REPLIES;
         while let Some(Owed { reply: Reply::Ready(result), .. }) = self.owed.front() {

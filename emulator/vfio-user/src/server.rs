@@ -52,7 +52,7 @@ impl Server {
         Sender::new(Arc::clone(&self.shared))
     }
 
-    /// Begin a connection. `waker` is called, from any thread and with a lock held, when a message was queued because
+    /// Begins a connection. `waker` is called, from any thread and with a lock held, when a message was queued because
     /// `transmit` was full, and when congestion ends; it may not block. Without `transmit` every message is queued.
     pub fn connect(&mut self, transmit: Option<Box<dyn Transmit>>, waker: Option<Box<dyn Fn() + Send>>) {
         assert!(!self.connected, "one client at a time");
@@ -60,7 +60,7 @@ impl Server {
         self.shared.open(transmit, waker);
     }
 
-    /// End the connection: forget what was received, what was to be sent and what was owed, and tell the device.
+    /// Ends the connection: forget what was received, what was to be sent and what was owed, and tell the device.
     pub fn disconnect(&mut self, device: &mut dyn Device) {
         if !std::mem::take(&mut self.connected) {
             return;
@@ -84,7 +84,7 @@ impl Server {
         self.input.filled(n, fds)
     }
 
-    /// Handle one message, if there is one.
+    /// Handles one message, if there is one.
     ///
     /// Errors: the connection must be ended. Everything else that can be wrong with a message is answered.
     pub fn poll(&mut self, device: &mut dyn Device) -> Result<Progress, ProtocolError> {
@@ -102,17 +102,17 @@ impl Server {
         Ok(Progress::Handled)
     }
 
-    /// Send what was queued, as far as the transport takes it.
+    /// Sends what was queued, as far as the transport takes it.
     pub fn flush(&mut self) {
         self.shared.flush();
     }
 
-    /// Something is queued: call [`Server::flush`] when the transport has room.
+    /// Whether something is queued. If so, call [`Server::flush`] when the transport has room.
     pub fn has_queued(&self) -> bool {
         self.shared.has_queued()
     }
 
-    /// What is sent still has somewhere to go. Once false, the connection should be ended.
+    /// Whether messages can still be sent. If not, end the connection.
     pub fn is_sending(&self) -> bool {
         self.shared.is_sending()
     }

@@ -10,11 +10,11 @@ use super::world::{DATA, PASID, Pages, Size, World};
 use crate::row::{Goal, Row, Suite, Target, bytes};
 use crate::stats::{Pair, paired};
 
-/// Where targets begin; sources are from the start of `DATA`.
+/// Where targets begin. Sources begin at the start of `DATA`.
 const TARGETS: u64 = DATA.start + (DATA.end - DATA.start) / 2;
 /// Log2 of a ring's entries.
 const RING_LOG2: u8 = 9;
-/// Bytes that one turn copies, unless that is too few or too many descriptors.
+/// Bytes that one turn copies, within limits for the number of descriptors.
 const TURN: u64 = 8 << 20;
 
 /// One way to copy.
@@ -26,7 +26,7 @@ pub(super) struct Work {
     pub(super) depth: u32,
     /// What maps the buffers.
     pub(super) pages: Pages,
-    /// How far sources and targets begin after a page's first byte.
+    /// Offset of sources and targets in their pages.
     pub(super) offsets: (u64, u64),
     /// Descriptors of one turn.
     pub(super) count: u32,
@@ -62,8 +62,8 @@ impl Work {
     }
 }
 
-/// Carries a turn out on queues in turn; GB/s. Before the clock starts, each buffer is copied once: the engines fell
-/// asleep while the baseline was measured, and their processors' caches have been elsewhere.
+/// Runs a turn, spread over the queues; returns GB/s. Before the clock starts, each buffer is copied once. Otherwise
+/// engines that fell asleep during the baseline, and cold caches, would count.
 fn by_engines(work: &Work, rings: &mut [Ring<'_>]) -> anyhow::Result<f64> {
     carry_out(work, rings, work.slots().min(work.count))?;
     let start = Instant::now();
@@ -96,7 +96,7 @@ fn carry_out(work: &Work, rings: &mut [Ring<'_>], count: u32) -> anyhow::Result<
     Ok(())
 }
 
-/// The same by this thread, warmed up in the same way.
+/// The same copies by this thread, after the same warm-up.
 fn by_memcpy(world: &World, work: &Work) -> f64 {
     let copy = |count: u32| {
         for n in 0..count {
@@ -110,7 +110,7 @@ fn by_memcpy(world: &World, work: &Work) -> f64 {
     gb_per_s(work, start)
 }
 
-/// Bytes a nanosecond are GB a second.
+/// Converts: a byte per nanosecond is a GB per second.
 fn gb_per_s(work: &Work, since: Instant) -> f64 {
     let bytes = u64::from(work.count) * work.size;
     bytes as f64 / since.elapsed().as_secs_f64() / 1e9
@@ -128,7 +128,7 @@ fn verify(world: &World, work: &Work, rings: &mut [Ring<'_>]) -> anyhow::Result<
         done += work.count;
         by_engines(work, rings)?;
     }
-    // A turn with fewer descriptors than there are slots starts over at the first: those beyond were never copied.
+    // A turn with fewer descriptors than slots uses only the first slots: the others were never copied.
     for n in 0..work.slots().min(work.count) {
         let (_, to) = work.buffers(n);
         let differs = world.memory.differs(to, work.len(), u64::from(n));
@@ -168,8 +168,8 @@ pub(super) fn run(session: &mut Session<'_>) -> anyhow::Result<()> {
         let work = Work::new(session, 1 << log2, depth_for(1 << log2));
         let case = format!("{}, depth {}", bytes(work.size), work.depth);
         add(session, case, work, &|row| {
-            // Four KiB and what is at least 64 KiB have a target; 64 MiB is no longer warm in anybody's cache, in both
-            // alike.
+            // 4 KiB, and sizes from 64 KiB on, have a target. 64 MiB fits in no cache, neither for the device nor for
+            // the baseline.
             let row = match work.size {
                 0x1000 => row.aiming(Goal::G1, Target::ratio_at_least(0.80)),
                 size if size >= 0x1_0000 => row.aiming(Goal::G1, Target::ratio_at_least(0.95)),
@@ -204,7 +204,7 @@ pub(super) fn run(session: &mut Session<'_>) -> anyhow::Result<()> {
     engines(session)
 }
 
-/// Enough under way that the engine never waits for the program; less of what is large.
+/// The depth at which the engine never waits for the program. Large descriptors need less.
 fn depth_for(size: u64) -> u32 {
     match size {
         0..=0x1000 => 128,
@@ -214,7 +214,7 @@ fn depth_for(size: u64) -> u32 {
     }
 }
 
-/// Two engines, and what one does with the same program.
+/// Two engines, against one engine with the same program.
 fn engines(session: &mut Session<'_>) -> anyhow::Result<()> {
     for engines in [2, 4] {
         let world = session.world(Size { engines, ..Size::default() })?;

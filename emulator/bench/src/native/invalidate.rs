@@ -1,5 +1,5 @@
-//! `invalidate`: what one page's invalidation costs the backend, from the write of the queue's tail to the wait's
-//! status in memory; what the guest and its processor add is not in it.
+//! `invalidate`: the backend's cost of invalidating one page, from the write of the queue's tail to the wait's status
+//! in memory. The guest's own part is not included.
 use std::cell::RefCell;
 use std::time::Instant;
 
@@ -9,14 +9,14 @@ use super::world::{DATA, PASID, Pages, Size, World};
 use crate::row::{Goal, Row, Suite, Target};
 use crate::stats::{Pair, Samples, alone};
 
-/// Bytes of the copies that keep an engine at work.
+/// Bytes of the copies that keep an engine busy.
 const LOAD: u64 = 64 << 20;
 /// Most bytes that an engine copies before it looks at its messages (`docs/design/0001-foundations.md`).
 const SLICE: u64 = 64 << 10;
 /// Invalidations of one turn.
 const TURN: u64 = 100;
 
-/// The page to be invalidated: one that nobody uses any more.
+/// The page to invalidate. Nobody uses it any more.
 fn page(n: u64) -> u64 {
     Pages::Small.address(DATA.end - 0x1000 * (1 + n % 64))
 }
@@ -51,8 +51,8 @@ fn idle(session: &mut Session<'_>, world: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Under full copy load: the engine acknowledges between two slices. The baseline is a slice at the speed at which it
-/// copied meanwhile.
+/// Invalidates under full copy load, where the engine acknowledges between two slices. The baseline is the time of one
+/// slice at the copy speed during the measurement.
 fn loaded(session: &mut Session<'_>, world: &World, ring: &RefCell<Ring<'_>>) -> anyhow::Result<()> {
     let case = "one page, engine copying";
     session.case(Suite::Invalidate, case);
@@ -62,7 +62,7 @@ fn loaded(session: &mut Session<'_>, world: &World, ring: &RefCell<Ring<'_>>) ->
         let mut ring = ring.borrow_mut();
         ring.put(&descriptor);
         ring.ring()?;
-        // Fetched: from here on the engine is at work until the completion.
+        // The descriptor is fetched: the engine is busy until the completion.
         ring.wait_fetched()?;
         let start = Instant::now();
         let before = trips.len();
@@ -73,7 +73,7 @@ fn loaded(session: &mut Session<'_>, world: &World, ring: &RefCell<Ring<'_>>) ->
             trips.push(microseconds(asked));
         }
         slices.push(microseconds(start) / (LOAD / SLICE) as f64);
-        // The last one may have found the engine without work.
+        // The engine may have been idle at the last invalidation.
         if trips.len() > before {
             trips.pop();
         }

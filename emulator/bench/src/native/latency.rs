@@ -20,7 +20,7 @@ use crate::stats::{Pair, Samples, alone, paired};
 /// Round trips of one turn.
 const TURN: u32 = 500;
 
-/// A word in a cache line of its own, and what it is when nobody plays.
+/// A word in a cache line of its own, and its value at rest.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Word(AtomicU32);
@@ -38,7 +38,7 @@ const REST: u32 = 0;
 const PLAY: u32 = 1;
 const END: u32 = 2;
 
-/// A thread where the engine's is, which answers a word with a word as long as it is asked to.
+/// A thread in the engine's place. It answers each word with a word until it is told to end.
 struct Echo {
     table: Arc<Table>,
     thread: Option<JoinHandle<()>>,
@@ -60,7 +60,7 @@ impl Echo {
         }
     }
 
-    /// One turn of round trips; ns of each, in the middle.
+    /// Runs one turn of round trips; returns the median, ns.
     fn turn(&self, count: u32) -> anyhow::Result<f64> {
         self.mode(PLAY);
         let base = self.table.ball.0.load(Ordering::Relaxed);
@@ -71,7 +71,7 @@ impl Echo {
                 spin.once();
             }
         };
-        // The first one waits for the thread to wake up.
+        // The first round trip waits for the thread to wake up.
         round(base.wrapping_add(1));
         let trips = (2..count + 2).map(|n| {
             let start = Instant::now();
@@ -121,7 +121,7 @@ fn small() -> svadev_spec::device::Descriptor {
     ring::copy(at(DATA.start), at(DATA.start + 0x1000), 64)
 }
 
-/// One turn of copies, one at a time; ns of each, in the middle.
+/// Runs one turn of copies, one at a time; returns the median, ns.
 fn one_by_one(ring: &mut Ring<'_>, count: u32) -> anyhow::Result<f64> {
     let mut trips = Vec::new();
     for _ in 0..=count {
@@ -131,7 +131,7 @@ fn one_by_one(ring: &mut Ring<'_>, count: u32) -> anyhow::Result<f64> {
         ring.next()?;
         trips.push(nanoseconds(start));
     }
-    // Before the first the engine was asleep: that is another row.
+    // The first copy found the engine asleep: that belongs to another row.
     Ok(Samples::new(trips.split_off(1)).context("no round trip was measured")?.median())
 }
 
@@ -155,7 +155,7 @@ fn polled(session: &mut Session<'_>, ring: &mut Ring<'_>) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Small copies a second, at several depths. At 128 it is what G3 asks for.
+/// Small copies per second, at several depths. Goal G3 is about depth 128.
 fn rate(session: &mut Session<'_>, world: &World, ring: &mut Ring<'_>) -> anyhow::Result<()> {
     for depth in [1u32, 8, 32, 128] {
         let case = format!("64 B copies, depth {depth}");
@@ -187,7 +187,7 @@ fn asleep(session: &mut Session<'_>, ring: &mut Ring<'_>) -> anyhow::Result<()> 
     let case = "64 B copy, engine asleep";
     session.case(Suite::Latency, case);
     let samples = alone(session.time, || {
-        // Far longer than an engine spins; one that is still up then is one that never sleeps.
+        // Far longer than an engine spins: if it is still awake then, it never sleeps.
         let since = Instant::now();
         loop {
             std::thread::sleep(Duration::from_millis(1));
@@ -205,7 +205,7 @@ fn asleep(session: &mut Session<'_>, ring: &mut Ring<'_>) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// The program sleeps, and an interrupt wakes it. The baseline is what that takes between two threads.
+/// The program sleeps, and an interrupt wakes it. The baseline is the same between two threads.
 fn interrupt(session: &mut Session<'_>, world: &World, ring: &mut Ring<'_>) -> anyhow::Result<()> {
     let case = "64 B copy, interrupt";
     session.case(Suite::Latency, case);

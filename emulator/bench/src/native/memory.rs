@@ -75,7 +75,7 @@ impl Shared {
         unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), target.as_ptr(), len) }
     }
 
-    /// Writes bytes that follow from `seed` and their place. `len` is a multiple of 8.
+    /// Writes bytes that are computed from `seed` and their position. `len` is a multiple of 8.
     pub(crate) fn fill(&self, at: u64, len: usize, seed: u64) {
         let words = self.range(at, len).cast::<[u8; 8]>();
         for n in 0..len / 8 {

@@ -1,5 +1,5 @@
-//! The same engines, unit and sockets with nobody in the guest: this thread is VMM, kernel and program, so that an
-//! emulated processor is not what is measured.
+//! The native suites measure the same engines, unit and sockets without a guest. This thread plays VMM, kernel and
+//! program, so that no emulated processor is part of the figures.
 mod copy;
 mod invalidate;
 mod latency;
@@ -19,9 +19,9 @@ use self::processors::Processors;
 use self::world::{Size, World};
 use super::row::{Place, Row, Suite};
 
-/// Who is told how far it is.
+/// Hears which case is measured.
 pub trait Progress {
-    /// This is measured now.
+    /// A case begins.
     fn case(&mut self, place: Place, suite: Suite, case: &str);
 }
 
@@ -29,7 +29,7 @@ pub trait Progress {
 pub struct Session<'p> {
     /// How long one case may take.
     pub time: Duration,
-    /// Turns are shorter than usual by this.
+    /// Divides the usual length of a turn.
     shorter: u32,
     progress: &'p mut dyn Progress,
     processors: Processors,
@@ -37,12 +37,12 @@ pub struct Session<'p> {
 }
 
 impl Session<'_> {
-    /// Says what is measured next.
+    /// Reports the case that is measured next.
     fn case(&mut self, suite: Suite, case: &str) {
         self.progress.case(Place::Native, suite, case);
     }
 
-    /// How long a turn is that usually has `count` steps.
+    /// The number of steps in a turn that usually has `count`.
     fn turn(&self, count: u32) -> u32 {
         (count / self.shorter).max(2)
     }
@@ -52,9 +52,8 @@ impl Session<'_> {
     }
 }
 
-/// Runs suites, each case for about `time`, or without any time as little of each as there can be; those with nothing
-/// native are passed over. Errors: the system's, and anything that comes out wrong: a descriptor that fails, a byte
-/// that differs.
+/// Runs suites, each case for about `time`. If `time` is 0, each case runs as short as possible. Suites without native
+/// cases are skipped. Errors: those of the system, a descriptor that fails, a byte that differs.
 pub fn run(suites: &[Suite], time: Duration, progress: &mut dyn Progress) -> anyhow::Result<Vec<Row>> {
     let shorter = if time.is_zero() { 64 } else { 1 };
     let mut session = Session { time, shorter, progress, processors: Processors::take(), rows: Vec::new() };

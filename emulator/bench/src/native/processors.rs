@@ -2,9 +2,9 @@
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// Keeps this thread on the first processor it may use and lets threads that are started with [`apart`](Self::apart)
-/// have the next ones: what is measured between two threads is then measured between two processors, always the same.
-/// On a host with too few processors nothing is pinned. Dropped, this thread may run where it could before.
+/// Pins this thread to the first processor it may use, and threads that are started with [`apart`](Self::apart) to the
+/// next ones. So each measurement between two threads uses the same two processors. If the host has too few processors,
+/// nothing is pinned. Dropping this removes the pinning of this thread.
 #[derive(Debug)]
 pub(crate) struct Processors {
     before: CpuSet,
@@ -21,7 +21,7 @@ impl Processors {
         processors
     }
 
-    /// Does what starts threads, so that those run on the `count` processors after this thread's.
+    /// Calls a function that starts threads. They run on the `count` processors after this thread's.
     pub(crate) fn apart<T>(&self, count: u8, start: impl FnOnce() -> T) -> T {
         let Some(others) = self.usable.get(1..=usize::from(count)) else {
             // Threads inherit the set of whoever starts them (sched_setaffinity(2)).
@@ -36,7 +36,7 @@ impl Processors {
         started
     }
 
-    /// Moves this thread; refused, it stays where it is, which costs accuracy and nothing else.
+    /// Moves this thread. If that is refused, the thread stays where it is, which only costs accuracy.
     fn pin(&self, to: Option<&[usize]>) {
         let mut set = CpuSet::new();
         to.into_iter().flatten().for_each(|&cpu| _ = set.set(cpu));

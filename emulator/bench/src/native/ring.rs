@@ -1,4 +1,4 @@
-//! A program's half of a queue.
+//! The program's side of a queue.
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -32,7 +32,7 @@ pub(crate) struct Ring<'w> {
     mask: u32,
     submissions: u64,
     completions: u64,
-    /// Free-running: descriptors written, those the device was told of, completions read, those it was told of.
+    /// Free-running counters: descriptors written, descriptors announced, completions read, completions announced.
     tail: u32,
     rung: u32,
     head: u32,
@@ -68,8 +68,8 @@ impl<'w> Ring<'w> {
         self.tail = self.tail.wrapping_add(1);
     }
 
-    /// Tells the device of what was written since the last time, and wakes its engine if it sleeps. Returns whether
-    /// that took a trapped write.
+    /// Announces the descriptors written since the last call, and wakes the engine if it sleeps. Returns whether that
+    /// took a trapped write.
     pub(crate) fn ring(&mut self) -> anyhow::Result<bool> {
         if self.rung == self.tail && self.freed == self.head {
             return Ok(false);
@@ -117,9 +117,9 @@ impl<'w> Ring<'w> {
         self.next_burst(1)
     }
 
-    /// Spins until the next `burst` completions are there, and reads them. Completions are written in order, so only
-    /// the last one is looked for: who looks for the very next takes the cache line away that the device is writing,
-    /// for each completion anew.
+    /// Spins until the next `burst` completions are there, and reads them. Completions are written in order, so it
+    /// polls only the last one. Polling the next one would take away the cache line that the device is writing, once
+    /// for each completion.
     fn next_burst(&mut self, burst: u32) -> anyhow::Result<()> {
         let mut since = None;
         let mut spin = Spin::default();
@@ -150,8 +150,8 @@ impl<'w> Ring<'w> {
         u64::from_le(self.world.memory.word(at + 24).load(Ordering::Acquire))
     }
 
-    /// Carries out `count` descriptors with at most `depth` under way, in bursts of a quarter of that: three quarters
-    /// are left for the device while the program reads completions and writes descriptors.
+    /// Runs `count` descriptors with at most `depth` under way, in bursts of a quarter of `depth`. The device works on
+    /// the other three quarters while the program reads completions and writes descriptors.
     pub(crate) fn stream(
         &mut self,
         count: u32,

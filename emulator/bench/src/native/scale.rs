@@ -24,14 +24,14 @@ pub(super) fn run(session: &mut Session<'_>) -> anyhow::Result<()> {
     queues(session)
 }
 
-/// One kernel queue, whose descriptors belong to more and more processes in turn.
+/// One kernel queue, whose descriptors belong to a growing number of processes in turn.
 fn pasids(session: &mut Session<'_>) -> anyhow::Result<()> {
     let world = session.world(Size { pasids: 4097, ..Size::default() })?;
     let ring = std::cell::RefCell::new(Ring::open(&world, 0, 9, None)?);
     let count = session.turn(TURN);
     let turn = |pasids: u32| {
         let copies = |n: u32| ring::for_pasid(small(n), PASID + n % pasids);
-        // Awake before the clock starts.
+        // Wakes the engine before the clock starts.
         ring.borrow_mut().stream(2 * DEPTH, DEPTH, copies)?;
         let start = Instant::now();
         ring.borrow_mut().stream(count, DEPTH, copies)?;
@@ -47,7 +47,7 @@ fn pasids(session: &mut Session<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// More and more user queues in turn, with as much under way in all.
+/// A growing number of user queues in turn, with the same total depth.
 fn queues(session: &mut Session<'_>) -> anyhow::Result<()> {
     const MOST: u16 = 256;
     let world = session.world(Size { queues: MOST, ..Size::default() })?;
@@ -59,7 +59,7 @@ fn queues(session: &mut Session<'_>) -> anyhow::Result<()> {
         session.case(Suite::Scale, &case);
         let turn = |queues: u16| {
             let rings = &mut rings.borrow_mut()[..usize::from(queues)];
-            // Awake, and every queue known to be in use, before the clock starts.
+            // Wakes the engine, and makes it poll every queue, before the clock starts.
             turn(&world, rings, 4 * DEPTH)?;
             turn(&world, rings, count)
         };

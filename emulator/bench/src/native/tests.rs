@@ -1,4 +1,4 @@
-//! Everything once, quickly; no time is judged.
+//! Tests that run every case once, quickly. No time is judged.
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -37,11 +37,11 @@ fn every_native_case_gives_a_row_and_correct_data() {
     assert_eq!(suites, Suite::ALL.into_iter().filter(|suite| suite.is_native()).collect());
 }
 
-/// Descriptors by the hundred thousand, large and small, through every loop: no access of the program's reaches a
-/// socket, which is where those end that trap in a guest.
+/// Hundreds of thousands of descriptors, large and small, go through every loop. No access of the program reaches a
+/// socket, where accesses that trap in a guest would end.
 #[test]
 fn the_hot_path_traps_nowhere() {
-    // Nobody judges how long a test's thread waits for a processor: the engine does not sleep meanwhile.
+    // The engine must not sleep while a test's thread waits for a processor.
     let size = Size { spin_us: Some(600_000_000), ..Size::default() };
     let world = World::new(size, &Processors::take()).unwrap();
     let mut ring = Ring::open(&world, 0, 9, Some(PASID)).unwrap();

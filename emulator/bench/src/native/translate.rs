@@ -1,4 +1,4 @@
-//! `translate`: what the IOMMU takes for a translation, by itself.
+//! `translate`: the time that the IOMMU alone takes for a translation.
 use std::cell::RefCell;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -30,12 +30,12 @@ const COLD: u64 = 4096;
 /// Pages that share no table but the topmost, few enough for all entries on the way to stay in the processor's
 /// first-level cache.
 const FAR: u64 = 64;
-/// How often they are all looked for in one turn.
+/// How often one turn translates all of them.
 const ROUNDS: u32 = 16;
 /// *Flat* is less than this much slower.
 const FLAT: f64 = 1.5;
 
-/// A unit of its own over shared memory, with five-level tables that `pasids` PASIDs share.
+/// A separate unit over shared memory, with five-level tables that `pasids` PASIDs share.
 struct Translator {
     unit: Unit<Arc<MemoryMap>>,
     memory: Shared,
@@ -84,7 +84,7 @@ impl Translator {
             iova: Iova(iova),
             access: Access::READ_WRITE,
         };
-        // By reference: the result was written field by field, and moving it as a whole would wait for that.
+        // By reference: the result was written field by field, and a move as a whole would stall on those stores.
         let result = &self.unit.translate(request, &Silent);
         match result {
             Ok(translation) if translation.gpa.0 == gpa => Ok(()),
@@ -92,7 +92,7 @@ impl Translator {
         }
     }
 
-    /// Takes everything of PASID 0 out of the IOTLB, and nothing out of the PASID cache.
+    /// Invalidates the IOTLB entries of PASID 0, and nothing in the PASID cache.
     fn forget(&mut self) {
         let granularity = pasid_iotlb_granularity::PASID;
         let low = PasidIotlb::new().with_granularity(granularity).with_domain_id(DOMAIN).into_bits();
@@ -105,19 +105,19 @@ impl Translator {
     }
 }
 
-/// Address of the `n`th of [`FAR`] pages, each below an entry of its own in the table of level 5, and at other places
-/// in the tables below that: entries at the same place of many tables would share a few sets of the processor's caches.
+/// Address of the `n`th of [`FAR`] pages. Each page has an entry of its own in the level-5 table, and different indexes
+/// in the tables below. Entries at the same index of many tables would share a few sets of the processor's caches.
 fn far(n: u64) -> u64 {
     let place = |level: u64| scrambled(n * 8 + level, 512) << (12 + 9 * (level - 1));
     n << 48 | place(4) | place(3) | place(2) | place(1)
 }
 
-/// A number below `below`, a power of two, in no simple order, and without a division.
+/// A pseudo-random number below `below`, a power of two, computed without a division.
 fn scrambled(n: u64, below: u64) -> u64 {
     n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20 & (below - 1)
 }
 
-/// ns of one of `count`.
+/// Time of one of `count` calls, ns.
 fn each(count: u64, mut run: impl FnMut(u64) -> anyhow::Result<()>) -> anyhow::Result<f64> {
     let start = Instant::now();
     for n in 0..count {
@@ -132,7 +132,7 @@ pub(super) fn run(session: &mut Session<'_>) -> anyhow::Result<()> {
     misses(session)
 }
 
-/// ns of one of `count` hits in an IOTLB by itself.
+/// Time of one of `count` hits in an IOTLB without a unit, ns.
 fn hit(lookups: &Lookups, count: u64) -> anyhow::Result<f64> {
     each(count, |n| {
         black_box(black_box(lookups).hit(scrambled(n, 64)));
@@ -160,8 +160,8 @@ fn lookups(session: &mut Session<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whole requests that hit. The same number of pages is used however many PASIDs they are spread over: what differs is
-/// how many the unit knows. Then, for comparison, every PASID in turn, whose cache lines are the processor's to keep.
+/// Whole requests that hit. The number of pages stays the same, and only the number of known PASIDs grows. Then, for
+/// comparison, every PASID in turn, so that the processor's own caches count too.
 fn by_pasids(session: &mut Session<'_>) -> anyhow::Result<()> {
     const HOT: u64 = 64;
     let one = RefCell::new(Translator::new(1, HOT, UnitConfig::default())?);
@@ -206,14 +206,14 @@ fn by_pasids(session: &mut Session<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Against hits of the same moment: what the host's other guests take from this one, they take from both.
+/// The baseline is hits at the same moment: other load on the host slows both down.
 fn misses(session: &mut Session<'_>) -> anyhow::Result<()> {
     const BASELINE: &str = "IOTLB hit";
     let small = Lookups::new(64, 0);
     let name = "miss, five levels walked";
     session.case(Suite::Translate, name);
     let mut unit = Translator::new(1, 0, UnitConfig::default())?;
-    // Several rounds a turn: the baseline's turn has taken some of the processor's first-level cache.
+    // Several rounds per turn, since the baseline's turn evicted part of the processor's first-level cache.
     let miss = || {
         let mut sum = 0.0;
         for _ in 0..ROUNDS {

@@ -1,4 +1,4 @@
-//! `trap`: what a register access costs that comes as a message, against a server that sleeps in `read`.
+//! `trap`: the cost of a register access that arrives as a message, against a server that sleeps in `read`.
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ fn blocking_server(mut stream: UnixStream) {
     }
 }
 
-/// One turn of reads with pauses between them; µs of each, in the middle.
+/// Runs one turn of reads with pauses between them; returns the median, µs.
 fn turn(client: &SocketClient, pause: Option<Duration>, count: usize) -> anyhow::Result<f64> {
     let mut trips = Vec::new();
     for _ in 0..count {

@@ -11,7 +11,7 @@ const LEFT: f64 = 270.0;
 const RIGHT: f64 = 90.0;
 /// Longest name that fits, in characters.
 const NAME: usize = 42;
-/// Rows of one figure that are further apart than this would be lost beside each other: then the axis is logarithmic.
+/// If the rows of one figure differ by more than this factor, the axis is logarithmic.
 const WIDE: f64 = 50.0;
 
 /// What the rows of one figure have in common: place, suite, unit.

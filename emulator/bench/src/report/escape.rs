@@ -1,6 +1,6 @@
 //! Text in HTML and SVG.
 
-/// Text as HTML and SVG take it. Names of cases come from the guest, too.
+/// Escapes text for HTML and SVG. Names of cases also come from the guest.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! The report as one page that needs nothing else: style and plots are in it, no script, no font, no link outside.
+//! The report as one self-contained page: style and plots are inside, and there is no script, font or outside link.
 use std::fmt::Write as _;
 
 use super::{Report, bars, escape::escape, svg, verdict, verdict_text};

@@ -1,4 +1,4 @@
-//! What is left of a run: rows, the machine, counters; and how they are shown.
+//! The report of a run: rows, the machine, counters, and the ways to show them.
 mod bars;
 mod escape;
 pub mod html;

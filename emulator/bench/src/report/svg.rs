@@ -33,7 +33,7 @@ pub(crate) fn plots(rows: &[Row]) -> Vec<(String, String)> {
     titles.into_iter().map(|title| (title.to_owned(), plot(title, rows))).collect()
 }
 
-/// What is measured, and its baseline where that is no line of its own.
+/// The lines of a plot: one for each series, and one for its baseline.
 fn collect(title: &str, rows: &[Row]) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
     let mut add = |name: String, at: (f64, f64)| match lines.iter_mut().find(|line| line.name == name) {
@@ -135,7 +135,7 @@ fn plot(title: &str, rows: &[Row]) -> String {
     svg
 }
 
-/// Every place on the axis, or as many of them as can be read.
+/// The labels of the axis, or as many of them as fit.
 fn ticks(places: impl Iterator<Item = f64>) -> Vec<f64> {
     const MOST: usize = 9;
     let mut places: Vec<f64> = places.collect();

@@ -2,7 +2,7 @@
 use super::{Report, verdict, verdict_text};
 use crate::row::{Figure, Place, Row, Suite, number};
 
-/// Columns with as much room as they need: the first `left` of them to the left, numbers to the right.
+/// Aligns columns: the first `left` of them to the left, numbers to the right.
 pub fn columns(rows: &[Vec<String>], left: usize) -> Vec<String> {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {

@@ -1,4 +1,4 @@
-//! What goes into the guest and is built here: its programs and its kernel module.
+//! Builds the guest's programs and its kernel module.
 use std::{
     hash::{Hash as _, Hasher as _},
     io::{BufRead as _, BufReader},
@@ -21,7 +21,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// PID 1's program.
 pub const INIT: &str = "svadev-init";
 
-/// The guest's programs: those of a folder if one is given, else built now.
+/// The guest's programs: those in `folder` if it is given, otherwise built now.
 pub fn programs(folder: Option<&Path>) -> Outcome<Vec<PathBuf>> {
     let programs = match folder {
         Some(folder) => programs_in(folder).with_context(|| format!("--guest-bin {}", folder.display())),
@@ -134,7 +134,7 @@ fn module_key(source: &Path, target: &ModuleTarget) -> anyhow::Result<u64> {
     target.release.hash(&mut hasher);
     target.kdir.hash(&mut hasher);
     if let Some(kdir) = &target.kdir {
-        // A kernel made anew may keep its release but not its symbol versions.
+        // A rebuilt kernel may keep its release, but not its symbol versions.
         for name in ["Module.symvers", ".config"] {
             kdir.join(name).metadata().and_then(|meta| meta.modified()).ok().hash(&mut hasher);
         }

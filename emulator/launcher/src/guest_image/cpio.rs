@@ -34,7 +34,7 @@ enum Entry {
     },
 }
 
-/// An archive under construction. Paths are absolute guest paths; folders above them come by themselves.
+/// An archive under construction. Paths are absolute guest paths. Missing parent folders are added.
 #[derive(Debug, Default)]
 pub(crate) struct Archive {
     /// By path without the leading `/`: in this order a folder precedes what is in it.

@@ -1,4 +1,4 @@
-//! A program of the host that is to run in the guest: which files it needs there.
+//! Finds the files that a program of the host needs to run in the guest.
 use std::{
     io::Read as _,
     path::{Path, PathBuf},
@@ -26,7 +26,7 @@ enum Kind {
 /// The files that `program` needs besides what `has` says is in the guest, itself first, each with its guest path.
 ///
 /// # Errors
-/// It is no program that can run there, or a library of it is missing.
+/// The program cannot run in the guest, or a library is missing.
 pub(crate) fn files(program: &Path, has: &dyn Fn(&str) -> bool) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     collect(program, has, 0, &mut files)?;
@@ -46,7 +46,7 @@ fn collect(program: &Path, has: &dyn Fn(&str) -> bool, depth: u32, files: &mut V
             files.extend(libraries(&loader, program)?);
             files.push(loader);
         }
-        // The guest's own shell does for `#!/bin/sh`.
+        // The guest's own shell serves for `#!/bin/sh`.
         Kind::Script(interpreter) if interpreter.to_str().is_some_and(has) => {}
         Kind::Script(interpreter) => {
             ensure!(

@@ -1,13 +1,14 @@
-//! Where firmware puts the unit's BAR: a guess, remembered from last time, that the backend then proves or refutes
-//! (docs/design/0001-foundations.md, "Where the DMAR table's address comes from").
+//! Where firmware puts the unit's BAR. The address is a guess, remembered from the last run, which the backend then
+//! checks (docs/design/0001-foundations.md, "Where the DMAR table's address comes from").
 use std::{
     hash::{Hash as _, Hasher as _},
     path::{Path, PathBuf},
 };
 
-/// Most starts of QEMU that one run may need: the guess, what was learnt, and one more should firmware have moved it.
+/// Most starts of QEMU in one run: with the guess, with the address that was found, and one more if firmware moved the
+/// BAR.
 pub const MAX_STARTS: u32 = 3;
-/// The first guess for a machine never seen. A wrong one costs a start.
+/// The first guess for an unknown machine. A wrong guess costs one start of QEMU.
 const FIRST_GUESS: u64 = 0xfebf_f000;
 
 /// The remembered address of one machine.
@@ -34,7 +35,7 @@ impl Placement {
         let file = cache.join("placement").join(format!("{:016x}", hasher.finish()));
         let remembered = std::fs::read_to_string(&file).ok().and_then(|text| {
             let address = u64::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok()?;
-            // A damaged file is only a bad guess, but the table builder insists on a page.
+            // A damaged file is only a bad guess, but the table needs a page-aligned address.
             (address != 0 && address & 0xfff == 0).then_some(address)
         });
         Self { file, address: remembered.unwrap_or(FIRST_GUESS), known: remembered.is_some() }
@@ -45,7 +46,7 @@ impl Placement {
         self.address
     }
 
-    /// Remembers where the BAR really went. That it cannot be written down costs the next run one start.
+    /// Remembers where the BAR is. If the file cannot be written, the next run needs one more start.
     pub fn learn(&mut self, address: u64) {
         if self.known && self.address == address {
             return;

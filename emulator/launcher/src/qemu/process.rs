@@ -1,4 +1,4 @@
-//! Which QEMU there is, and child processes that do not outlive us.
+//! Finds and checks QEMU, and starts child processes that do not outlive us.
 #![allow(unsafe_code, reason = "the child's own half between fork and exec")]
 use std::{
     os::unix::process::CommandExt as _,
@@ -17,7 +17,7 @@ const RECOMMENDED: (u32, u32) = (11, 0);
 /// The program's name in PATH.
 const NAME: &str = "qemu-system-x86_64";
 
-/// Makes the kernel kill the child when we die, however that happens.
+/// Makes the kernel kill the child when this process dies, for whatever reason.
 ///
 /// The signal is tied to the thread that starts the child: only the main thread, which lives as long as the process,
 /// may start one.

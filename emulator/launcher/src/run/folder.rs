@@ -1,4 +1,5 @@
-//! The folder of one run: sockets, logs, the image. It goes away with the run, and a killed run's with the next.
+//! The folder of one run: sockets, logs, the image. It is removed at the end of the run. If the run was killed, the
+//! next run removes it.
 use std::{
     fs::File,
     path::{Path, PathBuf},

@@ -39,10 +39,10 @@ use crate::{
     },
 };
 
-/// Time for sockets to run empty after QEMU is gone. Nothing fills them any more, so it is never needed.
+/// Time limit for reading the sockets after QEMU is gone. It should not be reached, since nothing fills them any more.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
-/// How often a shell hears that its input has ended.
+/// How often the end of input is sent to a shell.
 const END_OF_INPUT_PERIOD: Duration = Duration::from_secs(1);
 
 /// What is left of a run.
@@ -61,8 +61,8 @@ pub struct Report {
 /// Standard input, shared by the starts of QEMU one after another.
 type Typed = Rc<tokio::sync::Mutex<mpsc::Receiver<Input>>>;
 
-/// Runs a guest on a backend, restarting QEMU until the DMAR table is right. Without a backend there is no unit either:
-/// that is for finding out whether QEMU boots at all.
+/// Runs a guest on a backend, and restarts QEMU until the DMAR table is right. Without a backend there is no unit: that
+/// is used to find out whether QEMU boots at all.
 pub async fn run(
     plan: &Plan<'_>,
     folder: &RunFolder,
@@ -278,7 +278,7 @@ impl Runner<'_> {
         line
     }
 
-    /// What the backend still says about a QEMU that is gone must not be taken for the next one's.
+    /// Waits until the backend has no connection, so that no late event counts for the next QEMU.
     async fn await_disconnection(&mut self) {
         let deadline = Instant::now() + DRAIN_LIMIT;
         while !self.connected.is_empty() {
@@ -318,7 +318,7 @@ impl Logs {
     }
 }
 
-/// The backend's next word; never, without a backend.
+/// The backend's next event. Without a backend it waits without end.
 async fn next_backend_event(backend: &mut Option<&mut Backend>) -> Option<BackendEvent> {
     match backend {
         Some(backend) => backend.events().recv().await,
@@ -410,7 +410,7 @@ fn frame(bytes: &[u8]) -> Vec<u8> {
     [&length.to_be_bytes(), bytes].concat()
 }
 
-/// Passes standard input to the guest's program once it listens; a UART forgets what comes before.
+/// Passes standard input to the guest's program once it reads: a UART drops what comes earlier.
 async fn forward_typed(
     typed: Typed,
     senders: Senders,
@@ -426,14 +426,14 @@ async fn forward_typed(
         match input {
             Input::Bytes(bytes) if form == Terminal::Frames => _ = senders.program.send(frame(&bytes)).await,
             Input::Bytes(bytes) => _ = senders.program.send(bytes).await,
-            // A terminal that edits lines knows Ctrl-D. The end of a pipe is read by whoever reads it, as often as they
-            // read; a Ctrl-D once, and never if it comes between two readers.
+            // A terminal that edits lines turns Ctrl-D into the end of input. The end of a pipe is seen at every read.
+            // A Ctrl-D is seen once, or never if it comes between two readers.
             Input::End if form == Terminal::Shell => loop {
                 _ = senders.program.send(vec![console::END_OF_INPUT]).await;
                 tokio::time::sleep(END_OF_INPUT_PERIOD).await;
             },
             Input::End if form == Terminal::Frames => _ = senders.program.send(frame(&[])).await,
-            // Somebody hung up on a raw terminal, which has no way to say so.
+            // Input of a raw terminal ended: the terminal hung up.
             Input::End => {}
             Input::Quit => _ = events.send(Event::Quit).await,
             Input::Help => say!("{}", console::HELP.trim_end()),

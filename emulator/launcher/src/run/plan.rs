@@ -1,4 +1,4 @@
-//! What to run, who hears of it, and how it can end.
+//! The plan of a run, its observer, and the ways it can end.
 use std::{path::Path, time::Duration};
 
 use crate::{
@@ -25,11 +25,11 @@ pub struct Plan<'a> {
     pub share: Option<(&'a Path, &'a Path)>,
     /// The user's own QEMU arguments.
     pub extra: &'a [String],
-    /// PID 1 is ours: it says hello, then that it is alive, and at last how it ended.
+    /// PID 1 is ours: it reports that it started, then that it is alive, and at last the exit status.
     pub has_our_init: bool,
     /// End everything after this time.
     pub timeout: Option<Duration>,
-    /// Stretches the built-in limits.
+    /// Multiplies the built-in time limits.
     pub timeout_scale: u32,
     /// The guest's program is connected to our standard streams.
     pub terminal: Terminal,
@@ -44,13 +44,13 @@ pub enum Terminal {
     Log,
     /// Our standard streams, as they are.
     Streams,
-    /// Our standard streams; input goes in frames, so that the program hears where it ends.
+    /// Our standard streams. Input goes in frames, so that the program sees its end.
     Frames,
-    /// Our standard streams, and our terminal, if it is one, passes every key on.
+    /// Our standard streams. A terminal passes every key on.
     Shell,
 }
 
-/// Hears what the guest says while it runs.
+/// Receives the guest's messages while it runs.
 pub trait Observer {
     /// A control line.
     fn control(&mut self, message: &Message);
@@ -69,7 +69,7 @@ pub enum Ended {
     PoweredOff,
     /// The unit's BAR was placed here, which was all that was wanted.
     Placed(u64),
-    /// The user said so at the terminal.
+    /// The user ended the run at the terminal.
     Quit,
 }
 

@@ -1,4 +1,4 @@
-//! What is known of one start of QEMU, and what that makes of it.
+//! The state of one start of QEMU, and how it ends.
 use std::{
     collections::BTreeSet, fmt, io, os::unix::process::ExitStatusExt as _, path::Path, process::ExitStatus,
     time::Duration,
@@ -26,7 +26,7 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(20);
 /// Time for a guest that has panicked to print its last words.
 const LAST_WORDS_LIMIT: Duration = Duration::from_secs(3);
-/// Times without limit end here.
+/// The deadline if there is no limit.
 const FAR_AWAY: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// One start of QEMU.
@@ -45,15 +45,15 @@ pub(super) struct State<'a> {
     misplaced: Option<u64>,
     /// What decided the end. The first cause counts: what comes after it follows from it.
     decision: Option<Outcome<Ended>>,
-    /// When a decided end that comes by itself has to be there.
+    /// Until when QEMU must have ended by itself after the decision.
     end_by: Option<Instant>,
     shutdown_reason: Option<String>,
     ended: BTreeSet<Channel>,
-    /// QEMU has to be killed.
+    /// QEMU must be killed.
     pub(super) must_stop: bool,
     /// QEMU has ended like this.
     pub(super) status: Option<io::Result<ExitStatus>>,
-    /// What QEMU left in its sockets is read until then at most.
+    /// Until when the data that QEMU left in its sockets is read.
     pub(super) drain_until: Option<Instant>,
 }
 
@@ -92,12 +92,12 @@ impl<'a> State<'a> {
         }
     }
 
-    /// A built-in limit on this host.
+    /// A built-in time limit, multiplied for this host.
     fn scaled(&self, limit: Duration) -> Duration {
         limit * self.plan.timeout_scale
     }
 
-    /// The next moment at which something is overdue.
+    /// The next deadline.
     pub(super) fn deadline(&self) -> Instant {
         if let Some(drain_until) = self.drain_until {
             return drain_until;
@@ -112,7 +112,7 @@ impl<'a> State<'a> {
         own.unwrap_or(far).min(self.timeout_at.filter(|_| self.decision.is_none()).unwrap_or(far))
     }
 
-    /// That moment has come.
+    /// A deadline may have passed: decides what that means.
     pub(super) fn overdue(&mut self) {
         let now = Instant::now();
         if now < self.deadline() {
@@ -134,7 +134,7 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Something failed: QEMU is killed now.
+    /// Records a failure. QEMU must be killed now.
     pub(super) fn fail(&mut self, exit: Exit, message: impl fmt::Display) {
         self.decide(Err(Failure::new(exit, message)));
         self.must_stop = true;
@@ -144,7 +144,7 @@ impl<'a> State<'a> {
         self.decision.get_or_insert(how);
     }
 
-    /// The end is decided and comes by itself within a time.
+    /// Decides the end. QEMU should end by itself within `limit`.
     fn ends_within(&mut self, how: Outcome<Ended>, limit: Duration) {
         if self.decision.is_none() {
             self.end_by = Some(Instant::now() + self.scaled(limit));
@@ -152,7 +152,7 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Something happened in the guest or at the terminal.
+    /// Handles an event of the guest or the terminal.
     pub(super) fn event(&mut self, event: Event, observer: &mut dyn Observer, kernel_log: &mut KernelLog) {
         match event {
             Event::Kernel(line) => {
@@ -209,7 +209,7 @@ impl<'a> State<'a> {
         }
     }
 
-    /// The unit's BAR decodes memory here.
+    /// Handles that the unit's BAR was placed.
     pub(super) fn unit_placed(&mut self, address: u64) {
         tracing::debug!("the IOMMU's BAR is at {address:#x}");
         let Some(expected) = self.address else { return };
@@ -232,12 +232,12 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Nothing more can come.
+    /// Whether no more events can come.
     pub(super) fn is_over(&self) -> bool {
         self.status.is_some() && self.ended.len() == 4
     }
 
-    /// What it all amounts to.
+    /// The result of this start of QEMU.
     pub(super) fn conclude(self, folder: &Path) -> Attempt {
         if let (Some(address), None) = (self.misplaced, &self.decision) {
             return Attempt::Misplaced(address);

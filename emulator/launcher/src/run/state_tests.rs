@@ -1,4 +1,4 @@
-//! Which end is made of what happened, in which order.
+//! Tests of which end follows from which events, in which order.
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 

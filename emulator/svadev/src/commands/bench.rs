@@ -1,4 +1,4 @@
-//! `svadev bench`: the native suites, then those of the guest; a table, a file for programs, and a page.
+//! `svadev bench`: runs the native suites and those of the guest, and shows a table, a JSON file and a page.
 use std::{
     io::{IsTerminal as _, Write as _},
     path::Path,
@@ -25,7 +25,7 @@ use svadev_launcher::{
     run::{Ended, Observer, Terminal},
 };
 
-/// How long a native case is measured, seconds; less with `--quick`. The guest's program knows its own.
+/// Time for which a native case is measured, seconds. The guest's program has its own times.
 const SECONDS: f64 = 0.8;
 const QUICK_SECONDS: f64 = 0.15;
 
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<u8> {
             format!("these suites have no case that is measured {place}: choose another suite"),
         ));
     }
-    // Files that cannot be written are heard of before the work, not after it.
+    // Report files that cannot be written before the work, not after it.
     for path in args.json.iter().chain(Some(&args.html)) {
         writable(path).or_exit(Exit::Usage)?;
     }
@@ -78,7 +78,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<u8> {
                 status
             }
             Err(failure) if report.rows.is_empty() => return Err(failure),
-            // What was measured without a guest is worth showing without one.
+            // Show what was measured without a guest even if the guest failed.
             Err(failure) => Err(failure),
         };
     }
@@ -156,7 +156,7 @@ fn in_guest(
     Ok((collected.rows, collected.marks, status))
 }
 
-/// Says how far it is: on a terminal in one line that changes, else in a line for each case.
+/// Shows progress: on a terminal in one line that changes, otherwise in a line for each case.
 struct Show {
     since: Instant,
     terminal: bool,
@@ -208,7 +208,7 @@ impl Observer for Watch<'_> {
     fn control(&mut self, message: &Message) {
         match message {
             Message::Hello(release) => {
-                // It goes into files and pages.
+                // The text goes into files and pages.
                 self.release = release.chars().filter(|c| !c.is_control()).take(80).collect();
                 self.show.line(&format!("the guest is up: Linux {}", self.release));
             }

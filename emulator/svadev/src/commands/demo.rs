@@ -1,8 +1,8 @@
-//! `svadev demo`: what shared virtual addressing does, told by a guest program, and what it costs.
+//! `svadev demo`: a guest program shows what shared virtual addressing does and what it costs.
 //!
 //! The guest program's JSON lines are `{"event", "text", …}`, a step of the story, or `{"figure", "value", "unit"}`, a
-//! row of the table (`guest-tests/README.md`). The backend's counters follow: those that a reader of the story asks for
-//! in the table, with a column for each function; all of them in `--json FILE`.
+//! row of the table (`guest-tests/README.md`). The backend's counters follow: the main ones in a table with a column
+//! for each function, and all of them in `--json FILE`.
 use serde::Serialize;
 use serde_json::Value;
 
@@ -99,7 +99,7 @@ impl Observer for Story {
     fn kernel(&mut self, _: &str) {}
 }
 
-/// Text of the guest's without what could move the terminal's cursor.
+/// The guest's text without control characters, which could move the terminal's cursor.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
@@ -147,7 +147,7 @@ const COUNTERS: &[(&str, Option<&str>, Option<&str>)] = &[
     ("interrupts", Some("interrupts"), Some("interrupts")),
 ];
 
-/// The counters worth a reader's time: a column for the unit, one for each function.
+/// The table of the main counters: a column for the unit, and one for each function.
 fn counter_table(counters: &Value) -> Vec<String> {
     let functions = counters["functions"].as_array().map_or(&[][..], Vec::as_slice);
     let mut head = format!("{:34}{:>14}", "", "IOMMU");

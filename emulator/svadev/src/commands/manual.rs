@@ -1,4 +1,4 @@
-//! `svadev qemu-args` and `svadev dmar`: for a QEMU that somebody else starts.
+//! `svadev qemu-args` and `svadev dmar`, for a QEMU that is started separately.
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;

@@ -1,4 +1,4 @@
-//! `svadev serve`: the backend alone, for QEMUs that somebody else starts, one after another.
+//! `svadev serve`: only the backend, for QEMUs that are started separately, one after another.
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -14,7 +14,7 @@ use svadev_launcher::{
     runtime::block_on,
 };
 
-/// Runs it until SIGINT or SIGTERM, which is its ordinary end.
+/// Serves until SIGINT or SIGTERM, which is the normal end.
 pub(crate) fn run(args: &ServeArgs) -> Outcome<u8> {
     let topology = args.machine.topology()?;
     let folder = socket_dir(args.socket_dir.as_deref())?;
@@ -72,7 +72,7 @@ async fn serve(backend: &mut Backend, table: &mut TableFile<'_>, reports: &mut u
     }
 }
 
-/// Who may enter the folder may drive the devices.
+/// Makes a folder that only its owner can enter: whoever enters it can drive the devices.
 fn make_private_folder(folder: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     match std::fs::DirBuilder::new().mode(0o700).create(folder) {

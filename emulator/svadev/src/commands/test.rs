@@ -30,7 +30,7 @@ pub(crate) fn run(args: &TestArgs) -> Outcome<u8> {
     let summary = suite.parser.finish();
     let mut problems = summary.problems.clone();
     problems.extend(finished.report.kernel_log.findings().iter().map(|line| format!("kernel log: {line}")));
-    // The suite's own word that something failed must be among what it printed.
+    // If the suite's status says that something failed, a failed test must be among the results.
     let failed = summary.count(Verdict::Fail);
     if let (Ok(Ended::Exit(status @ 1..)), 0) = (&finished.report.ended, failed) {
         problems.push(format!("the suite ended with status {status}, but no test failed"));
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &TestArgs) -> Outcome<u8> {
     Ok(if bad { Exit::TestFailed } else { Exit::Success }.code())
 }
 
-/// One object a test; what belongs to no test stands as a failed one of its own, so that no reader misses it.
+/// Adds the problems that belong to no test, as a failed test of their own, so that no reader misses them.
 fn with_problems(mut results: Vec<TestResult>, problems: &[String]) -> Vec<TestResult> {
     if !problems.is_empty() {
         results.push(TestResult {
@@ -74,7 +74,7 @@ fn with_problems(mut results: Vec<TestResult>, problems: &[String]) -> Vec<TestR
     results
 }
 
-/// The auditor's row: passed if it reported what tests had announced and nothing else. None without an auditor.
+/// The auditor's result: passed if the reports are those that tests announced. `None` without an auditor.
 fn audit_result(audit: &AuditJudge, audited: bool) -> Option<TestResult> {
     let diagnostics = audit.problems();
     let verdict = if diagnostics.is_empty() { Verdict::Pass } else { Verdict::Fail };

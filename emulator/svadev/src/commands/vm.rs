@@ -11,12 +11,12 @@ use svadev_launcher::{
     run::{Ended, Observer, Terminal},
 };
 
-/// Runs it; the status is the program's, if one was given.
+/// Runs the guest. The exit status is that of the program, if there is one.
 pub(crate) fn run(args: &VmArgs) -> Outcome<u8> {
     let runs_program = !args.program.is_empty();
     let terminal = match (runs_program, &args.initrd, std::io::stdin().is_terminal()) {
         (false, ..) => Terminal::Shell,
-        // Our own PID 1 knows frames.
+        // Only our own PID 1 understands frames.
         (true, None, false) => Terminal::Frames,
         (true, ..) => Terminal::Streams,
     };
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &VmArgs) -> Outcome<u8> {
     };
     let mut observer = Kernel { show: !args.quiet };
     match guest::run(request, &mut observer)?.conclude(false)? {
-        // A shell's status is that of its last command: it says nothing about us.
+        // An interactive shell ends with the status of its last command, which is not a failure of the run.
         Ended::Exit(status) if runs_program => Ok(status),
         _ => Ok(Exit::Success.code()),
     }

@@ -114,7 +114,7 @@ fn check_range(address: u64, size: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// What `mmap` can take: a page-aligned offset, an end that `off_t` can hold.
+/// Checks that `mmap` can take the range: the offset is page-aligned, and `off_t` can hold the end.
 fn check_file_range(offset: u64, size: u64) -> Result<(), Errno> {
     let end = offset.checked_add(size).and_then(|end| i64::try_from(end).ok());
     if end.is_none() || !offset.is_multiple_of(PAGE_SIZE) {

@@ -119,7 +119,7 @@ fn region_flags(region: &RegionInfo<'_>) -> RegionInfoFlags {
     flags
 }
 
-/// The device's own promise, not the client's.
+/// A promise of the device, not of the client.
 fn check_areas(region: &RegionInfo<'_>, mmap: &RegionMmap<'_>) {
     for area in mmap.areas {
         let end = area.offset.checked_add(area.size);

@@ -38,7 +38,7 @@ impl Session {
         Self { limits, shared, negotiated: false, maps: BTreeMap::new(), reply: Vec::new() }
     }
 
-    /// Handle one command. Errors end the connection.
+    /// Handles one command. Errors end the connection.
     pub(crate) fn command(
         &mut self,
         device: &mut dyn Device,
@@ -98,7 +98,7 @@ impl Session {
         }
     }
 
-    /// Send what a handler made of a command. An error to a posted command is counted and never sent.
+    /// Sends what a handler made of a command. An error to a posted command is counted and never sent.
     fn send(&mut self, header: &Header, reply: Reply) {
         let counters = &self.shared.counters;
         let posted = header.flags & spec::FLAG_NO_REPLY != 0;

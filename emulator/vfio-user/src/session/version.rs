@@ -18,7 +18,7 @@ struct VersionData {
     capabilities: Option<Capabilities>,
 }
 
-/// What the client proposes. Names that are not here are no business of ours.
+/// The client's proposal. Other names are ignored.
 #[derive(Default, Deserialize)]
 struct Capabilities {
     max_msg_fds: Option<u64>,

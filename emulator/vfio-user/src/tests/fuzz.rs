@@ -113,7 +113,7 @@ proptest! {
     }
 }
 
-/// Send `stream` in pieces until it ends or the server has enough of it.
+/// Sends `stream` in pieces until it ends or the server has enough of it.
 fn feed(rig: &mut Rig, stream: &[u8], pieces: &[usize]) -> Result<(), TestCaseError> {
     let (_, peak) = alloc::peak(|| {
         let mut rest = stream;

@@ -61,7 +61,7 @@ impl Served {
         peer
     }
 
-    /// End the thread and take what the device saw.
+    /// Ends the thread and take what the device saw.
     pub(super) fn stop(mut self) -> Fake {
         self.stop.trigger();
         self.thread.take().unwrap().join().unwrap()

@@ -31,23 +31,23 @@ impl Default for Options {
     }
 }
 
-/// Ends [`serve`], from any thread. Once triggered it stays so.
+/// Ends [`serve`], from any thread. A trigger is permanent.
 #[derive(Clone, Debug)]
 pub struct Stop(Arc<(AtomicBool, EventFd)>);
 
 impl Stop {
-    /// Not triggered. Errors: no eventfd is to be had.
+    /// Makes one that is not triggered. Errors: no eventfd is available.
     pub fn new() -> io::Result<Self> {
         Ok(Self(Arc::new((AtomicBool::new(false), event()?))))
     }
 
-    /// End every [`serve`] that was given this.
+    /// Ends every [`serve`] that was given this.
     pub fn trigger(&self) {
         self.0.0.store(true, Ordering::Release);
         signal(&self.0.1);
     }
 
-    /// It was triggered.
+    /// Whether it was triggered.
     pub fn is_triggered(&self) -> bool {
         self.0.0.load(Ordering::Acquire)
     }
@@ -70,7 +70,7 @@ enum Ended {
     Io(#[from] io::Error),
 }
 
-/// Serve clients of `listener`, one after another, on this thread, until `stop` is triggered. A second client that
+/// Serves clients of `listener`, one after another, on this thread, until `stop` is triggered. A second client that
 /// connects meanwhile waits in the listener's backlog until the first is gone (QEMU gives up after 5 s without a
 /// reply). What goes wrong with a connection ends that connection only, and is logged.
 ///
@@ -115,7 +115,7 @@ fn accept(listener: &UnixListener, stop: &Stop) -> io::Result<Option<UnixStream>
                     PollFd::new(stop.event().as_fd(), PollFlags::POLLIN),
                 ])?;
             }
-            // The client is gone again, or a signal came.
+            // The client has gone, or a signal came.
             Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
             Err(e) => return Err(e),
         }
@@ -141,7 +141,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Handle what was received, then receive more, or wait until that is worth a try.
+    /// Handles what was received, then receive more, or wait until that is worth a try.
     fn turn(&mut self) -> Result<(), Ended> {
         if self.stop.is_triggered() {
             return Err(Ended::Stopped);
@@ -173,7 +173,7 @@ impl Connection<'_> {
         }
     }
 
-    /// Receive what is there. False when nothing is.
+    /// Receives what is there. False when nothing is.
     fn receive(&mut self) -> Result<bool, Ended> {
         if !self.server.is_sending() {
             return Err(Ended::Closed);
@@ -194,7 +194,7 @@ impl Connection<'_> {
         Ok(true)
     }
 
-    /// Sleep until the socket is ready, or somebody wakes us; then send what waits. True when there is something to
+    /// Sleeps until the socket is ready, or somebody wakes us; then send what waits. True when there is something to
     /// receive.
     fn sleep(&mut self, input: PollFlags) -> Result<bool, Ended> {
         let output = if self.server.has_queued() { PollFlags::POLLOUT } else { PollFlags::empty() };
@@ -220,7 +220,7 @@ impl Connection<'_> {
     }
 }
 
-/// Sleep until one of `fds` is ready, or a signal came.
+/// Sleeps until one of `fds` is ready, or a signal came.
 fn wait(fds: &mut [PollFd<'_>]) -> io::Result<()> {
     match poll(fds, PollTimeout::NONE) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
@@ -232,7 +232,7 @@ fn event() -> io::Result<EventFd> {
     Ok(EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?)
 }
 
-/// Make an eventfd readable. It fails only when its count is at the maximum, and then it is readable.
+/// Makes an eventfd readable. It fails only when its count is at the maximum, and then it is readable.
 fn signal(event: &EventFd) {
     let _ = event.write(1);
 }

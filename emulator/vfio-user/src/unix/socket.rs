@@ -27,7 +27,7 @@ pub(crate) struct Received {
     pub(crate) fds_lost: bool,
 }
 
-/// Receive into `buf` without blocking. Errors: `WouldBlock` when nothing is there.
+/// Receives into `buf` without blocking. Errors: `WouldBlock` when nothing is there.
 pub(crate) fn receive(stream: &UnixStream, buf: &mut [u8]) -> io::Result<Received> {
     let mut control = [MaybeUninit::<u64>::uninit(); CONTROL_WORDS];
     let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };

@@ -1,12 +1,11 @@
 //! How long to look for the next message before going to sleep.
 use std::time::Duration;
 
-/// Where the window begins when it was closed.
+/// The window's length when it opens.
 const FIRST: Duration = Duration::from_micros(10);
 
-/// Accesses come in bursts, and waking a thread costs more than answering. So the window in which the thread looks
-/// again and again opens when a wait turns out to be one that a longer look would have caught, and closes when waits
-/// are long.
+/// How long the thread polls before it sleeps. Accesses come in bursts, and waking a thread costs more than answering.
+/// So the window grows when a slightly longer poll would have caught the message, and shrinks when waits are long.
 #[derive(Debug)]
 pub(super) struct Spin {
     window: Duration,

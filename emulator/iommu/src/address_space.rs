@@ -50,13 +50,13 @@ pub(crate) struct AddressSpace {
     /// Tag of its entries in the translation caches.
     pub(crate) tag: CacheTag,
     pub(crate) stages: Stages,
-    /// FPD of the entries on the way.
+    /// FPD of any of the entries that led here.
     pub(crate) fault_processing_disable: bool,
     /// Faults have the codes of legacy mode.
     pub(crate) legacy: bool,
-    /// The context entry on the way lets translation requests in (DTE).
+    /// The context entry lets translation requests in (DTE).
     pub(crate) serves_ats: bool,
-    /// The context entry on the way lets requests with PASID in (PASIDE).
+    /// The context entry lets requests with PASID in (PASIDE).
     pub(crate) serves_pasids: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Admission: which requests the entries on the way let in, and the address space of those (§3.4).
+//! Admission: which requests the context and PASID entries let in, and which address space they use (§3.4).
 use svadev_fabric::{Bdf, Pasid};
 use svadev_memory::GuestMemory;
 use svadev_spec::vtd::FaultReason;
@@ -83,7 +83,7 @@ impl<M: GuestMemory> Admission<'_, M> {
         Err(Fault { reason, fault_processing_disable })
     }
 
-    /// The context entry of a requester, checked for what any request of its kind needs of it.
+    /// The context entry of a requester, with the checks that every request of its kind needs.
     pub(crate) fn context(&mut self, request: &Request) -> Result<Context, Fault> {
         let scalable = match self.root.translation_table_mode() {
             translation_table_mode::SCALABLE => true,

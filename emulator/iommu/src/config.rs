@@ -6,9 +6,9 @@ use crate::layout::{FAULT_RECORD_OFFSET, IOTLB_REGISTER_OFFSET, MAX_FAULT_RECORD
 
 /// Largest address mask of a page-selective invalidation (CAP.MAMV): 2^51 pages are half of a 64-bit address space.
 ///
-/// Linux looks at MAMV for IOTLB invalidations only. For the PASID-based ones (`cache_tag_flush_iotlb()`) it takes the
-/// smallest aligned block around the range, which is huge for two pages on both sides of a boundary, and spins until
-/// the queue, stopped at a mask above MAMV, was cleared by its fault handler.
+/// Linux looks at MAMV for IOTLB invalidations only. A PASID-based invalidation (`cache_tag_flush_iotlb()`) takes the
+/// smallest aligned block around the range, which is huge for two pages on both sides of a boundary. If its mask is
+/// above MAMV, the queue stops, and Linux spins until its fault handler has cleared the error.
 pub const MAX_ADDRESS_MASK: u8 = 51;
 
 /// How long the unit keeps what it read from tables (`--caching`). Results never depend on it if software invalidates
@@ -16,9 +16,9 @@ pub const MAX_ADDRESS_MASK: u8 = 51;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Caching {
-    /// Nothing: every request walks every table.
+    /// Nothing is kept: every request walks every table.
     None,
-    /// Present entries, until they are invalidated or evicted.
+    /// Present entries are kept until they are invalidated or evicted.
     #[default]
     Strict,
     /// As long as the specification permits. An invalidation removes what it names and nothing else. An entry makes
@@ -51,7 +51,7 @@ pub struct UnitConfig {
     pub iotlb_entries: usize,
     /// PASID cache entries, a power of two from 64 to 2^20.
     pub pasid_cache_entries: usize,
-    /// What is remembered.
+    /// How long cached entries are kept.
     pub caching: Caching,
 }
 
@@ -103,7 +103,7 @@ impl UnitConfig {
             .with_page_selective_invalidation(true)
             .with_fault_recording_registers(self.fault_records - 1)
             .with_maximum_address_mask(MAX_ADDRESS_MASK)
-            // Untranslated accesses are over before their caller lets go of the unit: draining is free.
+            // An untranslated access is over before its caller lets go of the unit, so draining is free.
             .with_drain_write(true)
             .with_drain_read(true)
             .with_first_stage_1gib_pages(self.pages_1gib)

@@ -1,4 +1,4 @@
-//! Counts of what a unit did, for people to read.
+//! Counters of a unit, for people to read.
 use svadev_fabric::{Bdf, PageGroupResponse, PageRequest, ResponseCode};
 
 use crate::observe::{Observer, Scope};

@@ -18,7 +18,7 @@ pub(crate) struct EntryCaches {
     pasid_sources: Floors,
     pasid_domains: Floors,
     pasid_tags: Floors,
-    /// The highest of the four.
+    /// The latest of the four kinds of floor.
     pasids_latest: u64,
 }
 
@@ -27,7 +27,7 @@ fn pasid_tag(id: u16, pasid: u32) -> u64 {
     u64::from(id) << 32 | u64::from(pasid)
 }
 
-/// For the tables. Fibonacci hashing: the highest bits of the product depend on every bit of the tag.
+/// Fibonacci hashing for the tables: the highest bits of the product depend on every bit of the tag.
 fn table_hash(tag: u64) -> u64 {
     tag.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
@@ -68,8 +68,8 @@ impl EntryCaches {
         usable.then_some(entry)
     }
 
-    /// The PASID entry, unless it or its context entry was invalidated. It passed every check of its context entry
-    /// but for those that depend on the kind of request.
+    /// The PASID entry, unless it or its context entry was invalidated. Of the checks of its context entry, only those
+    /// are still due that depend on the kind of request.
     #[inline]
     pub(crate) fn pasid(&self, source_id: u16, pasid: u32) -> Option<&AddressSpace> {
         let (entry, born) = self.pasids.get_with_birth((source_id, pasid), table_hash(pasid_tag(source_id, pasid)))?;
@@ -97,7 +97,7 @@ impl EntryCaches {
         self.pasids.insert((source_id, pasid), hash, entry, clock.tick(), |_, _| true);
     }
 
-    /// Calls `f` for up to `count` places of the PASID cache, after `cursor`, where something lives.
+    /// Calls `f` for the entries that count in up to `count` places of the PASID cache after `cursor`.
     pub(crate) fn each(&self, cursor: &mut usize, count: usize, mut f: impl FnMut((u16, u32), &AddressSpace)) {
         self.pasids.each_after(cursor, count, |(source_id, pasid), _, _| {
             if let Some(entry) = self.pasid(source_id, pasid) {
@@ -106,7 +106,7 @@ impl EntryCaches {
         });
     }
 
-    /// Calls `f` for every entry that lives in the context cache.
+    /// Calls `f` for every entry of the context cache that counts.
     pub(crate) fn each_context(&self, mut f: impl FnMut(u16, &Context)) {
         self.contexts.each_after(&mut 0, usize::MAX, |source_id, _, _| {
             if let Some(context) = self.context(source_id) {
@@ -115,7 +115,7 @@ impl EntryCaches {
         });
     }
 
-    /// Every context entry, and with them every PASID entry: they were reached through one.
+    /// Invalidates every context entry, and every PASID entry, for each was reached through one.
     pub(crate) fn invalidate_contexts(&mut self, clock: &mut Clock) {
         self.contexts_floor = clock.tick();
         if !mutant!(ContextInvalidationKeepsPasids) {
@@ -123,8 +123,8 @@ impl EntryCaches {
         }
     }
 
-    /// The context entries of `source_id` and, with `function_mask`, of its neighbours (§6.5.2.1), and the PASID
-    /// entries reached through them.
+    /// Invalidates the context entries of `source_id` and, with `function_mask`, of its neighbours (§6.5.2.1), and the
+    /// PASID entries reached through them.
     pub(crate) fn invalidate_source(&mut self, source_id: u16, function_mask: u8, clock: &mut Clock) {
         let now = self.now_invalidated(clock);
         // FM ignores the function number's highest bit, its two highest, or all three.
@@ -155,7 +155,7 @@ impl EntryCaches {
         self.pasid_tags.raise(pasid_tag(domain_id, pasid), now);
     }
 
-    /// The time of an invalidation that takes PASID entries.
+    /// The time of an invalidation that concerns PASID entries.
     fn now_invalidated(&mut self, clock: &mut Clock) -> u64 {
         self.pasids_latest = clock.tick();
         self.pasids_latest

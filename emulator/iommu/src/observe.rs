@@ -1,8 +1,8 @@
 //! What the unit reports about its own work.
 //!
 //! The code that fills caches, answers requests and completes invalidations calls an [`Observer`] and does not know
-//! who it is. The auditor, its history and the counters are observers. Nothing that an observer does can change what
-//! the unit does.
+//! which one. The auditor, its history and the counters are observers. Nothing that an observer does changes what the
+//! unit does.
 use std::fmt;
 
 use svadev_fabric::{Bdf, InvalidateRange, PageGroupResponse, PageRequest, Pasid};
@@ -12,7 +12,7 @@ use crate::address_space::{AddressSpace, Stages};
 use crate::cache::{CacheTag, PartialWalk};
 use crate::tables::Context;
 
-/// Hears what the unit does. Every method has an empty default, so that an observer implements only what concerns it.
+/// An observer of the unit. Every method has an empty default, so that an observer implements only what concerns it.
 pub(crate) trait Observer {
     /// A walk begins. What it caches belongs to `space`, which `user` uses.
     fn walk_begins(&mut self, _space: &AddressSpace, _user: (Bdf, Option<Pasid>)) {}
@@ -54,7 +54,7 @@ pub(crate) type Observing<'a> = Option<&'a mut (dyn Observer + 'static)>;
 pub(crate) enum CacheSlot {
     /// The IOTLB's entry for a page.
     Page {
-        /// Tag.
+        /// Its tag.
         tag: CacheTag,
         /// An address in the page.
         iova: u64,
@@ -63,7 +63,7 @@ pub(crate) enum CacheSlot {
     },
     /// The paging-structure cache's entry at a level.
     Structure {
-        /// Tag.
+        /// Its tag.
         tag: CacheTag,
         /// An address that the entry covers.
         iova: u64,
@@ -72,14 +72,14 @@ pub(crate) enum CacheSlot {
     },
     /// The PASID cache's entry.
     Pasid {
-        /// Who uses it.
+        /// The function that uses it.
         requester: Bdf,
         /// Its PASID.
         pasid: u32,
     },
     /// The context cache's entry.
     Context {
-        /// Whose.
+        /// The function that it is for.
         requester: Bdf,
     },
 }
@@ -158,11 +158,11 @@ pub(crate) enum Scope {
     },
     /// The whole IOTLB and the paging-structure caches (§6.5.2.3).
     Iotlb,
-    /// What the IOTLB and the paging-structure caches hold of a domain.
+    /// The entries of the IOTLB and the paging-structure caches for a domain.
     Domain(u16),
-    /// What they hold of a PASID in a domain (§6.5.2.4).
+    /// The entries of the IOTLB and the paging-structure caches for a PASID in a domain (§6.5.2.4).
     Tag(CacheTag),
-    /// What they hold of some pages.
+    /// The entries of the IOTLB and the paging-structure caches for some pages.
     Pages {
         /// Domain, and PASID if there is one.
         tag: CacheTag,
@@ -175,7 +175,7 @@ pub(crate) enum Scope {
     },
     /// A function's device TLB (§6.5.2.5, §6.5.2.6).
     Function {
-        /// Whose.
+        /// The function.
         to: Bdf,
         /// Its PASID.
         pasid: Option<Pasid>,

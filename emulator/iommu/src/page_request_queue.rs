@@ -25,13 +25,13 @@ impl PageRequestQueue {
         4096 << self.address.queue_size()
     }
 
-    /// An offset that software may have written, brought to a descriptor inside the ring.
+    /// The offset of a descriptor inside the queue, from an offset that software may have written.
     pub(crate) fn inside(&self, offset: u64) -> u64 {
         offset & (self.bytes() - DESCRIPTOR_SIZE)
     }
 }
 
-/// §7.4.1.1. No private data: its quadwords are zero.
+/// The descriptor of a page request (§7.4.1.1). There is no private data, so its quadwords are zero.
 pub(crate) fn descriptor(request: &PageRequest) -> [u8; 32] {
     let low = PageRequestLow::new()
         .with_kind(TYPE_PAGE_REQUEST)

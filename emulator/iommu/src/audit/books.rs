@@ -22,7 +22,7 @@ const MAX_VALUES: usize = 8;
 /// Entries that differ from the tables and are checked again in every slice.
 const MAX_SUSPECTS: usize = 1024;
 
-/// Where something is held.
+/// Which caches hold an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
     /// IOTLB and paging-structure caches.
@@ -45,7 +45,7 @@ pub(super) enum Class {
 }
 
 impl Class {
-    /// Log2 of the bytes that such an entry is about; 0 where it is about no addresses.
+    /// Log2 of the bytes that such an entry is about; 0 for a context or PASID entry.
     pub(super) fn size_log2(self) -> u8 {
         match self {
             Self::Entry => 0,
@@ -70,7 +70,7 @@ pub(super) struct Key {
     /// [`CacheTag::word`] in the unit, a PASID, [`NO_PASID`] or [`CONTEXT`] elsewhere.
     pub(super) space: u64,
     pub(super) class: Class,
-    /// The address in units of that size, or of what an entry of that level covers.
+    /// The number of the page or region: the address divided by its size.
     pub(super) number: u64,
 }
 
@@ -122,12 +122,12 @@ impl Key {
         self.space == CONTEXT
     }
 
-    /// Log2 of the bytes that it is about.
+    /// Log2 of the bytes that the entry is about.
     pub(super) fn size_log2(&self) -> u8 {
         self.class.size_log2()
     }
 
-    /// The first address that it is about.
+    /// The first address that the entry is about.
     pub(super) fn iova(&self) -> u64 {
         self.number << self.size_log2()
     }
@@ -137,13 +137,13 @@ impl Key {
     }
 }
 
-/// Something in the books.
+/// An entry in the books.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
     pub(super) value: CachedEntry,
-    /// It depends on second-stage mappings that its key does not tell.
+    /// It depends on second-stage mappings that its key does not name.
     pub(super) nested: bool,
-    /// An invalidation that covers it was asked for, or software owes none.
+    /// An invalidation covers it and is under way, or software need not invalidate it.
     pub(super) covered: bool,
     /// When it was first seen to differ from the tables.
     pub(super) stale_since_ns: Option<u64>,
@@ -151,7 +151,7 @@ pub(super) struct Held {
     pub(super) stale_offset: u64,
 }
 
-/// What caches hold, or may hold, by right.
+/// The entries that caches hold, or may still hold.
 #[derive(Debug, Default)]
 pub(super) struct Books {
     held: BTreeMap<Key, Vec<Held>>,
@@ -264,7 +264,7 @@ impl Books {
         }
     }
 
-    /// What is held under a key.
+    /// The entries under a key.
     pub(super) fn get(&self, key: &Key) -> &[Held] {
         self.held.get(key).map_or(&[], Vec::as_slice)
     }

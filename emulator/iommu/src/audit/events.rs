@@ -1,4 +1,4 @@
-//! The last things that happened in a unit.
+//! The last events of a unit.
 use std::collections::VecDeque;
 use std::fmt;
 
@@ -6,7 +6,7 @@ use svadev_fabric::{Access, Bdf, PageGroupResponse, PageRequest, Pasid, Response
 
 use crate::observe::{Observer, Scope};
 
-/// Events that are remembered.
+/// Events that are kept.
 const CAPACITY: usize = 4096;
 /// Events that a finding shows, at most.
 const SHOWN: usize = 24;
@@ -16,9 +16,9 @@ const SHOWN: usize = 24;
 pub(super) enum EventKind {
     /// A translation was given out.
     Translation {
-        /// To whom.
+        /// The function.
         requester: Bdf,
-        /// For which PASID.
+        /// The PASID.
         pasid: Option<Pasid>,
         /// The address.
         iova: u64,
@@ -31,9 +31,9 @@ pub(super) enum EventKind {
     },
     /// There was no translation.
     NoTranslation {
-        /// Who asked.
+        /// The function.
         requester: Bdf,
-        /// For which PASID.
+        /// The PASID.
         pasid: Option<Pasid>,
         /// The address.
         iova: u64,
@@ -42,9 +42,9 @@ pub(super) enum EventKind {
     PageRequest(PageRequest),
     /// Software answered a group.
     PageResponse {
-        /// To whom.
+        /// The function.
         to: Bdf,
-        /// What.
+        /// The answer.
         response: PageGroupResponse,
     },
     /// Software asked for an invalidation.
@@ -61,7 +61,7 @@ pub struct HistoryEvent {
     pub(super) kind: EventKind,
 }
 
-/// What events are looked for.
+/// The page whose events are wanted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Subject {
     pub(super) domain_id: Option<u16>,
@@ -107,7 +107,7 @@ impl History {
         self.now_ns = self.now_ns.max(now_ns);
     }
 
-    /// Remembers that something happened now.
+    /// Keeps an event with the present time.
     pub(super) fn push(&mut self, kind: EventKind) {
         if self.events.len() == CAPACITY {
             self.events.pop_front();

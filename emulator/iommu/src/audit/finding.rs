@@ -1,4 +1,4 @@
-//! What the auditor has to say.
+//! Findings: what the auditor reports.
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -8,7 +8,7 @@ use svadev_spec::vtd::tables::Level;
 
 use super::events::HistoryEvent;
 
-/// Pages of which something was said, so that it is not said again. More are counted only.
+/// Pages with a finding, which is not repeated. Findings for further pages are only counted.
 const MAX_KNOWN: usize = 1024;
 /// Findings that are handed out in one second.
 const MAX_PER_SECOND: u32 = 8;
@@ -69,14 +69,14 @@ impl fmt::Display for Cached {
 /// A mistake. Each is reported once for a PASID, page and kind.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// Whose.
+    /// Whether it is the emulator's or the guest's.
     pub kind: FindingKind,
     /// Which cache holds it.
     pub cache: Cached,
-    /// Who uses it.
+    /// The function that uses the entry.
     #[serde(serialize_with = "as_text")]
     pub requester: Bdf,
-    /// For which PASID; `None` for requests without one.
+    /// The PASID that uses it; `None` for requests without one.
     #[serde(serialize_with = "as_number")]
     pub pasid: Option<Pasid>,
     /// First address of the page or region. 0 for the context and PASID caches.

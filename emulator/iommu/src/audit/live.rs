@@ -1,4 +1,4 @@
-//! What the tables say now: walks that no cache shortens and that leave no trace.
+//! What the tables say now: walks that use no cache and mark no entry.
 use svadev_fabric::{Bdf, Pasid};
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::tables::Level;
@@ -19,7 +19,7 @@ const LOOK: Want =
 /// Tables whose entries are read and never marked.
 struct Untouched<'a, M> {
     memory: &'a M,
-    /// The level whose structure is wanted, if one is.
+    /// The level whose paging-structure entry is asked for, if one is.
     level: Option<Level>,
     partial: Option<PartialWalk>,
     /// The last entry that was read, and where.
@@ -79,7 +79,7 @@ impl<M: GuestMemory> Tables for UntouchedNested<'_, M> {
 pub(super) struct Live {
     /// Where this address leads, whether reads are allowed, and whether writes are. Not the first byte of the page.
     pub(super) leaf: Option<(u64, bool, bool)>,
-    /// The structure at the level that was asked for.
+    /// The paging-structure entry at the level that was asked for.
     pub(super) partial: Option<PartialWalk>,
     /// The last entry that was read, and where it is.
     pub(super) entry: (u64, u64),
@@ -110,7 +110,7 @@ impl Live {
         }
     }
 
-    /// For people.
+    /// A description for a finding.
     pub(super) fn text(&self, class: Class) -> String {
         let (at, entry) = self.entry;
         let source = if at == 0 { String::new() } else { format!(" (entry {entry:#018x} at {at:#x})") };

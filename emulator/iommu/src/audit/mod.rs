@@ -44,7 +44,7 @@ const MAX_OWNERS: usize = 1 << 16;
 /// How the auditor judges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuditConfig {
-    /// How long a table may differ from what is cached with no invalidation on its way, ns.
+    /// How long a table may differ from a cached entry with no invalidation under way, ns.
     pub limit_ns: u64,
 }
 
@@ -61,11 +61,11 @@ pub struct AuditCounters {
     pub checks: u64,
     /// Translations and entries in the books.
     pub held: u64,
-    /// Translations that left the books for want of room: what is wrong with them may go unseen.
+    /// Entries that were dropped from the books for want of room: a mistake about them may go unseen.
     pub forgotten: u64,
     /// Mistakes found, repeated ones not counted.
     pub findings: u64,
-    /// Of them, those that were not reported: there were too many.
+    /// Of those, the ones that were not reported: there were too many.
     pub suppressed: u64,
 }
 
@@ -95,7 +95,7 @@ impl Auditor {
         }
     }
 
-    /// Says what time it is.
+    /// Sets the time.
     pub(crate) fn set_time(&mut self, now_ns: u64) {
         self.history.set_time(now_ns);
     }
@@ -127,7 +127,7 @@ impl Auditor {
         }
     }
 
-    /// Whether something that a function was given differs from the tables, as of the last look at it.
+    /// Whether an entry that a function was given differed from the tables when it was last checked.
     #[cfg(test)]
     pub(crate) fn stale(&self, function: Bdf) -> bool {
         self.books.stale(function)
@@ -184,7 +184,7 @@ impl Observer for Auditor {
     }
 }
 
-/// The auditor as those see it who report to it.
+/// The auditor as an observer, if there is one.
 #[inline]
 pub(crate) fn observing(audit: &mut Option<Box<Auditor>>) -> Observing<'_> {
     match audit {

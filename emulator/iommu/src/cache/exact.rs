@@ -9,7 +9,7 @@ use super::key::{CacheTag, Key};
 pub(crate) struct Exact<V> {
     entries: BTreeMap<Key, V>,
     capacity: usize,
-    /// The last entry that had to make room: the next one after it is the next to go.
+    /// The last entry that made room. The next one after it is the next to go.
     victim: Key,
 }
 

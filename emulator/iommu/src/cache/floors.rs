@@ -1,4 +1,4 @@
-//! Times of invalidation.
+//! Floors: when entries were last invalidated.
 
 /// Slots of a table of floors.
 const SLOTS: usize = 4096;
@@ -32,12 +32,12 @@ impl Floors {
         (tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as usize
     }
 
-    /// Entries under `tag` that were born before `now` are dead.
+    /// Invalidates the entries under `tag` that were born before `now`.
     pub(crate) fn raise(&mut self, tag: u64, now: u64) {
         self.slots[Self::slot(tag)] = now;
     }
 
-    /// Entries under `tag` are alive if they were born after this.
+    /// Entries under `tag` count if they were born after this time.
     #[inline]
     pub(crate) fn of(&self, tag: u64) -> u64 {
         self.slots[Self::slot(tag)]

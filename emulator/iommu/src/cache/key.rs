@@ -1,4 +1,4 @@
-//! What cached translations are tagged with.
+//! Tags and keys of cached translations.
 use svadev_mutation::mutant;
 
 /// The tag of an entry besides its page (§6.2.4, table 6-2): the domain, and the PASID for first-stage and nested
@@ -16,17 +16,17 @@ impl CacheTag {
         Self(u64::from(domain_id) << 21 | u64::from(pasid & 0xf_ffff))
     }
 
-    /// Second-stage mappings: those of a domain.
+    /// The tag of second-stage mappings, which belong to a domain.
     pub(crate) const fn of_domain(domain_id: u16) -> Self {
         Self((domain_id as u64) << 21 | Self::NO_PASID)
     }
 
-    /// 37 bits.
+    /// The tag as a number of 37 bits.
     pub(crate) fn word(self) -> u64 {
         self.0
     }
 
-    /// From [`word`](Self::word).
+    /// The tag that [`word`](Self::word) gave.
     pub(crate) const fn from_word(word: u64) -> Self {
         Self(word)
     }

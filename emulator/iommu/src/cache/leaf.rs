@@ -1,4 +1,4 @@
-//! Pages as walks find them.
+//! Pages as walks find them: address, size and rights.
 use svadev_spec::vtd::tables::Level;
 
 /// A page size, as the level that maps it, less one: 0 is 4 KiB, 1 is 2 MiB, 2 is 1 GiB.
@@ -62,7 +62,7 @@ const WRITE: u64 = 1 << 1;
 const EXECUTE: u64 = 1 << 2;
 /// The rights are a supervisor's.
 const PRIVILEGED: u64 = 1 << 3;
-/// Bits from here on are free for those who keep leaves.
+/// Bits from here up to the size are free for a cache that keeps leaves.
 pub(super) const FIRST_FREE: u64 = 1 << 4;
 /// Two bits above this: the page's size.
 const SIZE_SHIFT: u32 = 10;
@@ -82,7 +82,7 @@ impl Leaf {
         Self(address & !size.mask() | u64::from(size.0) << SIZE_SHIFT | rights)
     }
 
-    /// What [`word`](Self::word) gave, with or without bits that are free.
+    /// The leaf that [`word`](Self::word) gave. Free bits may be set.
     #[inline]
     pub(super) fn from_word(word: u64) -> Self {
         Self(word)
@@ -105,7 +105,7 @@ impl Leaf {
         PageSize((self.0 >> SIZE_SHIFT & 3) as u8)
     }
 
-    /// Where `input` leads, an address that the walk for this page would have been for.
+    /// The address that `input` leads to, if `input` is in the page that the walk was for.
     #[inline]
     pub(crate) fn at(self, input: u64) -> u64 {
         self.address() | input & self.size().mask()

@@ -3,7 +3,7 @@ use super::exact::Exact;
 use super::key::{CacheTag, Key};
 use super::{Clock, Floors, Table};
 
-/// When what was last invalidated. Shared by the stores whose entries go by the same invalidations.
+/// The floors of domains and PASIDs, shared by the stores that the same invalidations concern.
 #[derive(Debug)]
 pub(crate) struct TagFloors {
     all: u64,
@@ -18,14 +18,13 @@ impl TagFloors {
         Self { all: 0, domains: Floors::new(), pasids: Floors::new(), latest: 0 }
     }
 
-    /// Entries of `tag` are alive if they were born after this.
+    /// Entries of `tag` count if they were born after this time.
     #[inline]
     pub(crate) fn of(&self, tag_word: u64) -> u64 {
         self.all.max(self.domains.of(tag_word >> 21)).max(self.pasids.of(tag_word))
     }
 
-    /// Whether an entry of `tag` lives. Most were born after the last invalidation of all: then no floor need be
-    /// looked for.
+    /// Whether an entry of `tag` counts. Most were born after the latest invalidation of all: then no floor is read.
     #[inline]
     pub(crate) fn lets_live(&self, tag_word: u64, born: u64) -> bool {
         born > self.latest || self.lets_live_by_tag(tag_word, born)
@@ -52,7 +51,7 @@ impl TagFloors {
     }
 }
 
-/// How far someone has come through a store.
+/// Where a scan of a store goes on.
 #[derive(Debug, Default)]
 pub(crate) struct ScanCursor {
     pub(super) set: usize,
@@ -62,9 +61,9 @@ pub(crate) struct ScanCursor {
 /// A bounded number of entries.
 #[derive(Debug)]
 pub(crate) enum Store<V> {
-    /// Fast. Entries may go early: when a set is full, or when two tags share a floor.
+    /// Fast. An entry may be removed early: when a set is full, or when two tags share a floor.
     Sets(Table<Key, V>),
-    /// Entries stay as long as they may.
+    /// Entries stay as long as the specification permits.
     Exact(Exact<V>),
 }
 
@@ -95,7 +94,7 @@ impl<V: Copy> Store<V> {
         }
     }
 
-    /// Calls `f` for the living among the next `count` sets or entries.
+    /// Calls `f` for the entries that count among the next `count` sets or entries.
     pub(crate) fn each_after(
         &self,
         floors: &TagFloors,
@@ -127,7 +126,7 @@ impl<V: Copy> Store<V> {
         }
     }
 
-    /// Drops what `doomed` names, if the store is exact: elsewhere floors do that.
+    /// Drops the entries that `doomed` names, if the store is exact. In the other store, floors do that.
     pub(crate) fn drop_exactly(&mut self, doomed: impl Fn(Key, V) -> bool) {
         if let Self::Exact(exact) = self {
             exact.drop_if(doomed);

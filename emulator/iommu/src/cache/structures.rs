@@ -27,7 +27,7 @@ const READ: u64 = 1 << 2;
 /// Not XD.
 const EXECUTE: u64 = 1 << 63;
 const RIGHTS: u64 = READ | WRITE | EXECUTE;
-/// The entry depends on second-stage mappings that its tag does not tell.
+/// The entry depends on second-stage mappings that its tag does not name.
 const NESTED: u64 = 1 << 3;
 
 impl PartialWalk {
@@ -80,7 +80,7 @@ impl PartialWalk {
 pub(crate) struct StructureTag {
     tag: CacheTag,
     spread: Spread,
-    /// Entries born until then are dead.
+    /// Entries born up to this time do not count.
     floor: u64,
     /// When new entries are born.
     born: u64,
@@ -114,14 +114,14 @@ impl StructureTag {
 /// The paging-structure caches. Entries have tag, level and region; a key's class is the level.
 #[derive(Debug)]
 pub(crate) enum Structures {
-    /// Fast. Entries may go early: when another one needs the place, or when two tags share a floor.
+    /// Fast. An entry may be removed early: when another one needs its place, or when two tags share a floor.
     Direct(ByLevel),
-    /// Entries stay as long as they may.
+    /// Entries stay as long as the specification permits.
     Exact(Exact<u64>),
 }
 
 impl Structures {
-    /// `exact`: entries go only when they must, and there is room for so many at least.
+    /// `exact`: entries are removed only when they must be, and there is room for at least this many.
     pub(crate) fn new(exact: Option<usize>) -> Self {
         match exact {
             Some(entries) => Self::Exact(Exact::new(entries.max(EXACT_ENTRIES))),
@@ -152,7 +152,7 @@ impl Structures {
         levels.into_iter().find_map(|level| Some((level.below()?, PartialWalk(exact.get(tag.key(level, iova))?))))
     }
 
-    /// Remembers what the entry at `level` on the way to `iova` leads to.
+    /// Keeps what the entry at `level` on the way to `iova` leads to.
     #[inline]
     pub(crate) fn insert(&mut self, tag: &StructureTag, iova: u64, level: Level, partial: PartialWalk) {
         let key = tag.key(level, iova);
@@ -163,8 +163,8 @@ impl Structures {
         }
     }
 
-    /// Calls `f` for the living among the next `count` places or entries: tag, level, an address that the entry
-    /// covers, and what it says.
+    /// Calls `f` for the entries that count among the next `count` places or entries: tag, level, an address that the
+    /// entry covers, and what it says.
     pub(crate) fn each_after(
         &self,
         floors: &TagFloors,

@@ -6,7 +6,7 @@ const WAYS: usize = 4;
 #[derive(Clone, Copy, Debug)]
 struct Entry<K, V> {
     key: K,
-    /// 0 in an empty place: no floor lies below it, so nothing there is ever alive.
+    /// 0 in an empty place: no floor is lower, so it never counts.
     born: u64,
     value: V,
 }
@@ -16,7 +16,7 @@ struct Entry<K, V> {
 #[repr(align(128))]
 struct Set<K, V>([Entry<K, V>; WAYS]);
 
-/// A fixed number of entries in sets of four; a full set loses its entries in turn, dead ones first.
+/// A fixed number of entries in sets of four. A full set replaces its entries in turn, invalidated ones first.
 #[derive(Debug)]
 pub(crate) struct Table<K, V> {
     sets: Box<[Set<K, V>]>,
@@ -51,7 +51,7 @@ impl<K: Copy + Eq, V: Copy> Table<K, V> {
         set.0.iter().find(|e| e.key == key && e.born > 0).map(|e| (&e.value, e.born))
     }
 
-    /// Puts a value in, in place of one with the same key, else of one that is not `alive`, else of another.
+    /// Keeps a value. It replaces the one with the same key, else one that is not `alive`, else the next in turn.
     #[inline]
     pub(crate) fn insert(&mut self, key: K, hash: u64, value: V, born: u64, alive: impl Fn(K, u64) -> bool) {
         let set = self.set(hash);
@@ -67,7 +67,8 @@ impl<K: Copy + Eq, V: Copy> Table<K, V> {
         ways[way] = Entry { key, born, value };
     }
 
-    /// Calls `f` for what is in up to `count` sets after `cursor`, dead or alive; starts again when it came to the end.
+    /// Calls `f` for the entries in up to `count` sets after `cursor`, invalidated ones included. At the end it starts
+    /// again.
     pub(crate) fn each_after(&self, cursor: &mut usize, count: usize, mut f: impl FnMut(K, &V, u64)) {
         let end = cursor.saturating_add(count).min(self.sets.len());
         for set in &self.sets[*cursor..end] {
@@ -76,7 +77,7 @@ impl<K: Copy + Eq, V: Copy> Table<K, V> {
         *cursor = if end == self.sets.len() { 0 } else { end };
     }
 
-    /// Takes the value under `key` out.
+    /// Removes the value under `key`.
     pub(crate) fn remove(&mut self, key: K, hash: u64) {
         let set = self.set(hash);
         for entry in &mut self.sets[set].0 {

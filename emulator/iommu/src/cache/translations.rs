@@ -1,4 +1,4 @@
-//! The IOTLB (§6.2.4), and what invalidations of it mean for the paging-structure caches.
+//! The IOTLB (§6.2.4), and its invalidations, which concern the paging-structure caches as well.
 use svadev_mutation::mutant;
 use svadev_spec::vtd::tables::Level;
 
@@ -12,12 +12,12 @@ use super::structures::{PartialWalk, StructureTag, Structures};
 /// whole PASID or domain, which is cheaper and allowed (§6.5.2.3: hardware may invalidate more).
 const MAX_PROBED_PAGES_LOG2: u8 = 6;
 
-/// A page's translation for user requests that do not execute: a leaf's word, and what only the IOTLB has to know.
+/// The translation of a page for user requests that do not execute: the word of a leaf, and flags of the IOTLB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mapping(u64);
 
 const WRITE_KNOWN: u64 = FIRST_FREE;
-/// The entry depends on second-stage mappings that its tag does not tell.
+/// The entry depends on second-stage mappings that its tag does not name.
 const NESTED: u64 = FIRST_FREE << 1;
 
 impl Mapping {
@@ -55,7 +55,7 @@ pub(crate) struct TranslationCaches {
 }
 
 impl TranslationCaches {
-    /// `exact`: entries go only when they must.
+    /// `exact`: entries are removed only when they must be.
     pub(crate) fn new(entries: usize, exact: bool) -> Self {
         Self {
             floors: TagFloors::new(),
@@ -81,7 +81,7 @@ impl TranslationCaches {
         None
     }
 
-    /// Remembers the mapping of the page around `iova`.
+    /// Keeps the mapping of the page around `iova`.
     pub(crate) fn insert(&mut self, tag: CacheTag, iova: u64, mapping: Mapping, nested: bool, clock: &mut Clock) {
         let size = mapping.leaf().size();
         self.sizes[usize::from(size.index())] = true;
@@ -137,7 +137,7 @@ impl TranslationCaches {
         self.nested = false;
     }
 
-    /// Every mapping of the domain, of whatever stage.
+    /// Invalidates every mapping of the domain, of whatever stage.
     pub(crate) fn invalidate_domain(&mut self, domain_id: u16, clock: &mut Clock) {
         if mutant!(DomainInvalidationDoesNothing) {
             return;
@@ -146,7 +146,7 @@ impl TranslationCaches {
         self.drop_exactly(|key| key.domain_id() == domain_id);
     }
 
-    /// Every first-stage and nested mapping of one PASID of the domain.
+    /// Invalidates every first-stage and nested mapping of one PASID of the domain.
     pub(crate) fn invalidate_pasid(&mut self, tag: CacheTag, clock: &mut Clock) {
         if mutant!(PasidInvalidationDoesNothing) {
             return;

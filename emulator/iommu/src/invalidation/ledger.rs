@@ -1,6 +1,6 @@
-//! The ledger of a source of invalidations: which of them functions have yet to acknowledge.
+//! The ledger of a source of invalidations: the ones that functions have not acknowledged yet.
 //!
-//! It has no clock: whoever has one asks which are outstanding, and says when to give up.
+//! It has no clock. The caller that has one looks at what is outstanding and says when to give up.
 use std::collections::BTreeMap;
 
 use svadev_fabric::{Bdf, InvalidateTag, SourceId};
@@ -18,24 +18,24 @@ pub(crate) struct Ledger {
     outstanding: BTreeMap<InvalidateTag, Bdf>,
 }
 
-/// What an acknowledgement is.
+/// How an acknowledgement fits the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Acknowledged {
-    /// One that was missing.
+    /// It was missing.
     Expected,
-    /// One that was given up by a reset, a restart of the queue, or a time-out.
+    /// Its invalidation was given up by a reset, a restart of the queue, or a time-out.
     Late,
-    /// One for a tag that this source never sent, or from a function that it was not sent to.
+    /// Its tag was never sent by this source, or not to this function.
     Unexpected,
 }
 
 impl Ledger {
-    /// Nothing was sent.
+    /// An empty ledger of `source`.
     pub(crate) fn new(source: SourceId) -> Self {
         Self { source, next: 0, outstanding: BTreeMap::new() }
     }
 
-    /// An empty one that goes on with the numbers of this one.
+    /// An empty ledger that goes on with the numbers of this one.
     pub(crate) fn successor(&self) -> Self {
         Self { source: self.source, next: self.next, outstanding: BTreeMap::new() }
     }
@@ -84,7 +84,7 @@ impl Ledger {
         }
     }
 
-    /// Waits for nothing any more.
+    /// Gives up on every acknowledgement that is missing.
     pub(crate) fn give_up(&mut self) {
         self.outstanding.clear();
     }

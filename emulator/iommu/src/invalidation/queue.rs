@@ -19,7 +19,7 @@ pub(crate) struct InvalidationQueue {
     pub(crate) wait_completed: bool,
     /// Invalidations sent and not acknowledged.
     pub(crate) ledger: Ledger,
-    /// What the descriptor at the head waits for, if it waits: it was counted.
+    /// What the descriptor at the head waits for. While it waits, it is not counted as parked again.
     pub(crate) parked: Option<Parked>,
     /// The descriptor at the head was begun: the gate is not asked about it again.
     pub(crate) begun: bool,
@@ -37,7 +37,7 @@ pub(crate) enum Parked {
 }
 
 impl InvalidationQueue {
-    /// `ledger` goes on from the queue before, across resets.
+    /// A queue that software has not set up. `ledger` is the one before, across resets.
     pub(crate) fn new(ledger: Ledger) -> Self {
         Self {
             address: InvalidationQueueAddress::new(),
@@ -65,7 +65,7 @@ impl InvalidationQueue {
         self.head = if mutant!(QueueHeadNotWrapped) { next } else { next & (self.bytes() - 1) };
     }
 
-    /// GCMD.QIE changed: the head starts over (§11.4.9.1), and nobody waits for acknowledgements any more.
+    /// GCMD.QIE changed: the head starts over (§11.4.9.1), and every missing acknowledgement is given up.
     pub(crate) fn restart(&mut self) {
         self.head = 0;
         self.ledger.give_up();

@@ -23,7 +23,7 @@ impl Context {
     /// Fills empty places of the context cache.
     pub(crate) const BLANK: Self = Self::Legacy(LegacyContext { address_space: AddressSpace::BLANK });
 
-    /// Whether what `old` let in is let in, and led to the same tables.
+    /// Whether this entry lets in everything that `old` let in, and leads to the same tables.
     pub(crate) fn allows_all_of(&self, old: &Self) -> bool {
         match (self, old) {
             (Self::Legacy(new), Self::Legacy(old)) => {
@@ -70,7 +70,7 @@ impl<M: GuestMemory> TableReader<'_, M> {
         if scalable { self.load_scalable_context(requester) } else { self.load_legacy_context(requester) }
     }
 
-    /// §3.4.3, §9.2, §9.4.
+    /// Reads the root and context entries of scalable mode (§3.4.3, §9.2, §9.4).
     fn load_scalable_context(&self, requester: Bdf) -> Result<Context, Fault> {
         // The second quadword of a root entry serves devices 16 to 31.
         let upper = u64::from(requester.devfn() >> 7);
@@ -97,7 +97,7 @@ impl<M: GuestMemory> TableReader<'_, M> {
         Ok(Context::Scalable(ScalableContext { low, high }))
     }
 
-    /// §3.4.2, §9.1, §9.3.
+    /// Reads the root and context entries of legacy mode (§3.4.2, §9.1, §9.3).
     fn load_legacy_context(&self, requester: Bdf) -> Result<Context, Fault> {
         let root_at = (self.root.frame() << 12) + u64::from(requester.bus()) * ROOT_ENTRY_SIZE;
         let root = RootEntry::from(self.load(root_at, FaultReason::LegacyRootAccess, false)?);

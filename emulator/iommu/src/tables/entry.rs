@@ -30,7 +30,7 @@ impl<M: GuestMemory> TableReader<'_, M> {
     }
 }
 
-/// A fault with what FPD said so far.
+/// A fault, with FPD as the entries so far have it.
 pub(crate) fn fault(reason: FaultReason, fault_processing_disable: bool) -> Fault {
     Fault { reason, fault_processing_disable }
 }

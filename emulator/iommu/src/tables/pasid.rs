@@ -13,7 +13,7 @@ use crate::cache::CacheTag;
 use crate::request::Fault;
 
 impl<M: GuestMemory> TableReader<'_, M> {
-    /// §3.4.4, §9.5, §9.6.
+    /// The address space that the PASID entry of `pasid` describes, behind a context entry (§3.4.4, §9.5, §9.6).
     pub(crate) fn load_pasid_entry(&self, context: ScalableContext, pasid: u32) -> Result<AddressSpace, Fault> {
         let fpd = context.low.fault_processing_disable();
         let directory_at =
@@ -28,9 +28,8 @@ impl<M: GuestMemory> TableReader<'_, M> {
         }
         let index = u64::from(pasid & ((1 << PASID_TABLE_BITS) - 1));
         let at = (directory.frame() << 12) + index * PASID_TABLE_ENTRY_SIZE;
-        // The quadword with P comes first. Software sets P last, so the others are whole if P is set here; it clears
-        // P first and the others only after a PASID-cache invalidation, which cannot complete while this function
-        // runs (`&mut Unit`).
+        // The quadword with P is read first. Software sets P last, so a new entry is whole if P is set here. An entry
+        // that is cleared or replaced as a whole while P is set (Linux before 7.0) can be read half-way.
         let qw0 = PasidTable0::from(self.load(at, FaultReason::PasidTableAccess, fpd)?);
         let fpd = fpd || qw0.fault_processing_disable();
         if !qw0.present() {
@@ -50,7 +49,7 @@ impl<M: GuestMemory> TableReader<'_, M> {
         })
     }
 
-    /// The translation that a PASID table entry asks for, if it may (SPT.3, SPT.4).
+    /// The stages that a PASID table entry asks for, if the unit has them (SPT.3, SPT.4).
     fn stages(&self, qw0: PasidTable0, qw1: PasidTable1, qw2: PasidTable2) -> Result<Stages, FaultReason> {
         let unsupported = (qw2.supervisor_request_enable() && !self.config.supervisor_requests)
             || (qw2.execute_request_enable() && !self.config.execute_requests);

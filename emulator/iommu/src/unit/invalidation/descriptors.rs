@@ -24,7 +24,7 @@ use crate::unit::Unit;
 pub(crate) enum Step {
     /// It was carried out.
     Done,
-    /// It must be tried again when an acknowledgement has come.
+    /// It must be tried again when what it waits for has come.
     Park(Parked),
 }
 
@@ -77,7 +77,7 @@ impl<M: GuestMemory> Unit<M> {
         }
     }
 
-    /// §6.5.2.1.
+    /// Context-cache invalidate (§6.5.2.1).
     fn context_cache(&mut self, low: ContextCache, high: u64) -> Result<Step, QueueError> {
         reserved(low.reserved0() != 0 || low.reserved1() != 0 || low.reserved2() != 0 || high != 0)?;
         self.invalidate_contexts(low.granularity(), low.source_id(), low.function_mask())?;
@@ -92,8 +92,8 @@ impl<M: GuestMemory> Unit<M> {
         function_mask: u8,
     ) -> Result<(), QueueError> {
         match granularity {
-            // The domain's entries cannot be told from others without a scan, and scalable mode ignores the domain:
-            // all go.
+            // A domain's entries cannot be found without a scan, and scalable mode ignores the domain: all are
+            // invalidated.
             context_granularity::GLOBAL | context_granularity::DOMAIN => {
                 self.entries.invalidate_contexts(&mut self.clock);
             }
@@ -111,7 +111,7 @@ impl<M: GuestMemory> Unit<M> {
         Ok(())
     }
 
-    /// §6.5.2.2.
+    /// PASID-cache invalidate (§6.5.2.2).
     fn pasid_cache(&mut self, low: PasidCache, high: u64) -> Result<Step, QueueError> {
         reserved(low.reserved0() != 0 || low.reserved1() != 0 || low.reserved2() != 0 || high != 0)?;
         let scope = match low.granularity() {
@@ -136,7 +136,7 @@ impl<M: GuestMemory> Unit<M> {
         Ok(Step::Done)
     }
 
-    /// §6.5.2.3.
+    /// IOTLB invalidate (§6.5.2.3).
     fn iotlb_descriptor(&mut self, low: Iotlb, high: InvalidateAddress) -> Result<Step, QueueError> {
         reserved(low.reserved0() || low.reserved1() != 0 || low.reserved2() != 0 || high.reserved() != 0)?;
         self.invalidate_iotlb(low.granularity(), low.domain_id(), high)?;
@@ -172,7 +172,7 @@ impl<M: GuestMemory> Unit<M> {
         Ok(())
     }
 
-    /// §6.5.2.4.
+    /// PASID-based IOTLB invalidate (§6.5.2.4).
     fn pasid_iotlb(&mut self, low: PasidIotlb, high: InvalidateAddress) -> Result<Step, QueueError> {
         reserved(low.reserved0() != 0 || low.reserved1() != 0 || low.reserved2() != 0 || high.reserved() != 0)?;
         let space = CacheTag::new(low.domain_id(), low.pasid());
@@ -192,7 +192,7 @@ impl<M: GuestMemory> Unit<M> {
         Ok(Step::Done)
     }
 
-    /// §6.5.2.5. The physical function's id only matters to virtual functions, which are not here.
+    /// Device-TLB invalidate (§6.5.2.5). The physical function's id matters only to virtual functions; there are none.
     fn device_tlb(
         &mut self,
         low: DeviceTlb,
@@ -204,7 +204,7 @@ impl<M: GuestMemory> Unit<M> {
         Ok(self.invalidate_device(Bdf(low.source_id()), None, false, range, ports))
     }
 
-    /// §6.5.2.6.
+    /// PASID-based device-TLB invalidate (§6.5.2.6).
     fn pasid_device_tlb(
         &mut self,
         low: PasidDeviceTlb,
@@ -240,7 +240,7 @@ impl<M: GuestMemory> Unit<M> {
         Step::Done
     }
 
-    /// §6.5.2.8.
+    /// Invalidation wait (§6.5.2.8).
     ///
     /// Page request drain (PD, §7.10) asks that page requests which were under way before the wait are in the queue, or
     /// answered, when it completes. They are, for three reasons. A page request enters the unit as one call of
@@ -288,7 +288,7 @@ impl<M: GuestMemory> Unit<M> {
         Ok(())
     }
 
-    /// §7.5.1.
+    /// Page group response (§7.5.1).
     fn page_group_response(
         &mut self,
         low: svadev_spec::vtd::invalidation::PageGroupResponse,
@@ -324,8 +324,8 @@ fn reserved(violated: bool) -> Result<(), QueueError> {
     if violated { Err(QueueError::Reserved) } else { Ok(()) }
 }
 
-/// S and ADDR (§6.5.2.5; PCIe 6.0 §10.3.2): with S, the lowest clear address bit says how much, none or only bit 63
-/// everything.
+/// The range that S and ADDR name (§6.5.2.5; PCIe 6.0 §10.3.2). If S is set, the lowest clear address bit gives the
+/// size. If none is clear, or only bit 63, the range is everything.
 fn device_tlb_range(size: bool, frame: u64) -> InvalidateRange {
     let ones = if size { frame.trailing_ones() } else { 0 };
     let size_log2 = 12 + ones + u32::from(size);

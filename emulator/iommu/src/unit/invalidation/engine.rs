@@ -15,8 +15,8 @@ fn descriptor_type(header: DescriptorHeader) -> u8 {
 }
 
 impl<M: GuestMemory> Unit<M> {
-    /// Carries descriptors out until the queue is empty, parked, or stopped by an error. Bounded: the tail stands
-    /// still meanwhile.
+    /// Carries descriptors out until the queue is empty, parked, held by the gate, or stopped by an error. The tail
+    /// does not move meanwhile, so this is bounded.
     pub(crate) fn process_queue(&mut self, ports: &dyn Downstream) {
         while self.global.queued_invalidation_enable()
             && !self.faults.queue_stopped()

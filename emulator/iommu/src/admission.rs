@@ -164,8 +164,9 @@ impl<M: GuestMemory> Admission<'_, M> {
 }
 
 impl<M: GuestMemory> Admission<'_, M> {
+    /// The page that a request leads to, with the rights that it gets.
     #[inline(never)]
-    pub(crate) fn resolve(mut self, request: &Request) -> Result<Leaf, Fault> {
+    pub(crate) fn find_page(mut self, request: &Request) -> Result<Leaf, Fault> {
         let (space, privileged) = self.address_space(request)?;
         let want = want(request, privileged);
         self.walker.in_space(&space, request, want).map_err(|fault| fault_in(&space, fault, want))

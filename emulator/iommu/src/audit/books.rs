@@ -20,7 +20,7 @@ const MAX_KEYS: usize = 1 << 17;
 /// Different translations of one page that a function may hold at once: its engines ask at different times.
 const MAX_VALUES: usize = 8;
 /// Entries that differ from the tables and are checked again in every slice.
-const MAX_SUSPECTS: usize = 1024;
+const MAX_RECHECKS: usize = 1024;
 
 /// Which caches hold an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -157,7 +157,7 @@ pub(super) struct Books {
     held: BTreeMap<Key, Vec<Held>>,
     /// Keys with entries that the next completion removes. A key may be listed twice.
     covered: Vec<Key>,
-    suspects: Vec<Key>,
+    rechecks: Vec<Key>,
     /// The last key that was dropped for want of room.
     victim: Option<Key>,
     forgotten: u64,
@@ -240,7 +240,7 @@ impl Books {
     }
 
     /// Removes entries at once.
-    pub(super) fn strike(&mut self, scope: Scope) {
+    pub(super) fn remove(&mut self, scope: Scope) {
         let mut keys = Vec::new();
         for range in scope.ranges() {
             for (key, values) in self.held.range_mut(range) {
@@ -256,7 +256,7 @@ impl Books {
     }
 
     /// From now on, stale entries of this function (or of all functions) are not reported.
-    pub(super) fn excuse_functions(&mut self, function: Option<Bdf>) {
+    pub(super) fn stop_reporting(&mut self, function: Option<Bdf>) {
         let (first, last) = function.map_or((Bdf(0), Bdf(u16::MAX)), |bdf| (bdf, bdf));
         let range = Key::first_in(Place::Function(first))..=Key::last_in(Place::Function(last));
         for held in self.held.range_mut(range).flat_map(|(_, values)| values) {
@@ -281,14 +281,14 @@ impl Books {
     }
 
     /// An entry differs from the tables: it is checked again soon.
-    pub(super) fn suspect(&mut self, key: Key) {
-        if self.suspects.len() < MAX_SUSPECTS {
-            self.suspects.push(key);
+    pub(super) fn recheck(&mut self, key: Key) {
+        if self.rechecks.len() < MAX_RECHECKS {
+            self.rechecks.push(key);
         }
     }
 
-    pub(super) fn take_suspects(&mut self) -> Vec<Key> {
-        let mut keys = std::mem::take(&mut self.suspects);
+    pub(super) fn take_rechecks(&mut self) -> Vec<Key> {
+        let mut keys = std::mem::take(&mut self.rechecks);
         keys.sort_unstable();
         keys.dedup();
         keys

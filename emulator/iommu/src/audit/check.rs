@@ -35,7 +35,7 @@ struct Suspicion {
 impl Auditor {
     /// One slice of background work: about `budget` entries of the books and as many of each cache.
     pub(crate) fn slice<M: GuestMemory>(&mut self, admission: &Admission<'_, M>, budget: usize) {
-        for key in self.books.take_suspects() {
+        for key in self.books.take_rechecks() {
             self.check_key(admission, key);
         }
         let keys = self.books.keys_after(self.cursors.books, budget);
@@ -160,7 +160,7 @@ impl Auditor {
         });
         let old = held.value;
         if now_ns - since_ns < self.config.limit_ns {
-            return self.books.suspect(key);
+            return self.books.recheck(key);
         }
         let kind = FindingKind::MissingInvalidation;
         self.find(Suspicion { kind, key, user, since_ns: Some(since_ns), in_use }, old, new);

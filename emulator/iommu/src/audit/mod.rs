@@ -118,7 +118,7 @@ impl Auditor {
 
     /// Software need not invalidate what `function` was given so far.
     pub(crate) fn forget(&mut self, function: Bdf) {
-        self.books.excuse_functions(Some(function));
+        self.books.stop_reporting(Some(function));
     }
 
     fn owned(&mut self, space: CacheTag, user: (Bdf, Option<Pasid>)) {
@@ -149,7 +149,7 @@ impl Observer for Auditor {
     }
 
     fn page_dropped(&mut self, space: CacheTag, iova: u64) {
-        self.books.strike(Scope::Pages { tag: space, iova, pages_log2: 0, leaf_only: false });
+        self.books.remove(Scope::Pages { tag: space, iova, pages_log2: 0, leaf_only: false });
     }
 
     fn invalidated(&mut self, scope: Scope) {
@@ -168,9 +168,9 @@ impl Observer for Auditor {
 
     /// Translations that functions hold were given before: software need not invalidate them any more.
     fn emptied(&mut self) {
-        self.books.strike(Scope::Iotlb);
-        self.books.strike(Scope::Contexts);
-        self.books.excuse_functions(None);
+        self.books.remove(Scope::Iotlb);
+        self.books.remove(Scope::Contexts);
+        self.books.stop_reporting(None);
         self.books.abandon();
         self.owners.clear();
     }

@@ -27,7 +27,7 @@ impl<M: GuestMemory> Unit<M> {
         if let Err(fault) = context {
             self.record_fault(&as_request, fault, ports);
             // §7.5: what can never be served is answered with a failure, so that the function stops asking.
-            return self.answer(&request, ResponseCode::Failure, ports);
+            return self.answer_group(&request, ResponseCode::Failure, ports);
         }
         self.forget_page(&as_request);
         if self.holds(|| Point::PrqWrite(request)) {
@@ -40,7 +40,7 @@ impl<M: GuestMemory> Unit<M> {
     pub(super) fn queue_page_request(&mut self, request: PageRequest, ports: &dyn Downstream) -> PageRequestOutcome {
         let requester = request.requester;
         if self.page_requests.status.overflow() {
-            return self.answer(&request, ResponseCode::Success, ports);
+            return self.answer_group(&request, ResponseCode::Success, ports);
         }
         let queue = &self.page_requests;
         let tail = queue.inside(queue.tail);
@@ -52,7 +52,7 @@ impl<M: GuestMemory> Unit<M> {
             }
             // §7.4.1: a lost group is answered with success. Its function translates again, and faults again if it
             // must.
-            return self.answer(&request, ResponseCode::Success, ports);
+            return self.answer_group(&request, ResponseCode::Success, ports);
         }
         if mutant!(PageRequestTailBeforeEntry) {
             self.raise_page_request_event(requester, |status| status.set_pending(true), ports);
@@ -63,7 +63,7 @@ impl<M: GuestMemory> Unit<M> {
             .is_some_and(|at| self.memory.write(GuestAddress(at), &descriptor(&request)).is_ok());
         if !written {
             // The ring lies outside memory: software will never see the request.
-            return self.answer(&request, ResponseCode::Failure, ports);
+            return self.answer_group(&request, ResponseCode::Failure, ports);
         }
         self.page_requests.tail = next;
         self.counters.page_requests_queued += 1;
@@ -87,7 +87,12 @@ impl<M: GuestMemory> Unit<M> {
     }
 
     /// Answers the group if this is its last request; a Stop Marker gets no answer (PCIe 6.0 §10.4.1.2).
-    fn answer(&mut self, request: &PageRequest, code: ResponseCode, ports: &dyn Downstream) -> PageRequestOutcome {
+    fn answer_group(
+        &mut self,
+        request: &PageRequest,
+        code: ResponseCode,
+        ports: &dyn Downstream,
+    ) -> PageRequestOutcome {
         let stop_marker = !request.access.read && !request.access.write;
         if !request.last || stop_marker {
             return self.drop_page_request();

@@ -34,11 +34,11 @@ impl<M: GuestMemory> Unit<M> {
         }
         let request = Request { requester, pasid, iova, access, kind: RequestKind::Translation };
         let audited = self.audit.is_some();
-        let answer = match self.resolve(&request) {
+        let answer = match self.find_page(&request) {
             // Return here, before the audit, so that the compiler writes the answer into the caller's slot. The copy
             // otherwise stalls on store forwarding (docs/design/0004-data-path.md).
-            Ok(leaf) if !audited => return Ok(answer(leaf)),
-            Ok(leaf) => Ok(answer(leaf)),
+            Ok(leaf) if !audited => return Ok(completion(leaf)),
+            Ok(leaf) => Ok(completion(leaf)),
             Err(fault) => match fault.reason.translation_response() {
                 TranslationResponse::NoRights => {
                     self.counters.translations_not_present += 1;
@@ -86,7 +86,7 @@ impl<M: GuestMemory> Unit<M> {
         let result = if pasid.is_none() && in_interrupt_range(iova.0) {
             Err(Fault { reason: FaultReason::InterruptAddress, fault_processing_disable: false })
         } else {
-            self.resolve(&request).map(answer)
+            self.find_page(&request).map(completion)
         };
         if let (Some(_), Ok(answer)) = (&self.audit, &result) {
             self.audit_access((requester, pasid), iova, answer);
@@ -128,11 +128,11 @@ impl<M: GuestMemory> Unit<M> {
     /// The page that a request leads to, with the rights that it gets. Most requests find their PASID entry cached, and
     /// most of those find their page: nothing else is touched then.
     #[inline]
-    fn resolve(&mut self, request: &Request) -> Result<Leaf, Fault> {
+    fn find_page(&mut self, request: &Request) -> Result<Leaf, Fault> {
         let cached = self.config.caching != Caching::None
             && self.root.translation_table_mode() == translation_table_mode::SCALABLE;
         let Some(entry) = cached.then(|| self.entries.serving(request)).flatten() else {
-            return self.admission().resolve(request);
+            return self.admission().find_page(request);
         };
         let want = want(request, false);
         match self.caches.serving(entry.tag, request.iova.0, want) {
@@ -145,8 +145,9 @@ impl<M: GuestMemory> Unit<M> {
     }
 }
 
+/// The translation completion for a page (PCIe 6.0 §10.2.3).
 #[inline]
-fn answer(leaf: Leaf) -> Translation {
+fn completion(leaf: Leaf) -> Translation {
     let (read, write, execute, privileged) = (leaf.read(), leaf.write(), leaf.execute(), leaf.privileged());
     Translation {
         gpa: Gpa(leaf.address()),

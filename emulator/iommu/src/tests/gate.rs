@@ -2,6 +2,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
+use proptest::prelude::*;
 use svadev_fabric::{Access, Bdf, Iova, PageRequest, PageRequestOutcome, PrgIndex};
 use svadev_spec::vtd::page_request::{PageRequestHigh, PageRequestLow};
 use svadev_spec::vtd::registers::offset;
@@ -409,4 +410,125 @@ fn there_is_a_bound_on_what_is_held() {
         world.submit(&[[9 | 1 << 4 | u64::from(DEVICE.0) << 16 | 5 << 32, 1 << 3]]);
     }
     assert_eq!((world.held().len(), world.ports.responses.borrow().len()), (1024, 76));
+}
+
+/// What a guest and its functions do, and what a schedule releases.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    PageRequest { other: bool },
+    Fault,
+    Invalidate { slow: bool },
+    Acknowledge,
+    Wait { drain: bool, fence: bool },
+    Respond,
+    Release(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => any::<bool>().prop_map(|other| Step::PageRequest { other }),
+        1 => Just(Step::Fault),
+        2 => any::<bool>().prop_map(|slow| Step::Invalidate { slow }),
+        2 => Just(Step::Acknowledge),
+        3 => (any::<bool>(), any::<bool>()).prop_map(|(drain, fence)| Step::Wait { drain, fence }),
+        1 => Just(Step::Respond),
+        4 => (0usize..8).prop_map(Step::Release),
+    ]
+}
+
+/// Holds what the next bit says.
+#[derive(Debug)]
+struct Random(Vec<bool>);
+
+impl Schedule for Random {
+    fn reached(&mut self, _: PointId, _: &Point) -> Verdict {
+        if self.0.pop().unwrap_or(false) { Verdict::Hold } else { Verdict::Pass }
+    }
+
+    fn still_holds(&mut self, _: PointId) -> bool {
+        true
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever is held and released, in whatever order: page requests of a function stay in order, a drain and a fence
+    /// keep what they promise, and in the end nothing is lost.
+    #[test]
+    fn what_is_held_is_neither_lost_nor_overtaken_where_it_must_not_be(
+        steps in prop::collection::vec(step(), 1..60),
+        holds in prop::collection::vec(any::<bool>(), 0..120),
+    ) {
+        let mut world = world(&[]).0;
+        world.unit.set_schedule(Some(Box::new(Random(holds))), &world.ports);
+        let mut sent = Vec::new();
+        // Address of the status, whether it has a fence, and how many page requests it must find in the queue.
+        let mut waits: Vec<(u64, bool, usize)> = Vec::new();
+        let (mut acknowledged, mut responses, mut faults) = (0, 0, 0);
+        for step in steps {
+            match step {
+                Step::PageRequest { other } => {
+                    let to = if other { OTHER } else { DEVICE };
+                    sent.push((to, u16::try_from(sent.len()).unwrap()));
+                    world.request_from(to, sent[sent.len() - 1].1);
+                }
+                Step::Fault => {
+                    faults += 1;
+                    prop_assert!(world.access(Some(PASID), 0x1000, Access::READ).is_err());
+                }
+                Step::Invalidate { slow } => {
+                    world.ports.slow.set(slow);
+                    world.submit(&[pasid_device_tlb(DEVICE, 5, 0x1000, 0)]);
+                }
+                Step::Acknowledge => {
+                    world.ports.slow.set(false);
+                    let next = world.ports.tags().get(acknowledged).copied();
+                    acknowledged += usize::from(next.is_some());
+                    // One that was acknowledged at once, or whose acknowledgement is held, is not outstanding or late.
+                    let late = |world: &World, tag| !world.unit.outstanding_invalidations().any(|(t, _)| t == tag);
+                    if let Some(tag) = next.filter(|&tag| !late(&world, tag)) {
+                        world.unit.invalidate_complete(DEVICE, tag, &world.ports);
+                    }
+                }
+                Step::Wait { drain, fence } => {
+                    let at = STATUS + 8 * waits.len() as u64;
+                    waits.push((at, fence, if drain { sent.len() } else { 0 }));
+                    let flags = if drain { DRAIN } else { 0 } | if fence { FENCE } else { 0 };
+                    world.submit(&[[5 | 1 << 5 | flags | 1 << 32, at]]);
+                }
+                Step::Respond => {
+                    responses += 1;
+                    world.submit(&[[9 | 1 << 4 | u64::from(DEVICE.0) << 16 | 5 << 32, 1 << 3]]);
+                }
+                Step::Release(n) => {
+                    let id = world.held().get(n).copied();
+                    id.map(|id| world.unit.release(id, &world.ports));
+                }
+            }
+            let queued = world.queued();
+            for (n, &(at, _, drains)) in waits.iter().enumerate().filter(|(_, wait)| world.load(wait.0) != 0) {
+                let fenced = waits[..n].iter().all(|&(before, fence, _)| !fence || world.load(before) != 0);
+                prop_assert!(fenced, "the wait at {at:#x} is over before a fence before it");
+                let drained = sent[..drains].iter().all(|request| queued.contains(request));
+                prop_assert!(drained, "the wait at {at:#x} is over before a page request before it is in the queue");
+            }
+        }
+        world.unit.set_schedule(None, &world.ports);
+        world.ports.slow.set(false);
+        let outstanding: Vec<_> = world.unit.outstanding_invalidations().collect();
+        for (tag, from) in outstanding {
+            world.unit.invalidate_complete(from, tag, &world.ports);
+        }
+        let queued = world.queued();
+        for function in [DEVICE, OTHER] {
+            let of = |all: &[(Bdf, u16)]| all.iter().filter(|(bdf, _)| *bdf == function).copied().collect::<Vec<_>>();
+            prop_assert_eq!(of(&queued), of(&sent));
+        }
+        prop_assert!(waits.iter().all(|&(at, ..)| world.load(at) != 0), "every wait is over");
+        prop_assert_eq!(world.ports.responses.borrow().len(), responses);
+        prop_assert_eq!(world.unit.counters().faults_recorded + world.unit.counters().faults_lost, faults);
+        prop_assert_eq!(world.unit.outstanding_invalidations().count(), 0);
+        prop_assert_eq!(world.read64(offset::IQH), world.read64(offset::IQT));
+    }
 }

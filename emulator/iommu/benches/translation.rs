@@ -20,6 +20,7 @@ use svadev_iommu::measure::{HOT_PAGES, Lookups};
 use svadev_iommu::{Caching, Unit, UnitConfig};
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
 use svadev_spec::vtd::registers::offset;
+use svadev_spec::vtd::tables::Level;
 
 const DEVICE: Bdf = Bdf(0x0010);
 const ROOT: u64 = 0x1000;
@@ -49,8 +50,8 @@ impl World {
         let root = world.page();
         for page in 0..pages {
             let mut table = root;
-            for level in (2..=5).rev() {
-                let at = table + 8 * (page >> (9 * (level - 1)) & 511);
+            for level in Level::WITH_TABLES.into_iter().rev() {
+                let at = table + level.entry_offset(page << 12);
                 table = match world.ram.load_u64(GuestAddress(at)).expect("tables are in memory") {
                     0 => {
                         let next = world.page();
@@ -60,7 +61,7 @@ impl World {
                     entry => entry & !0xfff,
                 };
             }
-            world.store(table + 8 * (page & 511), page << 12 | OPEN);
+            world.store(table + Level::ONE.entry_offset(page << 12), page << 12 | OPEN);
         }
         for pasid in 0..pasids {
             let at = DIRECTORY + 8 * (pasid >> 6);

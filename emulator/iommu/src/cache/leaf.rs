@@ -1,7 +1,7 @@
 //! Pages as walks find them: address, size and rights.
 use svadev_spec::vtd::tables::Level;
 
-/// A page size, as the level that maps it, less one: 0 is 4 KiB, 1 is 2 MiB, 2 is 1 GiB.
+/// A page size, as the level that maps it, less one: 0 is 4 KiB, 1 is 2 MiB, 2 is 1 GiB. Two bits, as a leaf has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PageSize(u8);
 

@@ -1,8 +1,8 @@
-//! Identifiers and address kinds, one type each, so that the compiler tells a guest-physical address from a virtual
-//! one.
+//! Identifiers and kinds of addresses, each a type of its own, so that the compiler distinguishes a guest-physical
+//! address from a virtual one.
 use core::fmt;
 
-/// A number that does not fit the identifier it was meant for.
+/// A number that does not fit into its identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{value:#x} does not fit a {what} of {bits} bits")]
 pub struct IdError {
@@ -88,14 +88,15 @@ impl fmt::Display for Pasid {
     }
 }
 
-/// Who answers a function's translation requests and invalidates what it answered: an IOMMU, or something in its place.
+/// A source of translations: an IOMMU, or something in its place. It answers a function's translation requests, and
+/// invalidates its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceId(pub u8);
 
 impl SourceId {
     /// The IOMMU in front of the function, asked by ATS.
     pub const UNIT: Self = Self(0);
-    /// Nobody: an address is the guest-physical address. For a function without an IOMMU.
+    /// Identity: an address is guest-physical. For a function without an IOMMU.
     pub const IDENTITY: Self = Self(1);
 }
 

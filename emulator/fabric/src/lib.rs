@@ -37,14 +37,14 @@ pub use messages::{
 /// What a function asks of the IOMMU in front of it.
 pub trait Upstream: Send + Sync {
     /// ATS Translation Request (PCIe 6.0 §10.2.2). `Ok` with neither read nor write means *no translation here*: the
-    /// requester may send a [`PageRequest`]. `Err` means that the requester has no business there at all.
+    /// requester may send a [`PageRequest`]. `Err` means that requests of this requester are refused.
     fn translate(&self, request: TranslationRequest) -> Result<Translation, AtsError>;
 
     /// PRI Page Request message (PCIe 6.0 §10.4.1). Exactly one [`Downstream::page_group_response`] follows for each
     /// group whose last request was [`PageRequestOutcome::Accepted`], unless the guest never answers.
     fn page_request(&self, request: PageRequest) -> PageRequestOutcome;
 
-    /// Invalidate Completion (PCIe 6.0 §10.3.2) for an [`InvalidateAck::Pending`]. Once and only once for each.
+    /// Invalidate Completion (PCIe 6.0 §10.3.2) for an [`InvalidateAck::Pending`]. Called exactly once for each.
     fn invalidate_complete(&self, requester: Bdf, tag: InvalidateTag);
 
     /// The requester uses a translation that it holds. Called only when auditing is on. It must not block or veto the
@@ -58,7 +58,8 @@ pub trait Downstream {
     /// A function that does not exist, or has ATS disabled, holds no translation: `Done`.
     fn invalidate(&self, to: Bdf, request: InvalidateRequest) -> InvalidateAck;
 
-    /// PRG Response message (PCIe 6.0 §10.4.2) to one function. A response nobody waits for is dropped there.
+    /// PRG Response message (PCIe 6.0 §10.4.2) to one function. The function drops a response that it does not wait
+    /// for.
     fn page_group_response(&self, to: Bdf, response: PageGroupResponse);
 
     /// A memory write to the interrupt address range. `via` is the function whose traffic caused it, where there is

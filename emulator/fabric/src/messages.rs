@@ -22,8 +22,8 @@ impl Access {
     /// A user-mode read and write.
     pub const READ_WRITE: Self = Self { read: true, write: true, execute: false, privileged: false };
 
-    /// Whether everything in `wanted` is allowed here. Privilege is a property of the request, not a right: not
-    /// compared.
+    /// Whether everything in `wanted` is allowed here. Privilege is a property of the request and not a right, so it is
+    /// not compared.
     pub const fn allows(self, wanted: Self) -> bool {
         (self.read || !wanted.read) && (self.write || !wanted.write) && (self.execute || !wanted.execute)
     }
@@ -58,7 +58,7 @@ pub struct Translation {
 }
 
 impl Translation {
-    /// The completion that says *no translation*.
+    /// The completion that means *no translation*.
     pub const NOT_PRESENT: Self = Self {
         gpa: Gpa(0),
         size_log2: 12,
@@ -78,12 +78,12 @@ pub enum AtsError {
     /// Unsupported Request: translation requests from here are blocked; ATS should not be used.
     #[error("unsupported request")]
     UnsupportedRequest,
-    /// Completer Abort: the unit failed to translate, by its own tables' fault.
+    /// Completer Abort: the unit failed to translate because of an error in its tables.
     #[error("completer abort")]
     CompleterAbort,
 }
 
-/// A function uses a translation that it holds. No transaction: an auditor is told, if there is one.
+/// A use of a translation that a function holds. It is not a transaction, but a report to the auditor, if there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CachedUse {
     /// Who.
@@ -115,7 +115,7 @@ pub struct PageRequest {
     pub last: bool,
 }
 
-/// What became of a page request at the IOMMU.
+/// What the IOMMU did with a page request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageRequestOutcome {
     /// It is in the guest's page request queue, or was answered already by the unit itself through
@@ -224,13 +224,13 @@ pub struct Msi {
     pub data: u32,
 }
 
-/// What became of a message interrupt.
+/// What happened to a message interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "an interrupt that was held must be tried again"]
 pub enum Delivery {
     /// It is on its way.
     Sent,
-    /// Nobody could send it. Whoever raised it keeps it and tries again.
+    /// Nobody could send it. The sender keeps it pending and tries again.
     Held,
 }
 

@@ -7,19 +7,19 @@ use std::sync::Arc;
 
 use vm_memory::GuestAddress;
 
-/// Why guest-physical memory could not be accessed. All of them are the guest's doing or the VMM's, never ours.
+/// Why guest-physical memory could not be accessed. The guest or the VMM causes all of these errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryError {
     /// There is no memory at some byte of the access.
     #[error("no guest memory at {0:#x}")]
     NotMapped(u64),
-    /// There is memory, but the VMM gave no file for it (ROMs, other functions' BARs): only the VMM can reach it.
+    /// There is memory, but the VMM gave no file for it (ROMs, other functions' BARs), so only the VMM can access it.
     #[error("guest memory at {0:#x} came without a file")]
     Unreachable(u64),
     /// The memory there may not be accessed this way.
     #[error("guest memory at {0:#x} forbids the access")]
     Forbidden(u64),
-    /// There is memory, but its file ended before it (a truncated backing file).
+    /// There is memory, but its backing file was truncated before it.
     #[error("the file behind guest memory at {0:#x} is gone")]
     Lost(u64),
     /// An atomic access is not naturally aligned.
@@ -30,9 +30,9 @@ pub enum MemoryError {
 /// A piece of guest memory as host memory.
 ///
 /// # Lifetime (rule L10)
-/// The pointer stays valid until whoever owns the memory map has removed the region from it *and* has then heard from
-/// every holder of windows that it uses none of them any more. A holder gives that word only between two pieces of
-/// work, after dropping every window it kept: see `svadev_accelerator` on `memory_changed`.
+/// The pointer stays valid until the owner of the memory map has removed the region *and* every holder of windows has
+/// then acknowledged that it uses none of them any more. A holder acknowledges only between two pieces of work, after
+/// it dropped every window it kept: see `svadev_accelerator` on `memory_changed`.
 #[derive(Clone, Copy, Debug)]
 pub struct HostWindow {
     /// First byte, where `gpa` is.
@@ -55,21 +55,21 @@ unsafe impl Sync for HostWindow {}
 
 /// Access to guest-physical memory, from any thread.
 pub trait GuestMemory: Send + Sync {
-    /// What is kept from one [`Self::view`] to the next, nothing at first.
+    /// What a caller keeps from one [`Self::view`] to the next; empty by default.
     type Kept: Default + Debug + Send;
 
-    /// See [`Self::view`].
+    /// The type of a view, which [`Self::view`] returns.
     type View<'a>: GuestMemory
     where
         Self: 'a;
 
-    /// The memory as it is mapped now, for a run of accesses: cheaper than one by one, and no change of the map falls
-    /// between them. What is `kept` makes the next view cheap, and may keep files mapped that are unmapped meanwhile:
-    /// whoever keeps it replaces it by the default when it hears that the map has changed.
+    /// The memory as it is mapped now, for several accesses. That is cheaper than single accesses, and the map does not
+    /// change between them. `kept` makes the next view cheap, but it may keep files mapped that were unmapped
+    /// meanwhile. So its owner replaces it by the default when it is told that the map has changed.
     fn view<'a>(&'a self, kept: &'a mut Self::Kept) -> Self::View<'a>;
 
-    /// Fills `buf` from `gpa`. May tear against concurrent stores of the guest; nothing is promised about `buf` on
-    /// error.
+    /// Fills `buf` from `gpa`. The data may be torn by concurrent stores of the guest. On error, the content of `buf`
+    /// is unspecified.
     fn read(&self, gpa: GuestAddress, buf: &mut [u8]) -> Result<(), MemoryError>;
 
     /// Writes `buf` to `gpa`. On error, some of it may have been written.
@@ -78,8 +78,8 @@ pub trait GuestMemory: Send + Sync {
     /// Loads 8 naturally aligned bytes at once, little-endian, with acquire ordering.
     fn load_u64(&self, gpa: GuestAddress) -> Result<u64, MemoryError>;
 
-    /// Stores 4 naturally aligned bytes at once, little-endian, with release ordering: all that was written before is
-    /// seen by a guest that sees this.
+    /// Stores 4 naturally aligned bytes at once, little-endian, with release ordering: a guest that sees them sees all
+    /// that was written before.
     fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError>;
 
     /// Replaces 8 naturally aligned bytes if they are `current`; `Ok(Err(found))` if they are not.

@@ -1,4 +1,4 @@
-//! One function's view of guest-physical memory: regions that come and go while others read.
+//! One function's view of guest-physical memory: regions are mapped and unmapped while other threads read.
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -17,11 +17,11 @@ mod tests;
 
 const _: () = assert!(size_of::<usize>() == size_of::<u64>(), "offsets in a mapping are as wide as guest addresses");
 
-/// Most regions in one map. A VMM makes some twenty; the bound keeps a broken one from growing us without end, and is
-/// Linux's own default for one container (`dma_entry_limit` of `vfio_iommu_type1`).
+/// Most regions in one map. A VMM makes some twenty. The bound limits the memory that a broken VMM can use here. It is
+/// Linux's default for one container (`dma_entry_limit` of `vfio_iommu_type1`).
 pub const MAX_REGIONS: usize = 65_535;
 
-/// What the VMM says when it maps guest memory (`DMA_MAP`).
+/// A region of guest memory, as in the VMM's `DMA_MAP`.
 #[derive(Debug)]
 pub struct Region {
     /// First byte's guest-physical address, a multiple of [`PAGE_SIZE`].
@@ -34,11 +34,11 @@ pub struct Region {
     pub read: bool,
     /// The function may write.
     pub write: bool,
-    /// The file. Without one the region is known to be there, and every access is [`MemoryError::Unreachable`].
+    /// The file. If there is none, the region exists, but every access is [`MemoryError::Unreachable`].
     pub fd: Option<OwnedFd>,
 }
 
-/// Why a region was not mapped. Nothing has changed.
+/// Why a region was not mapped. The map is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
     /// No bytes.
@@ -61,7 +61,7 @@ pub enum MapError {
     Mapping(#[from] MappingError),
 }
 
-/// Why nothing was unmapped. Nothing has changed.
+/// Why nothing was unmapped. The map is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnmapError {
     /// No bytes.
@@ -76,16 +76,16 @@ pub enum UnmapError {
     /// No region is in the range.
     #[error("nothing is mapped there")]
     NotMapped,
-    /// The range ends inside the region that starts here. A region goes whole or not at all
+    /// The range ends inside the region that starts here. Only whole regions are unmapped
     /// (`VFIO_IOMMU_UNMAP_DMA`, Linux `include/uapi/linux/vfio.h`).
     #[error("the range cuts the region at {0:#x} in two")]
     Splits(u64),
 }
 
-/// Regions that are no longer in the map, but whose host memory is still there: for those who hold a [`HostWindow`].
+/// Regions that are no longer in the map, but whose host memory is still mapped, for holders of a [`HostWindow`].
 ///
-/// Drop it when all of them have said that they hold none (`memory_changed`); only then is the memory unmapped and the
-/// file let go. The map itself needs no such wait: its readers hold the view that they read through.
+/// Drop it when all holders have acknowledged that they hold none (`memory_changed`). Only then is the memory unmapped
+/// and the file closed. Readers of the map itself need no such wait: they hold the view that they read through.
 #[must_use = "dropping this unmaps the memory: first hear from every holder of windows"]
 pub struct Retired {
     regions: Vec<Entry>,
@@ -163,8 +163,8 @@ impl Entry {
         self.backing.as_ref().ok_or(MemoryError::Unreachable(gpa))
     }
 
-    /// Does `access` to the `len` bytes at `gpa`, all of them in this region. An access that met bytes that are lost is
-    /// an error, whether that was known before or turned out on the way.
+    /// Calls `access` for the `len` bytes at `gpa`, all of them in this region. If any of the bytes is lost, before or
+    /// during the access, that is an error.
     #[inline]
     fn access<T>(
         &self,
@@ -182,7 +182,7 @@ impl Entry {
             _ => Ok(()),
         };
         if want != Want::Read {
-            // Whatever is written to lost memory costs memory of our own.
+            // A write to lost memory would allocate memory of this process.
             lost()?;
         }
         let result = access(&mapping.slice(offset, len)).map_err(|error| match error {
@@ -198,7 +198,7 @@ impl Entry {
 #[derive(Debug)]
 pub struct MemoryView {
     regions: Vec<Entry>,
-    /// Index of the largest region, 0 if there is none: the guest's RAM, where nearly every access goes.
+    /// Index of the largest region, 0 if there is none. It is the guest's RAM, which nearly every access is about.
     largest: usize,
     /// Its first address and its words, if they may be read: where tables are walked.
     words: Option<(u64, Words)>,
@@ -206,7 +206,7 @@ pub struct MemoryView {
     generation: u64,
 }
 
-/// The next view's number. One counter for all maps: a view that was kept from one map is never taken for another's.
+/// The next view's number. All maps share the counter, so that a view of one map is never taken for a view of another.
 static NEXT_GENERATION: AtomicU64 = AtomicU64::new(1);
 
 impl MemoryView {
@@ -237,7 +237,7 @@ impl MemoryView {
         }
     }
 
-    /// The pieces of `len` bytes from `gpa`, one a region: region, address, and where the piece is in the whole.
+    /// Splits `len` bytes from `gpa` at the borders of regions: region, address, and the piece's range in the whole.
     fn pieces(
         &self,
         gpa: GuestAddress,
@@ -266,7 +266,7 @@ impl MemoryView {
     }
 }
 
-/// The regions of one function. Readers never wait, not even for a change under way; changes wait for each other.
+/// The regions of one function. Readers never wait, not even during a change. Changes wait for each other.
 #[derive(Debug)]
 pub struct MemoryMap {
     mappings: Mappings,
@@ -285,7 +285,7 @@ impl MemoryMap {
         Self { mappings, now: ArcSwap::from_pointee(view), generation, changes: Mutex::new(()) }
     }
 
-    /// The map as it is now. It stays so, and keeps mapped what it shows.
+    /// The map as it is now. The view does not change, and keeps its regions mapped.
     pub fn now(&self) -> Arc<MemoryView> {
         self.now.load_full()
     }
@@ -326,8 +326,7 @@ impl MemoryMap {
         Ok(())
     }
 
-    /// Removes every region in `gpa..gpa + size`, of which there must be one at least and none that is only partly
-    /// there.
+    /// Removes every region in `gpa..gpa + size`. The range must contain at least one region, and must not cut one.
     pub fn unmap(&self, gpa: GuestAddress, size: u64) -> Result<Retired, UnmapError> {
         if size == 0 {
             return Err(UnmapError::Empty);
@@ -387,12 +386,13 @@ impl MemoryMap {
         *kept = Some(self.now());
     }
 
-    /// Shows `regions` from now on; the caller holds `changes`.
+    /// Publishes `regions`. The caller holds `changes`.
     fn publish(&self, regions: Vec<Entry>) {
         let view = MemoryView::new(regions);
         let generation = view.generation;
         self.now.store(Arc::new(view));
-        // Whoever sees the number sees the view. Who sees the old number once more is served as if this had not begun.
+        // A reader that sees the new number sees the new view. A reader that sees the old number uses the old view, as
+        // if the change came later.
         self.generation.store(generation, Ordering::Release);
     }
 }
@@ -478,7 +478,7 @@ impl GuestMemory for MemoryView {
     fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError> {
         let entry = self.find(gpa.0)?;
         let backing = entry.backing.as_ref().ok_or(MemoryError::Unreachable(gpa.0))?;
-        // Of a file that was cut short, the window is what is left.
+        // If the file was truncated, the window ends where the file does.
         let left = (backing.mapping.lost_from() as u64).saturating_sub(backing.offset).min(entry.size);
         if gpa.0 - entry.start >= left {
             return Err(MemoryError::Lost(gpa.0));
@@ -493,13 +493,13 @@ impl GuestMemory for MemoryView {
     }
 }
 
-/// The last view of a [`MemoryMap`] that someone had, who takes it again if the map has not changed: that costs one
-/// load, where a look at what may be replaced at any moment takes atomic operations that processors do nothing else
-/// beside. As long as it is kept, what was unmapped meanwhile stays mapped.
+/// The last view of a [`MemoryMap`], to use again if the map has not changed. That costs one load; taking a new view
+/// costs atomic read-modify-write operations, which stall the processor. As long as a view is kept, regions that were
+/// unmapped meanwhile stay mapped.
 #[derive(Debug, Default)]
 pub struct KeptView(Option<Arc<MemoryView>>);
 
-/// Each access to what the map shows at that moment.
+/// Each access uses the map as it is at that moment.
 impl GuestMemory for MemoryMap {
     type Kept = KeptView;
     type View<'a> = &'a MemoryView;

@@ -1,8 +1,9 @@
-//! Files of guest memory in our address space: one mapping a file, whoever sends it and however often.
+//! Files of guest memory in this process's address space. Each file is mapped once, however many functions and regions
+//! use it.
 //!
-//! Firmware remaps guest memory dozens of times, and every function of the process is told of all of it. Each time the
-//! same few files come, under new descriptors and with other offsets. Mapping a file once, whole, makes a region a
-//! matter of arithmetic, keeps host addresses stable, and leaves one set of host page tables.
+//! Firmware remaps guest memory dozens of times, and each function hears of every map. The same few files come each
+//! time, with new descriptors and other offsets. A file is mapped once and whole. Then a region is only an offset, host
+//! addresses stay the same, and there is one set of host page tables.
 #![allow(unsafe_code, reason = "files are mapped, unmapped, and seen as volatile slices here")]
 
 use std::collections::HashMap;
@@ -25,7 +26,7 @@ use crate::sigbus::{GuardError, Guarded, NOTHING_LOST, SLOTS, Slot};
 /// Why a file could not be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MappingError {
-    /// Only regular files, memfds among them, have a size and an identity to share a mapping by.
+    /// Only regular files and memfds have a size, and an identity by which a mapping can be shared.
     #[error("guest memory must be a regular file or a memfd")]
     NotAFile,
     /// The range ends after the file does.
@@ -56,7 +57,7 @@ fn failed(call: &'static str) -> impl Fn(Errno) -> MappingError {
     move |errno| MappingError::System { call, errno }
 }
 
-/// A file and the way it is mapped. While the mapping lives the inode does, so its number means this file and no other.
+/// A file and its access rights. The inode lives as long as the mapping, so its number identifies the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct FileId {
     device: libc::dev_t,
@@ -69,7 +70,7 @@ struct FileId {
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
-    /// Its place in the table of `SIGBUS`; none only while `new` is not through.
+    /// Its slot in the table for `SIGBUS`; `None` only inside `new`.
     guard: Option<Guarded>,
 }
 
@@ -91,14 +92,14 @@ impl Mapping {
         let len = usize::try_from(file_len).ok().and_then(|len| len.checked_next_multiple_of(page)).ok_or(too_large)?;
         let length = NonZeroUsize::new(len).ok_or(MappingError::BeyondFile { end: 0, len: 0 })?;
         let rights = if writable { ProtFlags::PROT_READ | ProtFlags::PROT_WRITE } else { ProtFlags::PROT_READ };
-        // No reservation: swap for all of a guest's memory is its owner's account.
+        // No reservation: swap for guest memory is accounted to its owner.
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choosing changes no memory in use.
         let base = unsafe { mmap(None, length, rights, flags, fd, 0) }.map_err(failed("mmap"))?;
         // From here on `mapping` unmaps it on every path.
         let mut mapping = Self { base: base.cast(), len, guard: None };
         // SAFETY: the range was just mapped; the advice changes nothing but core dumps, where a guest's memory has no
-        // place. A kernel that refuses it dumps more, no worse.
+        // place. If the kernel refuses this, a core dump is larger, nothing else.
         let _ = unsafe { madvise(base, len, MmapAdvise::MADV_DONTDUMP) };
         mapping.guard = Some(Guarded::new(base.as_ptr() as usize, len, page).map_err(|error| match error {
             GuardError::Full => MappingError::TooMany,
@@ -124,8 +125,8 @@ impl Mapping {
         unsafe { VolatileSlice::new(self.base.add(offset).as_ptr(), len) }
     }
 
-    /// Offset of the first byte known to be lost, `usize::MAX` if there is none. Asked after an access, it covers that
-    /// one.
+    /// Offset of the first byte known to be lost, `usize::MAX` if there is none. A call after an access also covers
+    /// that access.
     pub(crate) fn lost_from(&self) -> usize {
         self.guard.as_ref().map_or(NOTHING_LOST, Guarded::lost_from)
     }
@@ -158,7 +159,8 @@ impl Words {
         Self { first, len: len as u64, offset, guard, _mapping: Arc::clone(mapping) }
     }
 
-    /// The word that begins `at` bytes into the piece, in one load, acquire. `None`: it does not, or is lost.
+    /// Loads the word that begins `at` bytes into the piece, with acquire ordering. `None` if it is outside the piece
+    /// or lost.
     #[inline]
     pub(crate) fn load(&self, at: u64) -> Option<u64> {
         // The piece has whole pages: a word that begins in it ends in it.

@@ -18,7 +18,7 @@ use svadev_mutation::mutant;
 use crate::context::Context;
 use crate::orders::{Command, Done, Orders};
 use crate::policy::{ALWAYS_WATCHED, LOOKS, SLICE_COST, VISIT_COST, WATCH_NS, WATCH_NS_MOST};
-use crate::queue::{Horizon, Queue};
+use crate::queue::{Horizon, Queue, QueueState};
 use crate::schedule::Schedule;
 use crate::shared::FunctionShared;
 
@@ -29,7 +29,8 @@ pub enum Progress {
     Worked,
     /// There is nothing to do before a doorbell, a message or `until_ns`.
     Idle {
-        /// When a wait for a page ends, or an interrupt is due, ns on the clock of [`Engine::run`]; never late, perhaps early.
+        /// When a wait for a page ends, or an interrupt is due, ns on the clock of [`Engine::run`]; never late, perhaps
+        /// early.
         until_ns: Option<u64>,
     },
 }
@@ -40,6 +41,17 @@ struct Pending {
     obligation: Obligation<Done>,
     /// When an abort no longer waits for answers to page requests, ns (L7).
     until_ns: u64,
+}
+
+/// What an engine has to do, as a plain value, to be saved and restored.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineState {
+    queues: Box<[QueueState]>,
+    /// A disable of the function that is not acknowledged.
+    pub(crate) disabling: bool,
+    /// A command that is not finished, and when an abort no longer waits, ns.
+    pub(crate) command: Option<(Command, u64)>,
+    horizons: Box<[Horizon]>,
 }
 
 /// One DMA engine of a function: owned by one thread, which calls [`run`](Self::run) again and again.
@@ -92,8 +104,8 @@ impl<P: Platform> Engine<P> {
         self.cx.engine
     }
 
-    /// One slice of work, at most 64 KiB of copying, over as many queues as it reaches, at `now_ns` on a monotonic clock. Messages are taken first: an
-    /// invalidation that came during the last slice is acknowledged here.
+    /// One slice of work, at most 64 KiB of copying, over as many queues as it reaches, at `now_ns` on a monotonic
+    /// clock. Messages are taken first: an invalidation that came during the last slice is acknowledged here.
     pub fn run(&mut self, now_ns: u64) -> Progress {
         self.cx.now_ns = now_ns;
         let mut worked = if self.presence.is_online() { self.take_messages() } else { self.unpark() };
@@ -116,8 +128,9 @@ impl<P: Platform> Engine<P> {
         Progress::Idle { until_ns: self.cx.next_ns() }
     }
 
-    /// Before sleeping, with nothing to do: says so in the doorbells, goes offline, and looks once more. `true`: the thread
-    /// may sleep until [`FunctionPorts::wake`](crate::FunctionPorts::wake) or the time that `run` named. `false`: work came.
+    /// Before sleeping, with nothing to do: says so in the doorbells, goes offline, and looks once more. `true`: the
+    /// thread may sleep until [`FunctionPorts::wake`](crate::FunctionPorts::wake) or the time that `run` named.
+    /// `false`: work came.
     pub fn park(&mut self) -> bool {
         if !self.presence.is_online() {
             return true;
@@ -136,7 +149,8 @@ impl<P: Platform> Engine<P> {
         true
     }
 
-    /// Goes online again: no translation is used before the mailbox is empty. `run` does it too. Whether there were messages.
+    /// Goes online again: no translation is used before the mailbox is empty. `run` does it too. Whether there were
+    /// messages.
     pub fn unpark(&mut self) -> bool {
         if self.presence.is_online() {
             return false;
@@ -149,6 +163,59 @@ impl<P: Platform> Engine<P> {
             self.empty_mailbox();
         }
         posted
+    }
+
+    /// Does what it was told, ends every wait, and goes offline: it uses no translation until it runs again, and then
+    /// what waited asks again.
+    pub(crate) fn pause(&mut self) {
+        if self.presence.is_online() {
+            self.take_messages();
+        } else {
+            self.unpark();
+        }
+        for position in 0..self.queues.len() {
+            self.queues[position].end_waits(&mut self.cx);
+            self.queues[position].arm(&self.cx, false);
+            self.schedule.activate(position);
+        }
+        let shared = Arc::clone(&self.cx.shared);
+        let mut presence = std::mem::take(&mut self.presence);
+        presence.leave(shared.endpoint().side(self.cx.engine), || self.empty_mailbox());
+        self.presence = presence;
+    }
+
+    /// The state of an engine that is paused.
+    pub(crate) fn save(&self) -> EngineState {
+        debug_assert!(!self.presence.is_online(), "it was paused");
+        EngineState {
+            queues: self.queues.iter().map(Queue::save).collect(),
+            disabling: !self.disables.is_empty(),
+            command: match &self.command {
+                Some(pending) if !mutant!(SaveForgetsCommand) => Some((pending.command, pending.until_ns)),
+                _ => None,
+            },
+            horizons: self.horizons.clone(),
+        }
+    }
+
+    /// Goes on with a state that was saved from an engine of the same settings. `disable` and `command` are its shares
+    /// of what that engine had not acknowledged.
+    pub(crate) fn restore(
+        &mut self,
+        state: &EngineState,
+        disable: Option<Obligation<Done>>,
+        command: Option<Obligation<Done>>,
+    ) {
+        for (position, (queue, state)) in self.queues.iter_mut().zip(&state.queues).enumerate() {
+            queue.restore(&mut self.cx, state);
+            self.schedule.activate(position);
+        }
+        self.horizons.clone_from(&state.horizons);
+        self.disables.extend(disable);
+        self.command = state.command.zip(command).map(|((command, until_ns), obligation)| {
+            self.cx.waits.deadline(until_ns);
+            Pending { command, obligation, until_ns }
+        });
     }
 
     /// Looks at some of the queues that had nothing to do.
@@ -166,8 +233,9 @@ impl<P: Platform> Engine<P> {
         }
     }
 
-    /// No longer looks at a queue that is idle, and says so in its doorbell. As in [`park`](Self::park): of *store the word, full fence,
-    /// load `ARMED`* there and *store `ARMED`, full fence, load the word* here, at least one side sees the other.
+    /// No longer looks at a queue that is idle, and says so in its doorbell. As in [`park`](Self::park): of *store the
+    /// word, full fence, load `ARMED`* there and *store `ARMED`, full fence, load the word* here, at least one side
+    /// sees the other.
     fn leave_alone(&mut self, position: usize) {
         let queue = &mut self.queues[position];
         queue.watch_ns = (queue.watch_ns / 2).max(WATCH_NS);
@@ -264,7 +332,8 @@ impl<P: Platform> Engine<P> {
         }
     }
 
-    /// Function reset: nothing of before is left, but page requests that are outstanding stay so until they are answered.
+    /// Function reset: nothing of before is left, but page requests that are outstanding stay so until they are
+    /// answered.
     fn reset(&mut self) {
         for queue in &mut self.queues {
             if !mutant!(ResetKeepsQueues) {
@@ -393,9 +462,9 @@ impl<P: Platform> Engine<P> {
         settled
     }
 
-    /// An abort is over when the PASID's page requests are answered, too (PCIe 6.0 §10.4.1.2, the first of the two ways to
-    /// stop using a PASID): whoever unbinds it next finds no request of it in any queue. A guest kernel may rely on that:
-    /// Linux 7.3 skips its own drain when the process died first (`docs/found.md`).
+    /// An abort is over when the PASID's page requests are answered, too (PCIe 6.0 §10.4.1.2, the first of the two ways
+    /// to stop using a PASID): whoever unbinds it next finds no request of it in any queue. A guest kernel may rely on
+    /// that: Linux 7.3 skips its own drain when the process died first (`docs/found.md`).
     fn is_over(&mut self, pending: &Pending) -> bool {
         match pending.command {
             Command::Drain(_) if mutant!(DrainCommandIgnored) => true,

@@ -48,7 +48,7 @@ fn description(settings: &FunctionSettings) -> Description {
 
 /// Registers of one queue that software owns.
 #[derive(Clone, Copy, Debug, Default)]
-struct QueueBank {
+pub(crate) struct QueueBank {
     registers: QueueRegisters,
     /// QUEUE_CONTROL bit 0, as written.
     enable: bool,
@@ -57,12 +57,12 @@ struct QueueBank {
 /// An accelerator function: configuration space and BARs.
 #[derive(Debug)]
 pub struct Function {
-    shared: Arc<FunctionShared>,
-    config: ConfigSpace,
-    queues: Box<[QueueBank]>,
+    pub(crate) shared: Arc<FunctionShared>,
+    pub(crate) config: ConfigSpace,
+    pub(crate) queues: Box<[QueueBank]>,
     /// High half of COMMAND, until the low half is written.
-    command_high: u32,
-    msi_x: MsiXTable,
+    pub(crate) command_high: u32,
+    pub(crate) msi_x: MsiXTable,
 }
 
 impl Function {
@@ -138,14 +138,16 @@ impl Function {
     }
 
     fn reset_registers(&mut self) {
-        self.queues.fill(QueueBank::default());
-        self.command_high = 0;
-        self.msi_x.reset();
-        self.shared.reset();
+        // Taken apart whole: a new field must be given a line here. Configuration space is reset by whoever resets it.
+        let Self { shared, config: _, queues, command_high, msi_x } = self;
+        queues.fill(QueueBank::default());
+        *command_high = 0;
+        msi_x.reset();
+        shared.reset();
     }
 
     /// Tells the engines what configuration space allows.
-    fn apply_config(&self) {
+    pub(crate) fn apply_config(&self) {
         let gate = Gate {
             bus_master: self.config.command().bus_master(),
             ats: self.config.ats().enable(),

@@ -20,7 +20,7 @@ const ENTRY_COST: i64 = 32;
 const DROP_BYTES: u64 = 64 << 10;
 
 /// Where a job stands.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Phase {
     /// Its lists are being fetched; then they are checked.
     Lists,
@@ -107,6 +107,34 @@ impl Job {
         let mut job = Self::new(index, &work, || unreachable!("it has no lists"));
         job.complete(code, 0);
         job
+    }
+
+    /// The job as it is, for a state that is saved. It must not wait.
+    pub(crate) fn save(&self) -> Self {
+        debug_assert!(self.wait.is_none(), "who waits asks again");
+        // Taken apart whole: a new field must be given a line here.
+        let Self { index, space, flags, phase, wait: _, patience, cookie, operation, src, dst, length, done, crc } =
+            self;
+        Self {
+            index: *index,
+            space: *space,
+            flags: *flags,
+            phase: *phase,
+            wait: None,
+            patience: *patience,
+            cookie: *cookie,
+            operation: *operation,
+            src: src.clone(),
+            dst: dst.clone(),
+            length: *length,
+            done: *done,
+            crc: *crc,
+        }
+    }
+
+    /// Number of lists that it has room for.
+    pub(crate) fn lists(&self) -> usize {
+        [&self.src, &self.dst].into_iter().flatten().filter(|cursor| cursor.list_entries() != 0).count()
     }
 
     /// Ends the job, unless it has ended. Whoever calls this has taken care of its wait.

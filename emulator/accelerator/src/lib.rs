@@ -51,6 +51,7 @@ mod queue_config;
 mod scatter;
 mod schedule;
 mod shared;
+mod state;
 
 #[cfg(test)]
 mod tests;
@@ -60,3 +61,4 @@ pub use doorbell::DoorbellPages;
 pub use engine::{Engine, Progress};
 pub use function::Function;
 pub use shared::{FunctionPorts, FunctionSettings, FunctionShared};
+pub use state::FunctionState;

@@ -1,8 +1,8 @@
 //! One queue, as its engine sees it: fetch, start, run, complete.
 //!
-//! The rings are guest memory like any other: each access is translated when it is made, and may have to wait for its page.
-//! Of the doorbell page only `SQ_TAIL` and `CQ_HEAD` are ever read, and both are checked; what the device itself keeps
-//! there is written and never read back.
+//! The rings are guest memory like any other: each access is translated when it is made, and may have to wait for its
+//! page. Of the doorbell page only `SQ_TAIL` and `CQ_HEAD` are ever read, and both are checked; what the device itself
+//! keeps there is written and never read back.
 use std::cell::Cell;
 use std::collections::VecDeque;
 
@@ -21,16 +21,18 @@ use crate::scatter::ListBuffer;
 
 mod express;
 mod rings;
+mod state;
 mod stop;
 mod visit;
 
+pub(crate) use state::QueueState;
 pub(crate) use stop::Horizon;
 use visit::Visit;
 
 /// Jobs of one queue that are worked on in turn; with fewer, the next descriptor is started.
 const INTERLEAVED: usize = 4;
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum State {
     /// Disabled.
     Off,

@@ -7,7 +7,7 @@ use crate::descriptor::{Operand, check_address};
 const MAX_ENTRIES: usize = MAX_SCATTER_ENTRIES as usize;
 
 /// Room for one list.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ListBuffer {
     entries: Box<[ScatterEntry]>,
     /// Bytes fetched so far: what was fetched is not read again.
@@ -21,7 +21,7 @@ impl ListBuffer {
 }
 
 /// An operand on its way through its pieces.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Cursor {
     operand: Operand,
     /// The list's entries; `None` for a plain range.

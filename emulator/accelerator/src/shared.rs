@@ -21,8 +21,8 @@ pub trait FunctionPorts: Send + Sync {
     fn interrupt_pending(&self, vector: u16) -> bool;
     /// Wake an engine's thread, now or the next time it goes to sleep (as an eventfd does).
     fn wake(&self, engine: usize);
-    /// No access through memory windows from before [`FunctionShared::memory_changed`] with this token can still be under
-    /// way. Called once for each that returned [`InvalidateAck::Pending`].
+    /// No access through memory windows from before [`FunctionShared::memory_changed`] with this token can still be
+    /// under way. Called once for each that returned [`InvalidateAck::Pending`].
     fn memory_released(&self, token: u64);
     /// A reset is over; called once for each [`Function::reset`](crate::Function::reset) and function-level reset.
     fn reset_done(&self);
@@ -267,6 +267,23 @@ impl FunctionShared {
         if own.acknowledge().is_some() {
             self.give(done);
         }
+    }
+
+    /// What is neither in configuration space nor in an engine, from a saved state.
+    pub(crate) fn restore(&self, enabled: bool, command_bad: bool) {
+        self.enabled.store(enabled, Ordering::Release);
+        self.command_bad.store(command_bad, Ordering::Relaxed);
+    }
+
+    /// Something of a saved state goes on, if it was under way: it is busy again. The caller's share of it.
+    pub(crate) fn go_on(&self, done: Done, under_way: bool) -> Option<Obligation<Done>> {
+        under_way.then(|| {
+            match done {
+                Done::Reset | Done::Disable => drop(self.busy.fetch_add(1, Ordering::Relaxed)),
+                Done::Command => self.command_busy.store(true, Ordering::Relaxed),
+            }
+            Obligation::new(Answer::Device(done))
+        })
     }
 
     /// Every engine has acted.

@@ -59,7 +59,7 @@ pub use failure::Failure;
 pub use gate::Gate;
 pub use mailbox::{Invalidation, Mailbox, Whose};
 pub use obligation::{Answer, Obligation};
-pub use page_request::{Group, NoGroup, PrgTable, PriStatus};
+pub use page_request::{Group, NoGroup, PrgState, PrgTable, PriStatus};
 pub use page_waits::{Expiry, Fault, MAX_GROUP_PAGES, PageWaits};
 pub use requester::{Refusal, Requester};
 pub use span::{Slice, Span};

@@ -1,15 +1,16 @@
 //! Page request groups of one function: which index belongs to which engine, and how many requests may be outstanding
 //! (PCIe 6.0 §10.4).
 //!
-//! An index is used again only after its response has come: a late response could otherwise be taken for another group's.
-//! So a group whose requester gave up stays *abandoned*, with its share of the allocation, until it is answered.
+//! An index is used again only after its response has come: a late response could otherwise be taken for another
+//! group's. So a group whose requester gave up stays *abandoned*, with its share of the allocation, until it is
+//! answered.
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use svadev_fabric::{PageGroupResponse, Pasid, PrgIndex, ResponseCode};
 use svadev_mutation::mutant;
 
-/// A group that was allocated, in the hands of whoever waits for it. A move-only value: it goes back to the table exactly
-/// once, through [`PrgTable::collect`], [`PrgTable::abandon`] or [`PrgTable::unsent`].
+/// A group that was allocated, in the hands of whoever waits for it. A move-only value: it goes back to the table
+/// exactly once, through [`PrgTable::collect`], [`PrgTable::abandon`] or [`PrgTable::unsent`].
 #[derive(Debug)]
 #[must_use = "the index stays taken until the group goes back to the table"]
 pub struct Group {
@@ -72,7 +73,7 @@ enum State {
     Answered(ResponseCode),
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
     state: State,
     engine: usize,
@@ -80,7 +81,7 @@ struct Entry {
     pages: u16,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Inner {
     entries: [Entry; PrgIndex::COUNT],
     /// Where the search for a free index starts: round-robin, so that an index rests as long as possible.
@@ -99,7 +100,12 @@ struct Inner {
     starved: Box<[bool]>,
 }
 
-/// The table. Its lock is taken after the IOMMU's and before a mailbox's (the `wake` arguments), and never waited under.
+/// The table as a plain value, to be saved and restored. Nobody waits for a group in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrgState(Inner);
+
+/// The table. Its lock is taken after the IOMMU's and before a mailbox's (the `wake` arguments), and never waited
+/// under.
 #[derive(Debug)]
 pub struct PrgTable {
     inner: Mutex<Inner>,
@@ -122,6 +128,23 @@ impl PrgTable {
                 starved: vec![false; engines].into(),
             }),
         }
+    }
+
+    /// The table now.
+    ///
+    /// # Panics
+    /// If somebody waits for a group: who waits asks again after a restore, so that the group is to be abandoned first.
+    pub fn save(&self) -> PrgState {
+        let mut state = PrgState(self.lock().clone());
+        state.0.starved.fill(false);
+        let waits = |entry: &Entry| matches!(entry.state, State::Waiting | State::Answered(_));
+        assert!(!state.0.entries.iter().any(waits), "a group that is waited for cannot be saved");
+        state
+    }
+
+    /// Goes on with a table that was saved.
+    pub fn restore(&self, state: &PrgState) {
+        *self.lock() = state.0.clone();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -238,8 +261,8 @@ impl PrgTable {
         inner.release_line(wake);
     }
 
-    /// PRI *Reset* (PCIe 6.0 §10.5.2.2), which software may ask for while page requests are disabled: what is outstanding is
-    /// forgotten. Whoever waits is answered *failure*: `answered` is called with engine and index.
+    /// PRI *Reset* (PCIe 6.0 §10.5.2.2), which software may ask for while page requests are disabled: what is
+    /// outstanding is forgotten. Whoever waits is answered *failure*: `answered` is called with engine and index.
     pub fn reset(&self, mut answered: impl FnMut(usize, usize)) {
         let mut inner = self.lock();
         for index in 0..PrgIndex::COUNT {

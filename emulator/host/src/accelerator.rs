@@ -4,7 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::errno::Errno;
-use svadev_accelerator::{Function, FunctionPorts, FunctionShared};
+use svadev_accelerator::{Engine, Function, FunctionPorts, FunctionShared, FunctionState};
+use svadev_endpoint::On;
 use svadev_fabric::InvalidateAck;
 use svadev_mutation::mutant;
 use svadev_pci::ConfigEffect;
@@ -17,6 +18,7 @@ use svadev_vfio_user::{
 
 use crate::bus::Bus;
 use crate::events::{Events, HostEvent};
+use crate::interrupts::VectorState;
 use crate::link::Link;
 use crate::platform::{GuestMaps, Platform, Wake};
 use crate::releases::Releases;
@@ -67,6 +69,14 @@ impl<P: Platform> FunctionPorts for Ports<P> {
     }
 }
 
+/// A function and its interrupts as a plain value, to be saved and restored. Mappings, eventfds and what a VMM waits
+/// for belong to its connection.
+#[derive(Clone, Debug)]
+pub struct AcceleratorState {
+    function: FunctionState,
+    vectors: Box<[VectorState]>,
+}
+
 /// The function, on its socket's thread.
 pub struct Accelerator<P: Platform> {
     function: Function,
@@ -110,6 +120,26 @@ impl<P: Platform> Accelerator<P> {
     /// What other threads may call of the function.
     pub fn shared(&self) -> &Arc<FunctionShared> {
         self.function.shared()
+    }
+
+    /// Stops the engines between two turns: what they were told is done, and they hold no translation. Every function
+    /// of a machine is paused before the first is saved.
+    pub fn pause(&self, engines: &mut [Engine<On<P::Memory, Bus<P>>>]) {
+        self.function.pause(engines);
+    }
+
+    /// The state of a function that is paused. Resets and unmaps that were asked for are answered by now.
+    pub fn save(&self, engines: &[Engine<On<P::Memory, Bus<P>>>]) -> AcceleratorState {
+        AcceleratorState { function: self.function.save(engines), vectors: self.ports.link.interrupts.save() }
+    }
+
+    /// Goes on with a state that was saved from a function of the same settings, before a VMM connects. This function
+    /// and its engines must be new, and its unit must have its state already.
+    pub fn restore(&mut self, engines: &mut [Engine<On<P::Memory, Bus<P>>>], state: &AcceleratorState) {
+        let AcceleratorState { function, vectors } = state;
+        self.function.restore(engines, function);
+        self.ports.link.interrupts.restore(vectors);
+        self.follow_config();
     }
 
     /// Holds memory that left the map until the engines have let go of it.

@@ -15,6 +15,13 @@ struct Vector {
     pending: bool,
 }
 
+/// One vector as it is saved, without its eventfd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VectorState {
+    masked: bool,
+    pending: bool,
+}
+
 /// The vectors of a function. Written by the socket thread, raised by engine threads.
 #[derive(Debug)]
 pub(crate) struct Interrupts {
@@ -41,6 +48,18 @@ impl Interrupts {
         self.lock().get(usize::from(vector)).is_some_and(|vector| vector.pending)
     }
 
+    /// What is masked and what is pending.
+    pub(crate) fn save(&self) -> Box<[VectorState]> {
+        self.lock().iter().map(|&Vector { eventfd: _, masked, pending }| VectorState { masked, pending }).collect()
+    }
+
+    /// Goes on with what was saved. The VMM gives each vector a new eventfd.
+    pub(crate) fn restore(&self, state: &[VectorState]) {
+        for (vector, &VectorState { masked, pending }) in self.lock().iter_mut().zip(state) {
+            *vector = Vector { eventfd: None, masked, pending };
+        }
+    }
+
     /// Carries out one `SET_IRQS` for MSI-X.
     pub(crate) fn set(&self, set: SetIrqs<'_>) -> Result<(), Errno> {
         let mut vectors = self.lock();
@@ -54,9 +73,9 @@ impl Interrupts {
                 vectors.iter_mut().for_each(|v| *v = Vector::default());
             }
             (Action::Trigger, Data::EventFd(fds)) => {
+                // What is pending stays so: a VMM may take another way to the guest while a vector is masked.
                 for (vector, fd) in vectors[start..end].iter_mut().zip(fds) {
                     vector.eventfd = fd;
-                    vector.pending = false;
                 }
             }
             (action, data) => {
@@ -150,6 +169,21 @@ mod tests {
         set(&interrupts, Action::Trigger, 0, 0, Data::None).unwrap();
         interrupts.raise(1);
         assert_eq!(ours.read(), Err(Errno::EAGAIN), "taken away");
+    }
+
+    #[test]
+    fn what_is_pending_outlives_its_eventfd_and_a_restore() {
+        let interrupts = Interrupts::new(1);
+        set(&interrupts, Action::Mask, 0, 1, Data::None).unwrap();
+        interrupts.raise(0);
+        let restored = Interrupts::new(1);
+        restored.restore(&interrupts.save());
+        assert!(restored.is_pending(0));
+        let (theirs, ours) = eventfd();
+        set(&restored, Action::Trigger, 0, 1, Data::EventFd(vec![Some(theirs)])).unwrap();
+        assert_eq!(ours.read(), Err(Errno::EAGAIN), "masked");
+        set(&restored, Action::Unmask, 0, 1, Data::None).unwrap();
+        assert_eq!(ours.read(), Ok(1));
     }
 
     #[test]

@@ -3,8 +3,9 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use svadev_iommu::UnitState;
 use svadev_mutation::mutant;
-use svadev_pci::{ConfigEffect, IommuFunction};
+use svadev_pci::{ConfigEffect, ConfigState, IommuFunction};
 use svadev_spec::device::BAR_UNIT;
 use svadev_spec::vfio_user::region;
 use svadev_vfio_user::{
@@ -14,6 +15,13 @@ use svadev_vfio_user::{
 use crate::bus::Bus;
 use crate::events::{Events, HostEvent};
 use crate::platform::{GuestMaps, Platform};
+
+/// The function and its unit as a plain value, to be saved and restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IommuState {
+    config: ConfigState,
+    unit: UnitState,
+}
 
 /// The function, on its socket's thread.
 pub struct IommuDevice<P: Platform> {
@@ -31,6 +39,19 @@ impl<P: Platform> IommuDevice<P> {
     pub(crate) fn new(bus: Arc<Bus<P>>, maps: P::Maps, events: Events) -> Self {
         let function = IommuFunction::new();
         Self { function, bus, maps, events, connected: false, placed: None }
+    }
+
+    /// The state now. The functions behind the unit must be paused.
+    pub fn save(&self) -> IommuState {
+        IommuState { config: self.function.config().save(), unit: self.bus.inside(|unit, _| unit.save()) }
+    }
+
+    /// Goes on with a state that was saved from a unit of the same configuration.
+    pub fn restore(&mut self, state: &IommuState) {
+        let IommuState { config, unit: saved } = state;
+        self.function.restore(config);
+        self.bus.inside(|unit, _| unit.restore(saved));
+        self.report_place();
     }
 
     /// Says where the unit is as soon as it is decoded somewhere new. While memory space is off, and while the BAR is

@@ -3,14 +3,14 @@ use svadev_spec::vtd::fault::{FaultRecordHigh, FaultRecordLow};
 use svadev_spec::vtd::registers::FaultStatus;
 
 /// One fault recording register.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FaultRecord {
     pub(crate) low: FaultRecordLow,
     pub(crate) high: FaultRecordHigh,
 }
 
 /// The fault recording registers and the status register over them.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FaultLog {
     pub(crate) records: Box<[FaultRecord]>,
     /// PFO, IQE, ICE and ITE. PPF and FRI are worked out.

@@ -19,7 +19,7 @@ impl EventKind {
 }
 
 /// Control, data and address registers of one event (§11.4.7.2 and following).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Event {
     control: EventControl,
     pub(crate) data: u32,

@@ -4,7 +4,7 @@ use svadev_spec::vtd::page_request::{DESCRIPTOR_SIZE, PageRequestHigh, PageReque
 use svadev_spec::vtd::registers::{PageRequestQueueAddress, PageRequestStatus};
 
 /// Registers of the queue.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PageRequestQueue {
     /// PQA.
     pub(crate) address: PageRequestQueueAddress,

@@ -208,6 +208,10 @@ mutants! {
     OverlapUnchecked,
     /// A reset leaves queues running.
     ResetKeepsQueues,
+    /// A command that is under way is not in an engine's saved state.
+    SaveForgetsCommand,
+    /// A descriptor that was fetched and not started is not in a queue's saved state.
+    SaveForgetsDescriptor,
 
     // Guest memory.
 

@@ -36,6 +36,10 @@ pub struct ConfigSpace {
     description: Description,
 }
 
+/// The bytes of a configuration space, as they are saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigState(Box<[u8; CONFIG_SPACE_SIZE]>);
+
 /// What the rest of the function wants to know of.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Watched {
@@ -55,6 +59,17 @@ impl ConfigSpace {
         Self { bytes: Box::new(layout.reset), layout, description }
     }
 
+    /// What it holds now.
+    pub fn save(&self) -> ConfigState {
+        ConfigState(self.bytes.clone())
+    }
+
+    /// Goes on with what was saved from a configuration space of the same description. The owner carries out what
+    /// follows from it.
+    pub fn restore(&mut self, state: &ConfigState) {
+        self.bytes.clone_from(&state.0);
+    }
+
     /// What it was made from.
     pub fn description(&self) -> &Description {
         &self.description
@@ -69,7 +84,8 @@ impl ConfigSpace {
         }
     }
 
-    /// Writes `data` at `offset` as far as each bit allows, and says what that changed. What is beyond the space is ignored.
+    /// Writes `data` at `offset` as far as each bit allows, and says what that changed. What is beyond the space is
+    /// ignored.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> ConfigEffects {
         let before = self.watched();
         let mut commands = Commands::default();
@@ -84,8 +100,8 @@ impl ConfigSpace {
         self.effects(&before, commands)
     }
 
-    /// Conventional reset (§6.6.1) and function level reset (§6.6.2): here they are the same, for nothing is sticky, and
-    /// what FLR leaves alone is read-only. BARs go back to 0: whoever reset the function puts them back.
+    /// Conventional reset (§6.6.1) and function level reset (§6.6.2): here they are the same, for nothing is sticky,
+    /// and what FLR leaves alone is read-only. BARs go back to 0: whoever reset the function puts them back.
     pub fn reset(&mut self) {
         *self.bytes = self.layout.reset;
     }
@@ -95,9 +111,9 @@ impl ConfigSpace {
         self.bar(bar).map_or(0, |(_, bar)| bar.size)
     }
 
-    /// Where the function answers accesses to `bar`: `None` without such a BAR, while memory space is off, while the BAR is
-    /// being sized (all its writable bits are 1 in either half), and at address 0, which firmware means as *not placed* and QEMU
-    /// does not map.
+    /// Where the function answers accesses to `bar`: `None` without such a BAR, while memory space is off, while the
+    /// BAR is being sized (all its writable bits are 1 in either half), and at address 0, which firmware means as *not
+    /// placed* and QEMU does not map.
     pub fn bar_address(&self, bar: u32) -> Option<u64> {
         let (index, bar) = self.bar(bar)?;
         let offset = bar_offset(index);
@@ -150,8 +166,8 @@ impl ConfigSpace {
         capability.map_or(0, |at| self.u16(at + offset))
     }
 
-    /// Shows that no page request is outstanding (§10.5.2.3, *Stopped*). Ignored while page requests are enabled: new ones
-    /// may go out then. Until this is shown, Linux refuses to enable them again without a reset of the interface.
+    /// Shows that no page request is outstanding (§10.5.2.3, *Stopped*). Ignored while page requests are enabled: new
+    /// ones may go out then. Until this is shown, Linux refuses to enable them again without a reset of the interface.
     pub fn set_page_requests_stopped(&mut self) {
         if !self.page_requests_enabled() {
             self.change_page_request_status(|status| status.with_stopped(true));

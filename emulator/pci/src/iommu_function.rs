@@ -2,7 +2,7 @@
 //! unit's, and whoever owns both routes [`BAR_UNIT`] there.
 use svadev_spec::device::{ABI_MAJOR, BAR_UNIT, BAR_UNIT_SIZE, PCI_CLASS_IOMMU, PCI_DEVICE_ID_IOMMU, PCI_VENDOR_ID};
 
-use crate::{Bar, ConfigEffects, ConfigSpace, Description, Identity};
+use crate::{Bar, ConfigEffects, ConfigSpace, ConfigState, Description, Identity};
 
 /// The IOMMU function. No driver binds to it, and its bus mastering is never on. It sends no request of its own, so
 /// it has no ATS, PRI or PASID.
@@ -34,6 +34,11 @@ impl IommuFunction {
     /// Writes configuration space. Of the effects, a BAR's new address concerns the owner of the unit.
     pub fn config_write(&mut self, offset: u64, data: &[u8]) -> ConfigEffects {
         self.config.write(offset, data)
+    }
+
+    /// Goes on with a configuration space that was saved.
+    pub fn restore(&mut self, state: &ConfigState) {
+        self.config.restore(state);
     }
 
     /// Resets the function: its configuration space. What becomes of the unit is for its owner to say.

@@ -27,7 +27,7 @@ mod msi_x;
 #[cfg(test)]
 mod tests;
 
-pub use config::ConfigSpace;
+pub use config::{ConfigSpace, ConfigState};
 pub use description::{Ats, Bar, Description, Identity, MsiX, Pasid, Pri};
 pub use effect::{ConfigEffect, ConfigEffects};
 pub use iommu_function::IommuFunction;

@@ -46,9 +46,14 @@ impl MsiXTable {
         }
     }
 
-    /// The table's bytes, for whoever saves a function's state.
+    /// The table's bytes, as they are saved.
     pub fn entries(&self) -> &[u8] {
         &self.entries
+    }
+
+    /// Goes on with the bytes of a table with as many vectors.
+    pub fn restore(&mut self, entries: &[u8]) {
+        self.entries.copy_from_slice(entries);
     }
 
     /// Function reset: the table is zero again.

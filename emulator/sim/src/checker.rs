@@ -54,6 +54,8 @@ checkers! {
     Vectors,
     /// Each message of the VMM is answered once, and as it must be.
     Transport,
+    /// A machine that is restored has the state that was saved.
+    HandOver,
     /// Everything ends.
     Liveness,
 }

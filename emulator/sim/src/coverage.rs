@@ -74,6 +74,7 @@ const EXPECTED: &[(Group, &[&str])] = &[
             "DMA map and unmap",
             "reset by message",
             "reset during a reset",
+            "machine saved and restored",
             "every function reset",
             "bus mastering off before a reset",
             "interrupt dropped with bus mastering",

@@ -62,6 +62,8 @@ faults! {
     unit_restart: 20,
     /// Vectors are masked for a while.
     mask: 30,
+    /// The machine is saved, dropped, and goes on from what was saved.
+    hand_over: 3,
     /// Function level resets.
     reset: 4,
     /// Processes are aborted, drained and unbound with work under way.

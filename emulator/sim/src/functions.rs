@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use svadev_accelerator::{FunctionShared, Progress};
 use svadev_fabric::{Bdf, Pasid};
-use svadev_host::{HostEngine, MachineFunction};
+use svadev_host::{AcceleratorState, HostEngine, MachineFunction};
 use svadev_spec::device::{
     BAR_DOORBELLS, BAR_REGISTERS, Command, CommandStatus, DOORBELL_STRIDE, QueuePasid, QueueSize, QueueStatus,
     QueueVector, Status, bar_doorbells_size, command, doorbell, regs,
@@ -18,9 +18,8 @@ use crate::queues::{QUEUES, RING_LOG2, VECTORS};
 use crate::rng::Rng;
 use crate::vmm::{Parts, Vmm};
 
-/// One engine and its thread.
+/// The thread of one engine.
 struct Thread {
-    engine: HostEngine<Simulated>,
     state: Arc<EngineState>,
     until_ns: Option<u64>,
 }
@@ -62,6 +61,7 @@ pub struct Accelerator {
     pub interrupt_driven: [bool; QUEUES],
     /// Its VMM.
     pub vmm: Vmm,
+    engines: Vec<HostEngine<Simulated>>,
     threads: Vec<Thread>,
 }
 
@@ -83,8 +83,7 @@ impl Accelerator {
         mutant: Option<Mutant>,
     ) -> Self {
         let MachineFunction { device, server, engines, wakers, .. } = function;
-        let threads = engines.into_iter().zip(wakers);
-        let threads = threads.map(|(engine, state)| Thread { engine, state, until_ns: None }).collect();
+        let threads = wakers.into_iter().map(|state| Thread { state, until_ns: None }).collect();
         let bdf = device.shared().bdf();
         let interrupt_driven = std::array::from_fn(|_| rng.chance(500));
         let parts = Parts { device, server, maps: Arc::clone(maps), memory, wired };
@@ -100,6 +99,7 @@ impl Accelerator {
             command_taken: false,
             interrupt_driven,
             vmm,
+            engines,
             threads,
         }
     }
@@ -130,18 +130,18 @@ impl Accelerator {
     /// anything.
     pub fn turn(&mut self, engine: usize, now_ns: u64, sleepy: bool) -> bool {
         self.vmm.turn();
-        let thread = &mut self.threads[engine];
+        let (thread, engine) = (&mut self.threads[engine], &mut self.engines[engine]);
         let woken = thread.state.take_wake();
         let due = thread.until_ns.is_some_and(|until| now_ns >= until);
         if thread.state.is_asleep() && !woken && !due {
             return false;
         }
         thread.state.begin_turn();
-        let worked = match thread.engine.run(now_ns) {
+        let worked = match engine.run(now_ns) {
             Progress::Worked => true,
             Progress::Idle { until_ns } => {
                 thread.until_ns = until_ns;
-                if sleepy && thread.engine.park() {
+                if sleepy && engine.park() {
                     thread.state.sleep();
                 }
                 false
@@ -214,6 +214,28 @@ impl Accelerator {
             self.config_write16(control, PageRequestControl::new().with_reset(true).into_bits());
         }
         self.start_page_requests();
+    }
+
+    /// The engines stop between two turns, and the VMM takes what they sent. Every command is answered then.
+    pub fn pause(&mut self) {
+        self.vmm.deliver_all();
+        let Self { vmm, engines, threads, .. } = self;
+        threads.iter().for_each(|thread| thread.state.begin_turn());
+        vmm.device().pause(engines);
+        vmm.settle();
+    }
+
+    /// The state of a function that is paused.
+    pub fn save(&self) -> AcceleratorState {
+        self.vmm.device().save(&self.engines)
+    }
+
+    /// Goes on with a function that was restored from this one's state.
+    pub fn replace(&mut self, function: MachineFunction<Simulated>, maps: &Arc<Maps>) {
+        let MachineFunction { device, server, engines, wakers, .. } = function;
+        self.engines = engines;
+        self.threads = wakers.into_iter().map(|state| Thread { state, until_ns: None }).collect();
+        self.vmm.replace(device, server, Arc::clone(maps));
     }
 
     /// Turns bus mastering off, as a driver does before it resets its device.

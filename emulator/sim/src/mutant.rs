@@ -57,6 +57,8 @@ mutants! {
     ForgetBusMaster: BusMaster,
     /// The VMM takes vectors for masked that are not.
     ForgetUnmask: Vectors,
+    /// A machine is restored without the state of its unit.
+    RestoreForgetsUnit: HandOver,
     /// The VMM forgets a command that it waits for.
     ForgetCommand: Transport,
     /// The kernel frees pages before their invalidation is over.

@@ -14,7 +14,7 @@ use svadev_vfio_user::{DmaMap, DmaUnmap};
 use crate::checker::Checker;
 use crate::log::Log;
 use crate::mutant::Mutant;
-use crate::watch::Watch;
+use crate::watch::Watcher;
 
 /// The platform of a world.
 pub struct Simulated {
@@ -41,7 +41,7 @@ impl Platform for Simulated {
     type Memory = Ram;
     type Maps = FunctionMaps;
     type Waker = EngineState;
-    type Tap = Watch;
+    type Tap = Watcher;
 
     fn memory(&mut self, function: Bdf) -> (Arc<Ram>, FunctionMaps) {
         let maps = Arc::new(Maps {

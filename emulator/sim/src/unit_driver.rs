@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use svadev_fabric::{Bdf, Pasid, PrgIndex, ResponseCode};
+use svadev_host::{Bus, IommuDevice, IommuState};
 use svadev_iommu::FAULT_RECORD_OFFSET;
 use svadev_memory::{GuestAddress, GuestMemory, Ram};
 use svadev_spec::vtd::fault::FaultRecordHigh;
@@ -15,12 +16,14 @@ use svadev_spec::vtd::registers::{
     Capability, FaultStatus, Global, InvalidationQueueAddress, PageRequestQueueAddress, PageRequestStatus,
     RootTableAddress, offset, translation_table_mode,
 };
+use svadev_vfio_user::Server;
 
 use crate::checker::Checker;
 use crate::coverage::Group as Count;
 use crate::frames::{FRAME, Frames};
 use crate::log::Log;
 use crate::mutant::Mutant;
+use crate::platform::{Maps, Simulated};
 use crate::unit_function::UnitFunction;
 use crate::vmm::msi;
 
@@ -388,6 +391,22 @@ impl UnitDriver {
         self.unit.write64(offset::PQT, 0);
         self.unit.write64(offset::PQH, 0);
         self.page_request_head = 0;
+    }
+
+    /// The unit's state: see [`UnitFunction::save`].
+    pub fn save(&self) -> IommuState {
+        self.unit.save()
+    }
+
+    /// Goes on with another unit: see [`UnitFunction::replace`].
+    pub fn replace(
+        &mut self,
+        bus: Arc<Bus<Simulated>>,
+        device: IommuDevice<Simulated>,
+        server: Server,
+        maps: &Arc<Maps>,
+    ) {
+        self.unit.replace(bus, device, server, maps);
     }
 
     /// The machine ends: see [`UnitFunction::end`].

@@ -2,7 +2,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use svadev_host::{Bus, IommuDevice};
+use svadev_host::{Bus, IommuDevice, IommuState};
 use svadev_spec::device::BAR_UNIT;
 use svadev_spec::pcie::{self, capability, header};
 use svadev_spec::vfio_user::{command, region};
@@ -27,6 +27,8 @@ pub struct UnitFunction {
     server: Server,
     client: LoopbackClient,
     maps: Arc<Maps>,
+    /// Bytes of guest memory.
+    memory: u64,
     log: Arc<Log>,
 }
 
@@ -53,7 +55,7 @@ impl UnitFunction {
         let map = request::dma_map(0, memory, 0);
         let reply = client.call(&mut server, &mut device, command::DMA_MAP, map.as_bytes(), Vec::new());
         assert!(reply.is_some_and(|reply| reply.result().is_ok()), "memory is mapped");
-        Self { bus, device: RefCell::new(device), server, client, maps, log }
+        Self { bus, device: RefCell::new(device), server, client, maps, memory, log }
     }
 
     /// Reads a 32-bit register.
@@ -78,6 +80,23 @@ impl UnitFunction {
     /// Writes a 64-bit register.
     pub fn write64(&self, at: u64, value: u64) {
         self.device.borrow_mut().region_write(BAR_UNIT, at, &value.to_le_bytes()).expect("registers can be written");
+    }
+
+    /// The unit's state. Every function behind it is paused.
+    pub fn save(&self) -> IommuState {
+        self.device.borrow().save()
+    }
+
+    /// Goes on with a unit that was restored from this one's state.
+    pub fn replace(
+        &mut self,
+        bus: Arc<Bus<Simulated>>,
+        device: IommuDevice<Simulated>,
+        server: Server,
+        maps: &Arc<Maps>,
+    ) {
+        let log = Arc::clone(&self.log);
+        *self = Self::new(bus, device, server, Arc::clone(maps), self.memory, log);
     }
 
     /// The machine ends: by a reset message, a function level reset, or a client that goes away. The unit forgets all.

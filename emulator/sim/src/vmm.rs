@@ -194,6 +194,36 @@ impl Vmm {
         }
     }
 
+    /// The server receives all that was sent.
+    pub fn deliver_all(&mut self) {
+        self.deliver(usize::MAX);
+    }
+
+    /// The function was paused: every command is answered.
+    pub fn settle(&mut self) {
+        self.receive();
+        self.deliver_all();
+        self.look_at_vectors();
+        let due = self.due.len();
+        self.log
+            .check(Checker::Transport, due == 0, || format!("{due} commands are not answered by a paused function"));
+    }
+
+    /// Connects to a function that was restored from this one's state.
+    pub fn replace(&mut self, device: Accelerator<Simulated>, mut server: Server, maps: Arc<Maps>) {
+        self.client = LoopbackClient::connect(&mut server, CAPACITY);
+        (self.device, self.server, self.maps) = (device, server, maps);
+        self.greet();
+        let old = std::mem::take(&mut self.vectors);
+        if !old.is_empty() {
+            self.give_eventfds(u32::try_from(old.len()).expect("a few"));
+            for (new, old) in self.vectors.iter_mut().zip(&old) {
+                (new.masked, new.fired) = (old.masked, old.fired);
+            }
+            self.forget(old);
+        }
+    }
+
     /// Some time passes: some of what was sent arrives, and some of what the function sent does.
     pub fn turn(&mut self) {
         if self.wired {
@@ -381,15 +411,19 @@ impl Vmm {
     /// Enables MSI-X with new eventfds, as QEMU does when the guest enables it.
     pub fn enable_vectors(&mut self, count: u32) {
         let old = std::mem::take(&mut self.vectors);
+        if !old.is_empty() {
+            self.set_irqs(IrqSetFlags::DATA_NONE | IrqSetFlags::ACTION_TRIGGER, 0, 0, Vec::new());
+        }
+        self.give_eventfds(count);
+        self.forget(old);
+    }
+
+    fn give_eventfds(&mut self, count: u32) {
         let eventfd = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("a descriptor is left");
         self.vectors = (0..count).map(|_| Vector { eventfd: eventfd(), masked: false, fired: false }).collect();
         let fds = self.vectors.iter().map(|vector| vector.eventfd.as_fd().try_clone_to_owned());
         let fds = fds.collect::<Result<_, _>>().expect("a descriptor is left");
-        if !old.is_empty() {
-            self.set_irqs(IrqSetFlags::DATA_NONE | IrqSetFlags::ACTION_TRIGGER, 0, 0, Vec::new());
-        }
         self.set_irqs(IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER, 0, count, fds);
-        self.forget(old);
     }
 
     /// From now on the function must not use these.

@@ -73,8 +73,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// A watcher that has seen nothing.
-    pub fn new(log: Arc<Log>, mutant: Option<Mutant>) -> Self {
+    fn new(log: Arc<Log>, mutant: Option<Mutant>) -> Self {
         Self { state: Mutex::default(), log, mutant }
     }
 
@@ -176,7 +175,7 @@ impl Watch {
 }
 
 /// Gives up on what was lost long enough ago. With it the unit forgets all that is not completed (VT-d 4.1 §6.5.2.10).
-pub fn give_up<P: Platform<Tap = Watch>>(bus: &Bus<P>) {
+pub fn give_up<P: Platform<Tap = Watcher>>(bus: &Bus<P>) {
     let watch = bus.tap();
     let now = watch.log.tick();
     let due = watch.state().lost.iter().find(|&(_, &step)| step <= now).map(|(&key, _)| key);
@@ -197,13 +196,32 @@ pub fn give_up<P: Platform<Tap = Watch>>(bus: &Bus<P>) {
 }
 
 /// Sends a Stop Marker of a function (PCIe 6.0 §10.4.1.2): no more page requests of the PASID follow, and no answer.
-pub fn stop_marker<P: Platform<Tap = Watch>>(bus: &Bus<P>, requester: Bdf, pasid: Pasid) {
+pub fn stop_marker<P: Platform<Tap = Watcher>>(bus: &Bus<P>, requester: Bdf, pasid: Pasid) {
     let (iova, prg_index) = (Iova(0), PrgIndex::from_low_bits(0));
     let request = PageRequest { requester, pasid: Some(pasid), iova, access: Access::default(), prg_index, last: true };
     bus.page_request(request);
 }
 
-impl Tap<Ram> for Watch {
+/// The watcher as a machine has it: a machine that goes on where another one ended has the same.
+#[derive(Clone, Debug)]
+pub struct Watcher(Arc<Watch>);
+
+impl Watcher {
+    /// A watcher that has seen nothing.
+    pub fn new(log: Arc<Log>, mutant: Option<Mutant>) -> Self {
+        Self(Arc::new(Watch::new(log, mutant)))
+    }
+}
+
+impl std::ops::Deref for Watcher {
+    type Target = Watch;
+
+    fn deref(&self) -> &Watch {
+        &self.0
+    }
+}
+
+impl Tap<Ram> for Watcher {
     fn translate(
         &self,
         mut request: TranslationRequest,

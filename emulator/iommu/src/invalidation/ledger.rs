@@ -10,7 +10,7 @@ use svadev_mutation::mutant;
 const MAX_OUTSTANDING: usize = 256;
 
 /// Invalidations of one source that were sent and not acknowledged.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ledger {
     source: SourceId,
     /// The number of the next tag. Tags are never used twice, so a late acknowledgement is recognised.

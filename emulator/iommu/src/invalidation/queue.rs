@@ -5,7 +5,7 @@ use svadev_spec::vtd::registers::{FaultStatus, InvalidationQueueAddress, Invalid
 use super::ledger::Ledger;
 
 /// Registers and state of the queue.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct InvalidationQueue {
     /// IQA.
     pub(crate) address: InvalidationQueueAddress,

@@ -6,8 +6,10 @@ mod gate;
 mod invalidation;
 mod page_request;
 mod registers;
+mod state;
 mod translate;
 
+pub use state::UnitState;
 use svadev_fabric::{Bdf, SourceId};
 use svadev_memory::GuestMemory;
 use svadev_mutation::mutant;

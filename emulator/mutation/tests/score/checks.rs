@@ -78,6 +78,8 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         | Mutant::ForgetDirty
         | Mutant::EngineDropsNothing
         | Mutant::AbortWithoutResponses
+        | Mutant::SaveForgetsCommand
+        | Mutant::SaveForgetsDescriptor
         | Mutant::InterruptOnTheNextVector
         | Mutant::InterruptWithoutBusMaster
         | Mutant::UnitInterruptWithoutBusMaster

@@ -24,7 +24,7 @@ use crate::rng::Rng;
 use crate::tables::{Binding, DeviceTables, PageTables, Stages, second_stage};
 use crate::unit_driver::UnitDriver;
 use crate::unit_function::UnitFunction;
-use crate::watch::Watch;
+use crate::watch::Watcher;
 
 impl World {
     pub(super) fn new(seed: u64, options: Options) -> Self {
@@ -53,13 +53,9 @@ impl World {
             allocations.push(allocation);
         }
         let mut platform = Simulated::new(Arc::clone(&ram), Arc::clone(&log), options.mutant);
-        let watch = Watch::new(Arc::clone(&log), options.mutant);
-        let machine = MachineConfig { iommu: IOMMU, unit: config, audit: None, functions: settings };
-        let events = Arc::clone(&log);
-        let machine = Machine::new(&machine, &mut platform, watch, move |event| {
-            events.event(format_args!("host: {event:?}"));
-        });
-        let machine = machine.expect("memory for the machine");
+        let watch = Watcher::new(Arc::clone(&log), options.mutant);
+        let machine_config = MachineConfig { iommu: IOMMU, unit: config, audit: None, functions: settings };
+        let machine = make_machine(&machine_config, &mut platform, watch, &log);
         let bus = Arc::clone(&machine.bus);
         let mut device_tables = DeviceTables::new(Arc::clone(&ram), &mut frames);
         for bdf in FUNCTIONS {
@@ -96,6 +92,7 @@ impl World {
             frames,
             unit,
             device_tables,
+            machine_config,
             memory_tokens: vec![BTreeSet::new(); functions.len()],
             functions,
             processes: Vec::new(),
@@ -239,6 +236,18 @@ impl World {
             }
         }
     }
+}
+
+/// A machine that says in the log what its owner is told.
+pub(super) fn make_machine(
+    config: &MachineConfig,
+    platform: &mut Simulated,
+    watch: Watcher,
+    log: &Arc<Log>,
+) -> Machine<Simulated> {
+    let events = Arc::clone(log);
+    let machine = Machine::new(config, platform, watch, move |event| events.event(format_args!("host: {event:?}")));
+    machine.expect("memory for the machine")
 }
 
 fn function_settings(rng: &mut Rng, bdf: Bdf, faults: &Faults, log: &Log) -> (FunctionSettings, u32) {

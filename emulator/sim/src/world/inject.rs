@@ -22,6 +22,7 @@ impl World {
         let rare = |happened: bool, rng: &mut Rng| happened && rng.chance(300);
         let (memory, disable) = (happens(faults.memory_change), happens(faults.disable));
         let (restart, mask) = (happens(faults.unit_restart), happens(faults.mask));
+        let hand_over = happens(faults.hand_over);
         let (reset, unbind, exit) = (happens(faults.reset), happens(faults.unbind), happens(faults.exit));
         let (reset, unbind, exit) =
             (rare(reset, &mut self.rng), rare(unbind, &mut self.rng), rare(exit, &mut self.rng));
@@ -46,6 +47,10 @@ impl World {
         if disable {
             let q = self.rng.index(QUEUES);
             self.restart_queue(f, q);
+        }
+        if hand_over {
+            self.log.count(Group::Fault, "hand_over");
+            self.hand_over();
         }
         if mask {
             let q = self.rng.index(QUEUES);

@@ -5,6 +5,7 @@
 mod answer;
 mod build;
 mod function;
+mod hand_over;
 mod inject;
 mod judge;
 mod large;
@@ -17,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use svadev_fabric::{Bdf, Pasid};
-use svadev_host::Bus;
+use svadev_host::{Bus, MachineConfig};
 use svadev_iommu::Caching;
 use svadev_memory::Ram;
 
@@ -106,6 +107,7 @@ pub struct World {
     pub(crate) frames: Frames,
     pub(crate) unit: UnitDriver,
     pub(crate) device_tables: DeviceTables,
+    machine_config: MachineConfig,
     pub(crate) functions: Vec<Accelerator>,
     pub(crate) processes: Vec<Process>,
     pub(crate) flights: BTreeMap<u64, Flight>,

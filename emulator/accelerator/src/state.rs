@@ -1,0 +1,100 @@
+//! A function's state as a plain value, to be saved and restored.
+use svadev_endpoint::{Answer, Obligation, Platform, PrgState};
+use svadev_pci::ConfigState;
+use svadev_spec::device::{DOORBELL_STRIDE, QueueStatus};
+
+use crate::engine::{Engine, EngineState};
+use crate::function::{Function, QueueBank};
+use crate::orders::Done;
+
+/// Everything that a guest can see of a function, and the work that it has under way.
+///
+/// Translations are not in it: a function may forget them at any time. Pending bits and eventfds belong to whoever
+/// delivers the interrupts. Times are on the clock of [`Engine::run`], which has to go on.
+#[derive(Clone, Debug)]
+pub struct FunctionState {
+    config: ConfigState,
+    queues: Box<[QueueBank]>,
+    command_high: u32,
+    msi_x: Box<[u8]>,
+    enabled: bool,
+    command_bad: bool,
+    /// QUEUE_STATUS and QUEUE_FAULT_ADDRESS of each queue.
+    faces: Box<[(QueueStatus, u64)]>,
+    /// The words of the doorbell pages.
+    doorbells: Box<[u32]>,
+    prg: PrgState,
+    engines: Box<[EngineState]>,
+}
+
+impl Function {
+    /// Lets the engines do what they were told, and end what waits for a page. Until they run again they hold no
+    /// translation, and whatever is asked of the function is answered at once. To be called on every function of a
+    /// machine before the first of them is saved.
+    pub fn pause<P: Platform>(&self, engines: &mut [Engine<P>]) {
+        engines.iter_mut().for_each(Engine::pause);
+    }
+
+    /// The state of a function whose engines are paused.
+    pub fn save<P: Platform>(&self, engines: &[Engine<P>]) -> FunctionState {
+        // Taken apart whole: a new field must be given a line here.
+        let Self { shared, config, queues, command_high, msi_x } = self;
+        let words = (0..queues.len()).flat_map(|page| (0..DOORBELL_STRIDE).step_by(4).map(move |at| (page, at)));
+        FunctionState {
+            config: config.save(),
+            queues: queues.clone(),
+            command_high: *command_high,
+            msi_x: msi_x.entries().into(),
+            enabled: shared.enabled(),
+            command_bad: shared.command_status().bad(),
+            faces: (0..queues.len()).map(|n| (shared.queue(n).status(), shared.queue(n).fault_address())).collect(),
+            doorbells: words.map(|(page, at)| shared.doorbells().load(page, at)).collect(),
+            prg: shared.endpoint().prg().save(),
+            engines: engines.iter().map(Engine::save).collect(),
+        }
+    }
+
+    /// Goes on with a state that was saved from a function of the same settings. This function and its engines must be
+    /// new. A disable or a command that was under way goes on.
+    pub fn restore<P: Platform>(&mut self, engines: &mut [Engine<P>], state: &FunctionState) {
+        let FunctionState {
+            config,
+            queues,
+            command_high,
+            msi_x,
+            enabled,
+            command_bad,
+            faces,
+            doorbells,
+            prg,
+            engines: engine_states,
+        } = state;
+        assert_eq!(engines.len(), engine_states.len(), "the settings are the same");
+        self.config.restore(config);
+        self.queues.clone_from(queues);
+        self.command_high = *command_high;
+        self.msi_x.restore(msi_x);
+        self.shared.restore(*enabled, *command_bad);
+        for (n, &(status, fault_address)) in faces.iter().enumerate() {
+            self.shared.queue(n).set(status, fault_address);
+        }
+        let words = (0..queues.len()).flat_map(|page| (0..DOORBELL_STRIDE).step_by(4).map(move |at| (page, at)));
+        for ((page, at), &word) in words.zip(doorbells) {
+            self.shared.doorbells().store(page, at, word);
+        }
+        self.shared.endpoint().prg().restore(prg);
+        self.apply_config();
+        let disable = self.shared.go_on(Done::Disable, engine_states.iter().any(|engine| engine.disabling));
+        let command = self.shared.go_on(Done::Command, engine_states.iter().any(|engine| engine.command.is_some()));
+        for (engine, state) in engines.iter_mut().zip(engine_states) {
+            let share =
+                |own: &Option<Obligation<Done>>, owed: bool| own.as_ref().filter(|_| owed).map(Obligation::share);
+            engine.restore(state, share(&disable, state.disabling), share(&command, state.command.is_some()));
+        }
+        for own in [disable, command].into_iter().flatten() {
+            if let Some(Answer::Device(done)) = own.acknowledge() {
+                self.shared.give(done);
+            }
+        }
+    }
+}

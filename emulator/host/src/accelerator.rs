@@ -23,7 +23,7 @@ use crate::link::Link;
 use crate::platform::{GuestMaps, Platform, Wake};
 use crate::releases::Releases;
 
-/// What the function's threads call: none of it blocks.
+/// The effects of a function, called by its threads. None of them blocks.
 pub(crate) struct Ports<P: Platform> {
     link: Arc<Link>,
     wakers: Vec<Arc<P::Waker>>,
@@ -144,7 +144,7 @@ impl<P: Platform> Accelerator<P> {
 
     /// Holds memory that left the map until the engines have let go of it.
     fn release(&self, retired: <P::Maps as GuestMaps>::Retired, reply: Option<ReplyToken>) -> InvalidateAck {
-        // Held first: the engine's word may come before `memory_changed` returns.
+        // Held first: the last engine may release it before `memory_changed` returns.
         let token = self.ports.releases.hold(retired, reply);
         let ack = self.function.shared().memory_changed(token);
         if ack == InvalidateAck::Done || mutant!(MemoryReleasedEarly) {
@@ -159,8 +159,8 @@ impl<P: Platform> Accelerator<P> {
         self.follow_config();
     }
 
-    /// A function-level reset in it is finished by the engines, and `reset_done` may come before this returns: its
-    /// place in the order of resets is taken first, and given back where there was none.
+    /// Writes configuration space. A function level reset is finished by the engines, and `reset_done` may be called
+    /// before this returns. So its place in the order of resets is taken first, and given back if there was no reset.
     fn config_write(&mut self, offset: u64, data: &[u8]) {
         self.resets().push_back(None);
         let effects = self.function.config_write(offset, data);
@@ -174,8 +174,8 @@ impl<P: Platform> Accelerator<P> {
         self.ports.resets.lock().expect("no holder panics")
     }
 
-    /// Bus mastering is the one thing in configuration space that the process around the function has to know; the
-    /// auditor also wants to know when translations are no longer held, or no longer used.
+    /// Carries out what configuration space changed outside of the function: bus mastering for interrupts, and for the
+    /// auditor that ATS is off, so that no translation is in use.
     fn follow_config(&self) {
         if !self.function.config().ats().enable() {
             self.bus.audit_forget(self.function.shared().bdf());

@@ -1,4 +1,4 @@
-//! The auditor's thread: it goes through the unit's caches a slice at a time, and passes on what was found.
+//! The auditor's thread: checks the unit's caches a slice at a time, and passes on what was found.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::platform::Platform;
 
 /// Pause between two slices.
 const PERIOD: Duration = Duration::from_millis(1);
-/// Entries a slice looks at in each cache: some 100 µs, for which engines and vCPUs may have to wait.
+/// Number of entries that a slice checks in each cache. It takes some 100 µs; engines and vCPUs may have to wait for it.
 const BUDGET: usize = 256;
 /// Starts the thread.
 pub(crate) fn start<P: Platform>(bus: Arc<Bus<P>>, clock: Arc<AuditClock>, events: Events) -> anyhow::Result<Periodic> {

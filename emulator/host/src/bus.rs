@@ -1,4 +1,4 @@
-//! The wires between the functions and the unit: who is behind which BDF, and the unit's one mutex.
+//! The way between the functions and the unit: which function has which BDF, and the unit's one mutex.
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use svadev_accelerator::FunctionShared;
@@ -22,8 +22,8 @@ struct Port {
 
 /// The unit, and what it can reach.
 pub struct Bus<P: Platform> {
-    /// Taken first of all locks, by socket threads (registers) and engine threads (`Upstream`); held for a walk or a
-    /// batch of descriptors, never across a wait (`docs/locking.md`).
+    /// The first lock in the order. Socket threads take it for registers, engine threads for `Upstream`. It is held for
+    /// a walk or a batch of descriptors, never across a wait (`docs/locking.md`).
     unit: Mutex<Unit<Arc<P::Memory>>>,
     /// The function whose BAR holds the unit's registers.
     iommu: Bdf,
@@ -72,30 +72,30 @@ impl<P: Platform> Bus<P> {
         self.inside(|unit, down| unit.write_register(offset, data, down));
     }
 
-    /// A function's bus mastering was turned off. The VMM drops what interrupts were still on their way through it, and
-    /// whoever waits for one would wait for ever: those whose cause is still pending are sent again, another way.
+    /// Sends interrupts again whose cause is still pending. Called when a function's bus mastering was turned off: the
+    /// VMM drops interrupts that were on their way through that function, and the guest would wait for them for ever.
     pub fn repeat_interrupts(&self) {
         self.inside(|unit, down| unit.repeat_interrupts(down));
     }
 
-    /// A function's bus mastering was turned on: it can carry the interrupts that nobody could.
+    /// Sends the interrupts that no function could carry. Called when a function's bus mastering was turned on.
     pub fn retry_interrupts(&self) {
         self.inside(|unit, down| unit.retry_events(down));
     }
 
-    /// The unit as after power-on: its own function was reset, or the VMM is gone.
+    /// Resets the unit to its state after power-on. Called when its own function was reset, or the VMM is gone.
     pub fn reset_unit(&self) {
         self.unit().reset();
     }
 
-    /// Waits until nobody is inside the unit, and lets it forget the map that it walked last. What left the map before
-    /// the call is not used by the unit afterwards: it keeps no window beyond its mutex (L10).
+    /// Makes the unit forget the memory map that it walked last. After the call, the unit does not use memory that left
+    /// the map before it: it keeps no window beyond its mutex (L10).
     pub fn unit_memory_changed(&self) {
         self.unit().memory_changed();
     }
 
-    /// What a clock asks of the unit now and then: tries interrupts again that could not be sent, and gives up on the
-    /// invalidations of a function that `overdue` finds among those that are outstanding (VT-d 4.1 §6.5.2.10).
+    /// Sends interrupts that could not be sent before, and gives up on the invalidations of a function that `overdue`
+    /// finds among the outstanding ones (VT-d 4.1 §6.5.2.10). Called by a clock now and then.
     pub fn give_up_on(&self, overdue: impl FnOnce(&mut dyn Iterator<Item = (InvalidateTag, Bdf)>) -> Option<Bdf>) {
         self.inside(|unit, down| {
             // A VMM that did not read for a while may read now.
@@ -113,20 +113,20 @@ impl<P: Platform> Bus<P> {
         self.unit().counters().clone()
     }
 
-    /// Checks what is cached from now on; before anything is.
+    /// Starts the auditor, before anything is cached.
     pub(crate) fn start_audit(&mut self, config: AuditConfig, clock: Arc<AuditClock>) {
         self.unit().start_audit(config);
         self.audit_clock = Some(clock);
     }
 
-    /// A slice of the auditor's work, and what it and others found meanwhile.
+    /// Does a slice of the auditor's work. Returns what was found since the last slice.
     pub(crate) fn audit_slice(&self, budget: usize) -> Vec<Finding> {
         let mut unit = self.unit();
         unit.audit_slice(budget);
         unit.take_audit_findings()
     }
 
-    /// The function's device TLB is empty or out of use, not because the guest said so to the unit.
+    /// Tells the auditor that a function's device TLB is empty or out of use, for a reason that the unit does not see.
     pub(crate) fn audit_forget(&self, function: Bdf) {
         if self.audit_clock.is_some() {
             self.unit().audit_forget(function);
@@ -146,7 +146,7 @@ impl<P: Platform> Bus<P> {
         unit
     }
 
-    /// Every call into the unit that may send something comes through here.
+    /// Calls into the unit with its lock held. Every call that may send a message comes through here.
     #[inline]
     pub fn inside<T>(&self, call: impl FnOnce(&mut Unit<Arc<P::Memory>>, &Down<'_, P>) -> T) -> T {
         let mut unit = self.unit();

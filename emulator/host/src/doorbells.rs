@@ -43,12 +43,12 @@ pub(crate) fn shared_pages(queues: u16) -> anyhow::Result<(DoorbellPages, OwnedF
         .context("cannot size the doorbells' memory file")?;
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).context("cannot seal the doorbells' memory file")?;
-    // SAFETY: a new mapping at an address of the kernel's choice aliases nothing of ours.
+    // SAFETY: the kernel chooses the address, so the new mapping aliases no memory of this process.
     let host = unsafe { mmap(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, &file, 0) }
         .context("cannot map the doorbells")?;
     let owner = Arc::new(Mapping { host, len });
     // SAFETY: page-aligned, mapped readable and writable for `queues` strides until `owner` is dropped; this process
-    // reaches it through these pages only, the guest's stores being as good as another thread's.
+    // reaches it through these pages only. The guest's stores are like those of another thread.
     let pages = unsafe { DoorbellPages::new(host.cast(), usize::from(queues), owner) };
     Ok((pages, file))
 }

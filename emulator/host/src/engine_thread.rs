@@ -15,7 +15,7 @@ use crate::spin::Spin;
 use crate::threads::Threads;
 use crate::waker::Waker;
 
-/// Monotonic time, in nanoseconds since the process started to care.
+/// Monotonic time, ns since the clock was started.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock(Instant);
 
@@ -31,18 +31,18 @@ impl Clock {
     }
 }
 
-/// How long after its last work an engine looks for more without pausing, ns: a program that submits one after the
-/// other is back in less, and a pause takes some 70 ns on processors that save energy in it.
+/// Time after its last work in which an engine looks for more without a pause instruction, ns. A program that submits
+/// one descriptor after the other is back in less. A pause takes some 70 ns on processors that save energy in it.
 const EAGER_NS: u64 = 3_000;
 
-/// Where a function's engines run.
+/// The host CPUs of a function's engines.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Places<'t> {
     cpus: &'t [usize],
     spin_us: u32,
 }
 
-/// Where one engine runs, and how long it looks for work.
+/// The host CPU of one engine, and how long it looks for work before it sleeps.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     cpu: Option<usize>,
@@ -50,19 +50,20 @@ pub(crate) struct Place {
 }
 
 impl<'t> Places<'t> {
-    /// As the topology says.
+    /// The places that the configuration gives.
     pub(crate) fn new(function: &'t AcceleratorConfig) -> Self {
         Self { cpus: &function.cpus, spin_us: function.spin_us }
     }
 
-    /// Of one engine.
+    /// The place of one engine.
     pub(crate) fn of(self, engine: usize) -> Place {
         let cpu = (!self.cpus.is_empty()).then(|| self.cpus[engine % self.cpus.len()]);
         Place { cpu, spin: Spin::new(u64::from(self.spin_us) * 1000) }
     }
 }
 
-/// Whether engines can be pinned to these host CPUs. The error names the first that cannot, and those that can.
+/// Checks that engines can be pinned to these host CPUs. The error names the first CPU that cannot be used, and those
+/// that can.
 pub(crate) fn check_cpus(function: &str, cpus: &[usize]) -> anyhow::Result<()> {
     if cpus.is_empty() {
         return Ok(());
@@ -101,7 +102,7 @@ pub(crate) fn spawn(
         .spawn(move || {
             let _watch = watch;
             if let Some(Err(error)) = place.cpu.map(pin) {
-                // It was allowed when the backend started; the engine works anywhere.
+                // The CPU was allowed when the host started. The engine works on any other, too.
                 tracing::warn!(cpu = place.cpu, %error, "cannot pin an engine: it runs on any CPU");
             }
             run(&mut engine, &waker, clock, place.spin);

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use svadev_fabric::Bdf;
 use svadev_iommu::Finding;
 
-/// Something that the host's owner wants to know.
+/// An event that the host reports to its owner.
 #[derive(Clone, Debug)]
 pub enum HostEvent {
     /// A VMM attached to this function and gave it memory.
     Connected(Bdf),
-    /// The VMM is gone. The function is in its initial state, and another VMM may attach.
+    /// The VMM's connection ended. The function is in its initial state, and another VMM may attach.
     Disconnected(Bdf),
     /// Firmware or kernel placed the unit's registers here, and they are decoded.
     UnitPlaced {
@@ -52,7 +52,7 @@ pub(crate) struct PanicWatch {
 }
 
 impl PanicWatch {
-    /// To be held by the thread of this name.
+    /// A watch for the thread of this name, which holds it while it runs.
     pub(crate) fn new(events: &Events, thread: impl Into<String>) -> Self {
         Self { events: events.clone(), thread: thread.into() }
     }

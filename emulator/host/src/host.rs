@@ -34,7 +34,7 @@ pub struct Host {
     stop: Stop,
     socket_threads: Vec<JoinHandle<()>>,
     engine_threads: Vec<JoinHandle<()>>,
-    /// They look after the unit.
+    /// Threads that do something for the unit now and then.
     periodic_threads: Vec<Periodic>,
 }
 
@@ -122,7 +122,7 @@ impl Host {
         self.bus.write_register(offset, data);
     }
 
-    /// What reads the counters later, from any thread.
+    /// A reader of the counters for later, from any thread.
     pub fn counter_source(&self) -> CounterSource {
         let (functions, senders) = (self.functions.clone(), self.senders.clone());
         CounterSource { bus: Arc::clone(&self.bus), functions, senders }
@@ -140,7 +140,7 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         self.periodic_threads.clear();
-        // Sockets first: what their disconnection posts to an engine is carried out while that engine still runs.
+        // Sockets end first. A disconnection posts work to the engines, which still run then.
         self.stop.trigger();
         for thread in self.socket_threads.drain(..) {
             let _ = thread.join();

@@ -35,7 +35,7 @@ impl Interrupts {
         Self { vectors: Mutex::new((0..count).map(|_| Vector::default()).collect()) }
     }
 
-    /// Raises a vector. One without an eventfd is not enabled by the guest: nothing to do.
+    /// Raises a vector. If it has no eventfd, the guest has not enabled it, and nothing happens.
     pub(crate) fn raise(&self, vector: u16) {
         let mut vectors = self.lock();
         if let Some(vector) = vectors.get_mut(usize::from(vector)) {
@@ -123,7 +123,7 @@ impl Vector {
         if self.masked && !mutant!(MaskIgnored) {
             self.pending = true;
         } else if let Some(fd) = &self.eventfd {
-            // A full counter (EAGAIN) means that the VMM has still to take an earlier one: they merge, as MSIs may.
+            // EAGAIN means that the counter is full: the VMM has not taken an earlier interrupt. They merge, as MSIs may.
             let _ = nix::unistd::write(fd.as_fd(), &1u64.to_ne_bytes());
         }
     }

@@ -39,8 +39,7 @@ impl Link {
         self.bus_master.load(Ordering::Acquire)
     }
 
-    /// Sends one of the unit's interrupts as the memory write that it is. The VMM hears it when its thread comes to it;
-    /// nobody waits.
+    /// Sends one of the unit's interrupts as a memory write. The VMM handles it in its own thread; nobody waits for it.
     pub(crate) fn message_interrupt(&self, msi: Msi) -> Delivery {
         match self.sender.dma_write(msi.address, &msi.data.to_le_bytes()) {
             Ok(()) => Delivery::Sent,

@@ -26,14 +26,14 @@ pub(crate) fn start<P: Platform>(bus: Arc<Bus<P>>, scale: u32, events: &Events) 
     Periodic::start("overdue", PERIOD, events, move || bus.give_up_on(|outstanding| overdue.look(outstanding)))
 }
 
-/// What was outstanding at the last look, and at how many looks in a row.
+/// The invalidations that were outstanding at the last look, and for how many looks in a row.
 struct Overdue {
     patience: u32,
     seen: BTreeMap<InvalidateTag, u32>,
 }
 
 impl Overdue {
-    /// A function that one of the invalidations has been `outstanding` at for too long, if there is one.
+    /// Looks at the outstanding invalidations. Returns a function that has not acknowledged one of them for too long.
     fn look(&mut self, outstanding: &mut dyn Iterator<Item = (InvalidateTag, Bdf)>) -> Option<Bdf> {
         let before = std::mem::take(&mut self.seen);
         let mut late = None;

@@ -1,4 +1,4 @@
-//! A thread that does something every now and then.
+//! A thread that does its work once in each period.
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;

@@ -33,15 +33,14 @@ impl<G: GuestMaps> Releases<G> {
         token
     }
 
-    /// Nobody uses the memory any more: unmaps it, and answers.
+    /// Unmaps memory that nobody uses any more, and answers who waits for it.
     ///
-    /// Called with [`Self::hold`]'s token, once: by the engine that was last to let go (L5: a second call finds
-    /// nothing).
+    /// The engine that is last to let go calls it, with the token of [`Self::hold`]. A second call finds nothing (L5).
     pub(crate) fn release(&self, token: u64) {
         let released = self.lock().memory.remove(&token);
         if let Some((retired, reply)) = released {
             let bytes = G::bytes(&retired);
-            // First unmapped, then answered: the VMM may take the answer as "nobody has it mapped".
+            // Unmapped before it is answered: the VMM takes the answer to mean that nobody has it mapped.
             drop(retired);
             if let Some(reply) = reply
                 && !mutant!(UnmapNeverAnswered)

@@ -1,9 +1,9 @@
-//! How long an engine without work looks for more before it sleeps: as long as that has paid lately.
+//! How long an engine without work looks for more before it sleeps. The time follows how often looking found work lately.
 
-/// The share of the longest spin that is always tried, so that a busy time is noticed.
+/// Divisor of the longest spin: a spin is never shorter than this share, so that a change to a busy time is noticed.
 const LEAST: u64 = 16;
 
-/// An engine's patience.
+/// The spin time of one engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Spin {
     most_ns: u64,
@@ -11,18 +11,18 @@ pub(crate) struct Spin {
 }
 
 impl Spin {
-    /// Never longer than `most_ns`; begins with that.
+    /// Spins of at most `most_ns`, which is also the first one.
     pub(crate) fn new(most_ns: u64) -> Self {
         Self { most_ns, now_ns: most_ns }
     }
 
-    /// How long to look for work now, ns.
+    /// The time to look for work now, ns.
     pub(crate) fn limit_ns(self) -> u64 {
         self.now_ns
     }
 
-    /// Work came while it looked, or after `slept_ns` of sleep. Where looking longer would have found it, it is longer
-    /// next time; where even the longest would not, shorter: a processor is worth something to others.
+    /// Notes that work came while the engine looked, or after `slept_ns` of sleep. If a longer look would have found it,
+    /// the next look is longer. If even the longest would not, the next is shorter, and the CPU is free for others.
     pub(crate) fn work_came(&mut self, slept_ns: u64) {
         let least = self.most_ns / LEAST;
         let next = if slept_ns <= self.most_ns { self.now_ns.saturating_mul(2) } else { self.now_ns / 2 };

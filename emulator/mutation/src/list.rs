@@ -51,6 +51,11 @@ mutants! {
     /// A bad descriptor does not stop the queue.
     QueueErrorGoesOn,
 
+    // The unit's structures in memory.
+
+    /// Half an entry is taken for an entry.
+    EntryReadOnce,
+
     // The unit's interrupts.
 
     /// An interrupt that nobody could send counts as sent.

@@ -83,15 +83,14 @@ impl<M: GuestMemory> TableReader<'_, M> {
             return Err(fault(FaultReason::RootReserved, false));
         }
         let at = (root.frame() << 12) + u64::from(requester.devfn() & 0x7f) * CONTEXT_ENTRY_SIZE;
-        let low = ContextLow::from(self.load(at, FaultReason::ContextAccess, false)?);
+        let [low, high, third, fourth] = self.load_entry(at, FaultReason::ContextAccess, false)?;
+        let (low, high) = (ContextLow::from(low), ContextHigh::from(high));
         let fpd = low.fault_processing_disable();
         if !low.present() {
             return Err(fault(FaultReason::ContextNotPresent, fpd));
         }
-        let high = ContextHigh::from(self.load(at + 8, FaultReason::ContextAccess, fpd)?);
-        let reserved = self.load(at + 16, FaultReason::ContextAccess, fpd)?
-            | self.load(at + 24, FaultReason::ContextAccess, fpd)?;
-        if low.reserved() != 0 || high.reserved() != 0 || reserved != 0 || self.limits.frame_too_wide(low.frame()) {
+        if low.reserved() != 0 || high.reserved() != 0 || third | fourth != 0 || self.limits.frame_too_wide(low.frame())
+        {
             return Err(fault(FaultReason::ContextReserved, fpd));
         }
         Ok(Context::Scalable(ScalableContext { low, high }))
@@ -109,12 +108,12 @@ impl<M: GuestMemory> TableReader<'_, M> {
             return Err(fault(FaultReason::LegacyRootReserved, false));
         }
         let at = (root.frame() << 12) + u64::from(requester.devfn()) * LEGACY_CONTEXT_ENTRY_SIZE;
-        let low = LegacyContextLow::from(self.load(at, FaultReason::LegacyContextAccess, false)?);
+        let [low, high] = self.load_entry(at, FaultReason::LegacyContextAccess, false)?;
+        let (low, high) = (LegacyContextLow::from(low), LegacyContextHigh::from(high));
         let fpd = low.fault_processing_disable();
         if !low.present() {
             return Err(fault(FaultReason::LegacyContextNotPresent, fpd));
         }
-        let high = LegacyContextHigh::from(self.load(at + 8, FaultReason::LegacyContextAccess, fpd)?);
         if low.reserved() != 0 || high.reserved0() || high.reserved1() != 0 || self.limits.frame_too_wide(low.frame()) {
             return Err(fault(FaultReason::LegacyContextReserved, fpd));
         }

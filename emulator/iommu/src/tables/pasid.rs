@@ -28,15 +28,12 @@ impl<M: GuestMemory> TableReader<'_, M> {
         }
         let index = u64::from(pasid & ((1 << PASID_TABLE_BITS) - 1));
         let at = (directory.frame() << 12) + index * PASID_TABLE_ENTRY_SIZE;
-        // The quadword with P is read first. Software sets P last, so a new entry is whole if P is set here. An entry
-        // that is cleared or replaced as a whole while P is set (Linux before 7.0) can be read half-way.
-        let qw0 = PasidTable0::from(self.load(at, FaultReason::PasidTableAccess, fpd)?);
+        let [qw0, qw1, qw2] = self.load_entry(at, FaultReason::PasidTableAccess, fpd)?;
+        let (qw0, qw1, qw2) = (PasidTable0::from(qw0), PasidTable1::from(qw1), PasidTable2::from(qw2));
         let fpd = fpd || qw0.fault_processing_disable();
         if !qw0.present() {
             return Err(fault(FaultReason::PasidTableNotPresent, fpd));
         }
-        let qw1 = PasidTable1::from(self.load(at + 8, FaultReason::PasidTableAccess, fpd)?);
-        let qw2 = PasidTable2::from(self.load(at + 16, FaultReason::PasidTableAccess, fpd)?);
         let stages = self.stages(qw0, qw1, qw2).map_err(|reason| fault(reason, fpd))?;
         let tagged = matches!(stages, Stages::First(_) | Stages::Nested(..));
         Ok(AddressSpace {

@@ -88,8 +88,9 @@ pub(super) enum Mode {
     PassThrough,
 }
 
-pub(super) struct World {
-    pub(super) unit: Unit<Arc<Ram>>,
+/// `M` is how the unit reaches `ram`.
+pub(super) struct World<M: GuestMemory = Arc<Ram>> {
+    pub(super) unit: Unit<M>,
     pub(super) ram: Arc<Ram>,
     pub(super) ports: Ports,
     free: FrameRange,
@@ -109,6 +110,20 @@ impl World {
         world
     }
 
+    /// A unit that software has not touched.
+    pub(super) fn cold(config: UnitConfig) -> Self {
+        Self::over(config, Arc::clone)
+    }
+}
+
+impl<M: GuestMemory> World<M> {
+    /// A unit that software has not touched, which reaches memory through what `memory` makes.
+    pub(super) fn over(config: UnitConfig, memory: impl FnOnce(&Arc<Ram>) -> M) -> Self {
+        let ram = Arc::new(Ram::new(usize::try_from(RAM).unwrap()).unwrap());
+        let unit = Unit::new(config, memory(&ram));
+        Self { unit, ram, ports: Ports::default(), free: FrameRange::new(FIRST_FREE..RAM), tail: 0 }
+    }
+
     /// What software does after a reset: queues, root table, translation.
     pub(super) fn bring_up(&mut self) {
         self.set_up_queues();
@@ -117,13 +132,6 @@ impl World {
         assert_eq!(self.read32(offset::GSTS), 1 << 26 | 1 << 30);
         self.write32(offset::GCMD, 1 << 26 | 1 << 31);
         assert_eq!(self.read32(offset::GSTS), 1 << 26 | 1 << 30 | 1 << 31);
-    }
-
-    /// A unit that software has not touched.
-    pub(super) fn cold(config: UnitConfig) -> Self {
-        let ram = Arc::new(Ram::new(usize::try_from(RAM).unwrap()).unwrap());
-        let unit = Unit::new(config, Arc::clone(&ram));
-        Self { unit, ram, ports: Ports::default(), free: FrameRange::new(FIRST_FREE..RAM), tail: 0 }
     }
 
     fn set_up_queues(&mut self) {

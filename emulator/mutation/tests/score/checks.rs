@@ -106,6 +106,8 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         Mutant::QueueHeadNotWrapped => iommu(&["the_queue_wraps"]),
         Mutant::QueueErrorGoesOn => iommu(&["bad_descriptors_stop_the_queue"]),
 
+        Mutant::EntryReadOnce => iommu(&["half_a_pasid_entry_is_not_cached"]),
+
         Mutant::HeldInterruptForgotten => iommu(&["an_event_that_nobody_can_send_stays_pending"]),
         Mutant::CompletionEventNotRepeated => iommu(&["a_lost_completion_event_is_sent_again"]),
 

@@ -437,6 +437,22 @@ fn page_group_responses_reach_the_function() {
     assert_eq!((counters.responses_success, counters.responses_invalid, counters.responses_failure), (2, 1, 2));
 }
 
+/// Linux until 6.17 sets bit 66, which was LPIG before revision 4.0.
+#[test]
+fn a_page_group_response_may_have_the_bit_of_earlier_revisions() {
+    let mut world = World::new();
+    world.submit_and_wait(&[[9 | 1 << 4 | u64::from(OTHER.0) << 16 | 5 << 32, 0x123 << 3 | 1 << 2]]);
+    let response =
+        PageGroupResponse { pasid: Some(PASID), prg_index: PrgIndex::new(0x123).unwrap(), code: ResponseCode::Success };
+    assert_eq!(*world.ports.responses.borrow(), [(OTHER, response)]);
+    for bit in [0, 1, 12, 63] {
+        let mut world = World::new();
+        world.submit(&[[9 | 1 << 4 | u64::from(OTHER.0) << 16 | 5 << 32, 0x123 << 3 | 1 << bit]]);
+        assert!(FaultStatus::from(world.read32(offset::FSTS)).invalidation_queue_error(), "bit {bit}");
+        assert_eq!(*world.ports.responses.borrow(), []);
+    }
+}
+
 #[test]
 fn many_pasids_and_pages_have_room_beside_each_other() {
     // A quarter of the IOTLB: sets of four overflow seldom, whatever the pattern.

@@ -362,8 +362,11 @@ pub struct PageGroupResponse {
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub struct PageGroupResponseIndex {
-    #[bits(3)]
+    #[bits(2)]
     pub reserved0: u8,
+    /// LPIG (last page in group) until revision 4.0, which reserves it. Linux set it in every response, and hardware
+    /// ignores it.
+    __: bool,
     /// PRG index.
     #[bits(9)]
     pub prg_index: u16,

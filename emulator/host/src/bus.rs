@@ -83,7 +83,7 @@ impl<P: Platform> Bus<P> {
         self.inside(|unit, down| unit.retry_events(down));
     }
 
-    /// Resets the unit to its state after power-on. Called when its own function was reset, or the VMM is gone.
+    /// Resets the unit to its state after power-on. Called when the VMM reset the machine, or is gone.
     pub fn reset_unit(&self) {
         self.unit().reset();
     }

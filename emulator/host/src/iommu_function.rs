@@ -5,7 +5,7 @@ use nix::errno::Errno;
 
 use svadev_iommu::UnitState;
 use svadev_mutation::mutant;
-use svadev_pci::{ConfigEffect, ConfigState, IommuFunction};
+use svadev_pci::{ConfigState, IommuFunction};
 use svadev_spec::device::BAR_UNIT;
 use svadev_spec::vfio_user::region;
 use svadev_vfio_user::{
@@ -98,11 +98,8 @@ impl<P: Platform> Device for IommuDevice<P> {
             self.bus.write_register(offset, data);
             return Ok(());
         }
-        for effect in self.function.config_write(offset, data) {
-            if effect == ConfigEffect::Flr {
-                self.bus.reset_unit();
-            }
-        }
+        // Of the effects, only a BAR's new place concerns the unit.
+        let _ = self.function.config_write(offset, data);
         self.report_place();
         Ok(())
     }

@@ -224,8 +224,10 @@ impl ConfigSpace {
             Some(i @ (0 | 2)) => u16::from_le_bytes([bytes[i], bytes[i + 1]]),
             _ => 0,
         };
-        // §7.5.3.4: writing 1 initiates the reset; the bit itself reads 0.
-        if DeviceControl::from_bits(written(PCI_EXPRESS + pci_express::DEVICE_CONTROL)).initiate_flr() {
+        // §7.5.3.4: writing 1 initiates the reset; the bit itself reads 0. In a function without FLR it is reserved.
+        if self.description.function_level_reset
+            && DeviceControl::from_bits(written(PCI_EXPRESS + pci_express::DEVICE_CONTROL)).initiate_flr()
+        {
             self.reset();
             commands.flr = true;
         }

@@ -67,12 +67,29 @@ pub struct Description {
     pub pri: Option<Pri>,
     /// Requests with a PASID.
     pub pasid: Option<Pasid>,
+    /// Software can reset the function by function level reset (§6.6.2).
+    pub function_level_reset: bool,
 }
 
 impl Description {
-    /// A function without BARs and without capabilities but PCI Express.
+    /// A function with function level reset, without BARs and without capabilities but PCI Express.
     pub const fn new(identity: Identity) -> Self {
-        Self { identity, bars: [None; header::BARS], msi_x: None, ats: None, pri: None, pasid: None }
+        Self {
+            identity,
+            bars: [None; header::BARS],
+            msi_x: None,
+            ats: None,
+            pri: None,
+            pasid: None,
+            function_level_reset: true,
+        }
+    }
+
+    /// Without function level reset.
+    #[must_use]
+    pub const fn without_function_level_reset(mut self) -> Self {
+        self.function_level_reset = false;
+        self
     }
 
     /// With a BAR. Panics if there is no such index.

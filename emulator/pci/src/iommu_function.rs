@@ -5,7 +5,8 @@ use svadev_spec::device::{ABI_MAJOR, BAR_UNIT, BAR_UNIT_SIZE, PCI_CLASS_IOMMU, P
 use crate::{Bar, ConfigEffects, ConfigSpace, ConfigState, Description, Identity};
 
 /// The IOMMU function. No driver binds to it, and its bus mastering is never on. It sends no request of its own, so
-/// it has no ATS, PRI or PASID.
+/// it has no ATS, PRI or PASID. It has no function level reset: the unit behind it is in use as long as any function
+/// is, and software resets a function for that function's sake.
 #[derive(Debug)]
 pub struct IommuFunction {
     config: ConfigSpace,
@@ -19,7 +20,8 @@ impl IommuFunction {
         class: PCI_CLASS_IOMMU,
         revision: ABI_MAJOR.to_le_bytes()[0],
     })
-    .with_bar(BAR_UNIT, Bar { size: BAR_UNIT_SIZE, wide: false });
+    .with_bar(BAR_UNIT, Bar { size: BAR_UNIT_SIZE, wide: false })
+    .without_function_level_reset();
 
     /// The function after reset.
     pub fn new() -> Self {
@@ -41,7 +43,7 @@ impl IommuFunction {
         self.config.restore(state);
     }
 
-    /// Resets the function: its configuration space. What becomes of the unit is for its owner to say.
+    /// Resets the function's configuration space, when the machine is reset. The owner of the unit resets that.
     pub fn reset(&mut self) {
         self.config.reset();
     }

@@ -46,13 +46,14 @@ impl Layout {
             pri: None,
             pasid: None,
         });
-        let Description { identity, bars, msi_x, ats, pri, pasid } = *description;
+        let Description { identity, bars, msi_x, ats, pri, pasid, function_level_reset } = *description;
         layout.header();
         layout.identity(identity);
         for (index, bar) in bars.into_iter().enumerate() {
             bar.into_iter().for_each(|bar| layout.bar(index, bar));
         }
-        layout.pci_express(if msi_x.is_some() { low_byte(MSI_X) } else { 0 }, pasid.is_some());
+        let next = if msi_x.is_some() { low_byte(MSI_X) } else { 0 };
+        layout.pci_express(next, pasid.is_some(), function_level_reset);
         msi_x.into_iter().for_each(|msi_x| layout.msi_x(msi_x));
         let mut list = ExtendedList::default();
         layout.ats = ats.map(|_| list.append(&mut layout, extended_capability::ATS));
@@ -110,7 +111,7 @@ impl Layout {
 
     /// PCI Express capability (§7.5.3). The function is a root complex integrated endpoint: it sits on the root bus, has no link,
     /// and needs no ATSR entry to use ATS. QEMU makes it an endpoint where it is put behind a port.
-    fn pci_express(&mut self, next: u8, has_pasid: bool) {
+    fn pci_express(&mut self, next: u8, has_pasid: bool, function_level_reset: bool) {
         let mut capabilities_2 = DeviceCapabilities2::new();
         if has_pasid {
             capabilities_2 = capabilities_2
@@ -126,8 +127,9 @@ impl Layout {
             .with_version(2)
             .with_device_type(device_type::ROOT_COMPLEX_INTEGRATED_ENDPOINT);
         self.ro16(PCI_EXPRESS + pci_express::CAPABILITIES, capabilities.into_bits());
-        let capabilities =
-            DeviceCapabilities::new().with_role_based_error_reporting(true).with_function_level_reset(true);
+        let capabilities = DeviceCapabilities::new()
+            .with_role_based_error_reporting(true)
+            .with_function_level_reset(function_level_reset);
         self.ro32(PCI_EXPRESS + pci_express::DEVICE_CAPABILITIES, capabilities.into_bits());
         let control = DeviceControl::new()
             .with_correctable_error_reporting(true)

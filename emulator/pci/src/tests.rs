@@ -33,7 +33,7 @@ const IOMMU_TABLE: &[Dword] = &[
     (0x34, 0x0000_0040, 0, 0),
     (0x3c, 0, 0x0000_00ff, 0),
     (0x40, 0x0092_0010, 0, 0),
-    (0x44, 0x1000_8000, 0, 0),
+    (0x44, 0x0000_8000, 0, 0),
     (0x48, 0x0000_2000, 0x0000_700f, 0x000f_0000),
 ];
 
@@ -362,6 +362,19 @@ fn the_iommus_function_has_nothing_to_translate_with() {
     assert!(!space.ats().enable() && !space.pasid().enable() && !space.page_requests_enabled());
     assert!(!space.msi_x().enable());
     assert_eq!(all(&space), all(&ConfigSpace::new(IOMMU)));
+}
+
+/// The unit must not lose its state under a kernel that uses it for other functions.
+#[test]
+fn the_iommus_function_has_no_function_level_reset() {
+    let mut space = ConfigSpace::new(IOMMU);
+    assert_eq!(read32(&space, 0x44) & 1 << 28, 0, "Device Capabilities");
+    let placed = ConfigEffect::Bar { bar: 0, address: Some(0xfebf_0000) };
+    let _ = write16(&mut space, COMMAND, 2);
+    assert_eq!(write32(&mut space, BAR0, 0xfebf_0000), [placed]);
+    assert_eq!(write16(&mut space, DEVICE_CONTROL, 0x8000), []);
+    assert_eq!((read32(&space, BAR0), space.command().memory_space()), (0xfebf_0000, true));
+    assert_eq!(read16(&space, DEVICE_CONTROL) & 0x8000, 0);
 }
 
 /// Capabilities are values: a function without one has the others, in a list without a gap.

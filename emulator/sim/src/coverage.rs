@@ -81,6 +81,7 @@ const EXPECTED: &[(Group, &[&str])] = &[
             "vector masked",
             "vector pending when unmasked",
             "unit reset",
+            "reset of the unit's function without effect",
             "transport disconnected",
             "translation of 2 MiB",
             "translation of 1 GiB",

@@ -99,19 +99,33 @@ impl UnitFunction {
         *self = Self::new(bus, device, server, Arc::clone(maps), self.memory, log);
     }
 
-    /// The machine ends: by a reset message, a function level reset, or a client that goes away. The unit forgets all.
+    /// The guest initiates a function level reset, which the unit's function does not have.
+    fn reset_function_alone(&self) {
+        const KEPT: [u64; 4] = [offset::GSTS, offset::FECTL + 8, offset::PECTL + 8, offset::IQT];
+        let before = KEPT.map(|at| self.read32(at));
+        {
+            let device = &mut *self.device.borrow_mut();
+            let at = pci_express(device) + u64::from(pcie::pci_express::DEVICE_CONTROL);
+            let initiate = pcie::DeviceControl::new().with_initiate_flr(true);
+            device.region_write(region::CONFIG, at, &initiate.into_bits().to_le_bytes()).expect("it is there");
+        }
+        self.log.count(Group::Path, "reset of the unit's function without effect");
+        let kept = before[0] != 0 && KEPT.map(|at| self.read32(at)) == before;
+        self.log.check(Checker::ResetAndRelease, kept, || "a reset of its function changes the unit".to_owned());
+    }
+
+    /// The machine ends: by a reset message, or a client that goes away. The unit forgets all. Before that, in one of
+    /// three ways, the guest tries to reset the unit's function alone, which has no effect.
     pub fn end(&mut self, way: u64) {
+        if way == 1 {
+            self.reset_function_alone();
+        }
         let device = self.device.get_mut();
         match way {
             0 => {
                 let reply = self.client.call(&mut self.server, device, command::DEVICE_RESET, &[], Vec::new());
                 let answered = reply.is_some_and(|reply| reply.result().is_ok());
                 self.log.check(Checker::Transport, answered, || "the unit's reset is not answered".to_owned());
-            }
-            1 => {
-                let at = pci_express(device) + u64::from(pcie::pci_express::DEVICE_CONTROL);
-                let initiate = pcie::DeviceControl::new().with_initiate_flr(true);
-                device.region_write(region::CONFIG, at, &initiate.into_bits().to_le_bytes()).expect("it is there");
             }
             _ => {
                 self.server.disconnect(device);

@@ -58,6 +58,14 @@ impl<M: GuestMemory> Admission<'_, M> {
         }
     }
 
+    /// Whether FPD is set in one of the entries on the way to the address space of `request`, as far as they lead.
+    pub(crate) fn fault_processing_disable(&mut self, request: &Request) -> bool {
+        match self.address_space(request) {
+            Ok((space, _)) => space.fault_processing_disable,
+            Err(fault) => fault.fault_processing_disable,
+        }
+    }
+
     /// Whether the context entry of its requester lets a translated request in (§4.2.4).
     pub(crate) fn admit_translated(&mut self, request: &Request) -> Result<(), Fault> {
         let (serves_ats, fault_processing_disable, codes) = match self.context(request)? {

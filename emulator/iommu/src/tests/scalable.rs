@@ -281,6 +281,40 @@ fn the_interrupt_range_is_special_without_pasid() {
 }
 
 #[test]
+fn a_read_of_the_interrupt_range_has_the_code_of_its_mode_and_obeys_fpd() {
+    let mut world = World::new();
+    let pasid_entry = world.bind(DEVICE, 0, DOMAIN, Mode::PassThrough);
+    let blocked = |world: &mut World, access| world.access(None, 0xfee0_1000, access).unwrap_err();
+    for access in [Access::READ, Access::READ_WRITE] {
+        assert_eq!(blocked(&mut world, access), Blocked::Fault(FaultReason::InterruptAddress));
+        assert_eq!(world.take_fault(), Some((FaultReason::InterruptAddress.code(), 0xfee0_1000)));
+    }
+    let context = world.context_entry(DEVICE);
+    for at in [context, pasid_entry] {
+        let value = world.load(at);
+        world.store(at, value | 2);
+        world.submit_and_wait(&[[1 | 1 << 4, 0]]);
+        assert_eq!(blocked(&mut world, Access::READ), Blocked::Fault(FaultReason::InterruptAddress));
+        assert_eq!(world.take_fault(), None, "FPD is set");
+        world.store(at, value);
+        world.submit_and_wait(&[[1 | 1 << 4, 0]]);
+    }
+
+    let (root_table, contexts) = (world.page(), world.page());
+    let at = contexts + 16 * u64::from(DEVICE.devfn());
+    world.store(root_table, contexts | 1);
+    for (low, recorded) in [(0, true), (1 | 2 << 2, true), (1 | 2 | 2 << 2, false)] {
+        world.store(at, low);
+        world.write64(offset::RTADDR, root_table);
+        world.write32(offset::GCMD, 1 << 30 | 1 << 31);
+        assert_eq!(blocked(&mut world, Access::READ), Blocked::Fault(FaultReason::LegacyInterruptAddress));
+        let record = recorded.then_some((FaultReason::LegacyInterruptAddress.code(), 0xfee0_1000));
+        assert_eq!(world.take_fault(), record);
+        assert_eq!(world.access(None, 0xfee0_1000, Access::WRITE).unwrap().gpa, Gpa(0xfee0_1000), "an interrupt");
+    }
+}
+
+#[test]
 fn with_translation_disabled_addresses_pass_and_ats_does_not() {
     let mut world = world();
     world.write32(offset::GCMD, 1 << 26);

@@ -84,7 +84,7 @@ impl<M: GuestMemory> Unit<M> {
         }
         let request = Request { requester, pasid, iova, access, kind: RequestKind::Untranslated };
         let result = if pasid.is_none() && in_interrupt_range(iova.0) {
-            Err(Fault { reason: FaultReason::InterruptAddress, fault_processing_disable: false })
+            Err(self.interrupt_range_fault(&request))
         } else {
             self.find_page(&request).map(completion)
         };
@@ -95,6 +95,17 @@ impl<M: GuestMemory> Unit<M> {
             self.record_fault(&request, fault, ports);
             Blocked::Fault(fault.reason)
         })
+    }
+
+    /// The fault of an untranslated request to the interrupt range that is no interrupt (§3.14). Remapping is not asked,
+    /// but FPD of the requester's entries counts (§7.1.3).
+    #[cold]
+    fn interrupt_range_fault(&mut self, request: &Request) -> Fault {
+        let reason = match self.root.translation_table_mode() {
+            translation_table_mode::LEGACY => FaultReason::LegacyInterruptAddress,
+            _ => FaultReason::InterruptAddress,
+        };
+        Fault { reason, fault_processing_disable: self.admission().fault_processing_disable(request) }
     }
 
     /// Checks a translated request: an access with an address that a translation completion gave (§4.2.4). It is not

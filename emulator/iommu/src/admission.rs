@@ -68,23 +68,31 @@ impl<M: GuestMemory> Admission<'_, M> {
 
     /// Whether the context entry of its requester lets a translated request in (§4.2.4).
     pub(crate) fn admit_translated(&mut self, request: &Request) -> Result<(), Fault> {
+        let too_wide = self.walker.limits.frame_too_wide(request.iova.0 >> 12);
         let (serves_ats, fault_processing_disable, codes) = match self.context(request)? {
             Context::Legacy(context) => {
                 let space = context.address_space;
-                let codes = (FaultReason::LegacyContextBlocks, FaultReason::LegacyInterruptAddress);
+                let codes = (
+                    FaultReason::LegacyContextBlocks,
+                    FaultReason::LegacyInterruptAddress,
+                    FaultReason::LegacyAddressTooWide,
+                );
                 (space.serves_ats, space.fault_processing_disable, codes)
             }
             Context::Scalable(context) => {
-                let codes = (FaultReason::DeviceTlbDisabled, FaultReason::InterruptAddress);
+                let codes =
+                    (FaultReason::DeviceTlbDisabled, FaultReason::InterruptAddress, FaultReason::AddressBeyondHost);
                 (context.low.device_tlb_enable(), context.low.fault_processing_disable(), codes)
             }
         };
-        let (blocked, interrupt) = codes;
+        let (blocked, interrupt, beyond_host) = codes;
         let reason = if !serves_ats {
             blocked
         } else if in_interrupt_range(request.iova.0) {
             // §3.14: interrupts come untranslated.
             interrupt
+        } else if too_wide {
+            beyond_host
         } else {
             return Ok(());
         };

@@ -50,11 +50,15 @@ mutants! {
     QueueHeadNotWrapped,
     /// A bad descriptor does not stop the queue.
     QueueErrorGoesOn,
+    /// The third and fourth quadword of a descriptor are not looked at.
+    DescriptorUpperHalfUnchecked,
 
     // The unit's structures in memory.
 
     /// Half an entry is taken for an entry.
     EntryReadOnce,
+    /// The last five quadwords of a PASID table entry are not looked at.
+    PasidTableTailUnchecked,
 
     // The unit's interrupts.
 

@@ -89,7 +89,13 @@ impl<M: GuestMemory> TableReader<'_, M> {
         if !low.present() {
             return Err(fault(FaultReason::ContextNotPresent, fpd));
         }
-        if low.reserved() != 0 || high.reserved() != 0 || third | fourth != 0 || self.limits.frame_too_wide(low.frame())
+        // RID_PRIV is reserved without ECAP.RPRIVS.
+        let unsupported = high.rid_privileged() && !self.config.supervisor_requests;
+        if low.reserved() != 0
+            || high.reserved() != 0
+            || third | fourth != 0
+            || unsupported
+            || self.limits.frame_too_wide(low.frame())
         {
             return Err(fault(FaultReason::ContextReserved, fpd));
         }

@@ -1,5 +1,6 @@
 //! PASID directory and table entries (§9.5, §9.6).
 use svadev_memory::GuestMemory;
+use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::tables::{
     Level, PASID_DIRECTORY_ENTRY_SIZE, PASID_TABLE_BITS, PASID_TABLE_ENTRY_SIZE, PasidDirectoryEntry, PasidTable0,
@@ -34,6 +35,11 @@ impl<M: GuestMemory> TableReader<'_, M> {
         if !qw0.present() {
             return Err(fault(FaultReason::PasidTableNotPresent, fpd));
         }
+        for word in 3..8 {
+            if self.load(at + 8 * word, FaultReason::PasidTableAccess, fpd)? != 0 && !mutant!(PasidTableTailUnchecked) {
+                return Err(fault(FaultReason::PasidTableReserved, fpd));
+            }
+        }
         let stages = self.stages(qw0, qw1, qw2).map_err(|reason| fault(reason, fpd))?;
         let tagged = matches!(stages, Stages::First(_) | Stages::Nested(..));
         Ok(AddressSpace {
@@ -50,7 +56,7 @@ impl<M: GuestMemory> TableReader<'_, M> {
     fn stages(&self, qw0: PasidTable0, qw1: PasidTable1, qw2: PasidTable2) -> Result<Stages, FaultReason> {
         let unsupported = (qw2.supervisor_request_enable() && !self.config.supervisor_requests)
             || (qw2.execute_request_enable() && !self.config.execute_requests);
-        if qw0.reserved0() || qw0.reserved1() != 0 || qw2.reserved() != 0 || unsupported {
+        if qw0.reserved0() || qw0.reserved1() != 0 || qw1.reserved() != 0 || qw2.reserved() != 0 || unsupported {
             return Err(FaultReason::PasidTableReserved);
         }
         match qw0.translation_type() {

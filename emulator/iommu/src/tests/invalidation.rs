@@ -6,8 +6,8 @@ use svadev_spec::vtd::registers::{FaultStatus, InvalidationQueueError, offset};
 use svadev_spec::vtd::tables::Level;
 
 use super::world::{
-    DEVICE, DOMAIN, Mode, OTHER, PASID, RAM, SS_R, SS_W, STATUS, USER_PAGE, World, pasid_cache, pasid_device_tlb,
-    pasid_iotlb_page, wait_descriptor,
+    DEVICE, DOMAIN, Mode, OTHER, PASID, QUEUE, RAM, SS_R, SS_W, STATUS, USER_PAGE, World, pasid_cache,
+    pasid_device_tlb, pasid_iotlb_page, wait_descriptor,
 };
 use crate::{Caching, UnitConfig};
 
@@ -435,6 +435,37 @@ fn page_group_responses_reach_the_function() {
     );
     let counters = world.unit.counters();
     assert_eq!((counters.responses_success, counters.responses_invalid, counters.responses_failure), (2, 1, 2));
+}
+
+#[test]
+fn the_upper_half_of_a_wide_descriptor_is_reserved() {
+    for (word, descriptor) in [2, 3].into_iter().flat_map(|word| {
+        [wait_descriptor(7), [2 | 1 << 4, 0], pasid_cache(1, 5), [9, 0]].map(|descriptor| (word, descriptor))
+    }) {
+        let mut world = World::new();
+        world.store(QUEUE + 8 * word, 1 << 40);
+        world.submit(&[descriptor]);
+        assert_eq!((world.load(STATUS), world.read64(offset::IQH)), (0, 0), "quadword {word} of {descriptor:x?}");
+        assert_eq!(world.read64(offset::IQERCD), QueueError::Reserved as u64);
+        world.store(QUEUE + 8 * word, 0);
+        world.write32(offset::FSTS, 1 << 4);
+        assert_eq!(world.read64(offset::IQH), 32);
+    }
+}
+
+#[test]
+fn a_reserved_table_mode_stops_the_queue() {
+    let mut world = World::new();
+    world.write64(offset::RTADDR, 2 << 10);
+    world.write32(offset::GCMD, 1 << 26 | 1 << 30);
+    world.submit(&[wait_descriptor(7)]);
+    assert_eq!((world.load(STATUS), world.read64(offset::IQERCD)), (0, QueueError::InvalidMode as u64));
+    for mode in [0u64, 1, 3] {
+        let mut world = World::new();
+        world.write64(offset::RTADDR, mode << 10);
+        world.write32(offset::GCMD, 1 << 26 | 1 << 30);
+        world.submit_and_wait(&[]);
+    }
 }
 
 /// Linux until 6.17 sets bit 66, which was LPIG before revision 4.0.

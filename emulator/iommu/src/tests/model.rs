@@ -111,7 +111,12 @@ impl Model<'_> {
         }
         let c1 = self.read(at + 8, 0).ok_or(F::ContextAccess)?;
         let c23 = self.read(at + 16, 0).ok_or(F::ContextAccess)? | self.read(at + 24, 0).ok_or(F::ContextAccess)?;
-        if bits(c0, 8, 5) != 0 || self.beyond_host(c0 & !0xfff) || bits(c1, 63, 21) != 0 || c23 != 0 {
+        if bits(c0, 8, 5) != 0
+            || self.beyond_host(c0 & !0xfff)
+            || bits(c1, 63, 21) != 0
+            || c23 != 0
+            || (bit(c1, 20) && !self.config.supervisor_requests)
+        {
             return Err(F::ContextReserved);
         }
         if pasid.is_some() && !bit(c0, 3) {
@@ -143,6 +148,13 @@ impl Model<'_> {
         }
         let p1 = self.read(at + 8, 0).ok_or(F::PasidTableAccess)?;
         let p2 = self.read(at + 16, 0).ok_or(F::PasidTableAccess)?;
+        let mut others = 0;
+        for word in 3..8 {
+            others |= self.read(at + 8 * word, 0).ok_or(F::PasidTableAccess)?;
+        }
+        if others != 0 {
+            return Err(F::PasidTableReserved);
+        }
         let wants_execute = access.execute && pasid.is_some();
         let need = Need {
             read: access.read && !ats,
@@ -164,6 +176,7 @@ impl Model<'_> {
         let config = self.config;
         if bit(p0, 5)
             || bits(p0, 11, 10) != 0
+            || bits(p1, 22, 16) != 0
             || bits(p2, 11, 8) != 0
             || (bit(p2, 0) && !config.supervisor_requests)
             || (bit(p2, 1) && !config.execute_requests)

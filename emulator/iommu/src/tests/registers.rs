@@ -113,6 +113,12 @@ fn register_commands_work_while_the_queue_is_off() {
     world.write32(offset::GCMD, 1 << 26);
     world.write64(offset::CCMD, 1 << 63 | 1 << 61);
     assert_eq!(world.read64(offset::CCMD), 1 << 61, "refused while the queue is on");
+    world.write64(offset::RTADDR, 1 << 10);
+    world.write32(offset::GCMD, 1 << 30);
+    world.write64(offset::CCMD, 1 << 63 | 1 << 61);
+    assert_eq!(world.read64(offset::CCMD), 1 << 61, "refused in scalable mode");
+    world.write64(iotlb, 1 << 63 | 1 << 60);
+    assert_eq!(world.read64(iotlb), 1 << 60, "the same");
 }
 
 #[test]

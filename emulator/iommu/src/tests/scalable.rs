@@ -106,6 +106,10 @@ fn every_structure_fault_has_its_code() {
     damage(entry, |v| v & !(7 << 6), F::PasidTableInvalid, CompleterAbort);
     damage(entry, |v| v | 7 << 6, F::PasidTableInvalid, CompleterAbort);
     damage(|w| w.pasid_entry(DEVICE, 5) + 16, |v| v | 1 << 8, F::PasidTableReserved, CompleterAbort);
+    damage(|w| w.pasid_entry(DEVICE, 5) + 8, |v| v | 1 << 16, F::PasidTableReserved, CompleterAbort);
+    damage(|w| w.pasid_entry(DEVICE, 5) + 8, |v| v | 1 << 22, F::PasidTableReserved, CompleterAbort);
+    damage(|w| w.pasid_entry(DEVICE, 5) + 24, |_| 1, F::PasidTableReserved, CompleterAbort);
+    damage(|w| w.pasid_entry(DEVICE, 5) + 56, |_| 1 << 63, F::PasidTableReserved, CompleterAbort);
     damage(|w| w.pasid_entry(DEVICE, 5) + 16, |v| v | 2 << 2, F::PasidTableInvalid, CompleterAbort);
     damage(|w| w.pasid_entry(DEVICE, 5) + 16, outside, F::FirstStagePointer, CompleterAbort);
 }
@@ -167,6 +171,28 @@ fn translated_requests_need_dte_and_are_no_interrupts() {
     assert_eq!(world.take_fault(), None);
     world.write32(offset::GCMD, 1 << 26);
     assert_eq!(world.translated(0x5000, Access::READ), Ok(()), "nothing is checked with translation off");
+}
+
+#[test]
+fn translated_requests_stay_within_the_host_address_width() {
+    let mut world = World::with(UnitConfig { host_address_width: 40, ..UnitConfig::default() });
+    world.bind_first_stage(Level::FOUR);
+    assert_eq!(world.translated((1 << 40) - 1, Access::WRITE), Ok(()));
+    assert_eq!(world.translated(1 << 40, Access::WRITE), Err(Blocked::Fault(FaultReason::AddressBeyondHost)));
+    let (low, high) = world.take_fault_record().unwrap();
+    assert_eq!((low.fault_info(), high.address_type()), (1 << 28, 0b10));
+}
+
+#[test]
+fn rid_priv_is_reserved_without_supervisor_requests() {
+    for supervisor_requests in [true, false] {
+        let mut world = World::with(UnitConfig { supervisor_requests, ..UnitConfig::default() });
+        world.bind(DEVICE, 0, DOMAIN, Mode::PassThrough);
+        let context = world.context_entry(DEVICE);
+        world.store(context + 8, 1 << 20);
+        let expected = if supervisor_requests { Ok(()) } else { Err(Blocked::Fault(FaultReason::ContextReserved)) };
+        assert_eq!(world.access(None, 0x5000, Access::READ).map(|_| ()), expected);
+    }
 }
 
 #[test]
@@ -358,6 +384,7 @@ fn legacy_mode_walks_legacy_tables() {
     flush(&mut world);
     assert_eq!(world.translate(None, 0x3000, Access::READ).unwrap().gpa, Gpa(0x8_8000));
     assert_eq!(translated(&mut world, 0x8_8000), Ok(()));
+    assert_eq!(translated(&mut world, 1 << 52), Err(Blocked::Fault(FaultReason::LegacyAddressTooWide)));
     let interrupt = Err(Blocked::Fault(FaultReason::LegacyInterruptAddress));
     assert_eq!(translated(&mut world, 0xfee0_0000), interrupt);
     world.store(at, 1 | 2 << 2);

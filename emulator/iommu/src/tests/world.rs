@@ -32,7 +32,7 @@ pub(super) const SS_W: u64 = 2;
 
 /// Where the tables of the world lie.
 pub(super) const ROOT: u64 = 0x1000;
-const QUEUE: u64 = 0x10_0000;
+pub(super) const QUEUE: u64 = 0x10_0000;
 pub(super) const PRQ: u64 = 0x11_0000;
 pub(super) const STATUS: u64 = 0x12_0000;
 /// Fresh pages are handed out from here.

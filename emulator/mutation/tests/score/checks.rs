@@ -106,6 +106,8 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         Mutant::QueueHeadNotWrapped => iommu(&["the_queue_wraps"]),
         Mutant::QueueErrorGoesOn => iommu(&["bad_descriptors_stop_the_queue"]),
 
+        Mutant::DescriptorUpperHalfUnchecked => iommu(&["the_upper_half_of_a_wide_descriptor"]),
+        Mutant::PasidTableTailUnchecked => iommu(&["every_structure_fault_has_its_code"]),
         Mutant::EntryReadOnce => iommu(&["half_a_pasid_entry_is_not_cached"]),
 
         Mutant::HeldInterruptForgotten => iommu(&["an_event_that_nobody_can_send_stays_pending"]),

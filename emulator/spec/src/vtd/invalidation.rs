@@ -39,7 +39,7 @@ pub enum QueueError {
     InvalidWidth = 0x5,
     /// The tail is not aligned to 256-bit descriptors.
     UnalignedTail = 0x6,
-    /// The descriptor makes no sense in the current translation table mode.
+    /// The translation table mode (RTADDR.TTM) is reserved.
     InvalidMode = 0x7,
 }
 
@@ -358,7 +358,7 @@ pub struct PageGroupResponse {
     pub reserved1: u16,
 }
 
-/// Page group response, second quadword (§7.5.1). The third and fourth are software's.
+/// Page group response, second quadword (§7.5.1). The third and fourth are reserved.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub struct PageGroupResponseIndex {

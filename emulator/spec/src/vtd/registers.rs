@@ -254,6 +254,8 @@ pub mod translation_table_mode {
     pub const LEGACY: u8 = 0b00;
     /// Scalable mode.
     pub const SCALABLE: u8 = 0b01;
+    /// Reserved.
+    pub const RESERVED: u8 = 0b10;
     /// Abort-DMA mode; reserved unless ECAP.ADMS.
     pub const ABORT_DMA: u8 = 0b11;
 }

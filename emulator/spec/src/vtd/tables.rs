@@ -168,11 +168,12 @@ pub struct PasidTable1 {
     /// DID.
     pub domain_id: u16,
     #[bits(7)]
-    __: u8,
+    pub reserved: u8,
     /// PWSNP: page walks snoop the processors' caches.
     pub page_walk_snoop: bool,
     /// PGSNP: accesses snoop the processors' caches.
     pub page_snoop: bool,
+    /// Memory types of earlier revisions (CD, EMTE, EMT, PAT); reserved now.
     #[bits(39)]
     __: u64,
 }

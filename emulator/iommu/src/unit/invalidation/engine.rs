@@ -3,6 +3,7 @@ use svadev_fabric::{Bdf, Downstream, InvalidateTag};
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_mutation::mutant;
 use svadev_spec::vtd::invalidation::{DescriptorHeader, QueueError};
+use svadev_spec::vtd::registers::translation_table_mode;
 
 use super::descriptors::Step;
 use crate::gate::Point;
@@ -67,7 +68,8 @@ impl<M: GuestMemory> Unit<M> {
         self.set_queue_status(|status| status.set_invalidation_queue_error(true), self.last_requester, ports);
     }
 
-    /// Reads the descriptor at the head. The third and fourth quadword of wide ones are reserved or software's.
+    /// Reads the descriptor at the head. The third and fourth quadword of wide ones are reserved. They held private data
+    /// of page group responses until revision 4.0; no page request of this unit has private data to give back.
     fn next_descriptor(&self) -> Result<[u64; 2], QueueError> {
         let queue = &self.queue;
         if queue.tail >= queue.bytes() {
@@ -76,12 +78,21 @@ impl<M: GuestMemory> Unit<M> {
         if queue.tail & (queue.descriptor_bytes() - 1) != 0 {
             return Err(QueueError::UnalignedTail);
         }
-        if self.scalable() && !queue.address.descriptor_width() {
+        let mode = self.root.translation_table_mode();
+        if mode == translation_table_mode::RESERVED {
+            return Err(QueueError::InvalidMode);
+        }
+        let wide = queue.address.descriptor_width();
+        if mode == translation_table_mode::SCALABLE && !wide {
             return Err(QueueError::InvalidWidth);
         }
         let at = (queue.address.frame() << 12).checked_add(queue.head).ok_or(QueueError::Fetch)?;
         let load = |at| self.memory.load_u64(GuestAddress(at)).map_err(|_| QueueError::Fetch);
-        Ok([load(at)?, load(at + 8)?])
+        let descriptor = [load(at)?, load(at + 8)?];
+        if wide && load(at + 16)? | load(at + 24)? != 0 && !mutant!(DescriptorUpperHalfUnchecked) {
+            return Err(QueueError::Reserved);
+        }
+        Ok(descriptor)
     }
 
     /// A function acknowledged an invalidation for which it had said [`svadev_fabric::InvalidateAck::Pending`].

@@ -58,8 +58,7 @@ pub struct UnitConfig {
 impl Default for UnitConfig {
     fn default() -> Self {
         Self {
-            // The architectural maximum: no entry of a guest's own page tables is ever refused for its width.
-            host_address_width: 52,
+            host_address_width: Self::HOST_ADDRESS_WIDTH,
             max_pasid_bits: 20,
             levels5: true,
             pages_1gib: true,
@@ -75,6 +74,10 @@ impl Default for UnitConfig {
 }
 
 impl UnitConfig {
+    /// The default host address width, which the DMAR table must tell the guest, too. It is the architectural maximum:
+    /// no entry of a guest's own page tables is ever refused for its width.
+    pub const HOST_ADDRESS_WIDTH: u8 = 52;
+
     /// # Panics
     /// On a value outside its range: configurations come from the host, never from the guest.
     pub(crate) fn check(&self) {

@@ -16,7 +16,7 @@ use crate::{
 pub const ACPITABLE: &str = "sig=DMAR,rev=1,oem_id=SVADEV,oem_table_id=SVADEV,oem_rev=1";
 
 /// Host address width, bits: what DMA can reach. The table holds one less (§8.1).
-const HOST_ADDRESS_WIDTH: u8 = 48;
+const HOST_ADDRESS_WIDTH: u8 = svadev_iommu::UnitConfig::HOST_ADDRESS_WIDTH;
 /// Flags (§8.1): no interrupt remapping (bit 0), nothing said about x2APIC (bit 1), no DMA-protection opt-in (bit 2).
 const FLAGS: u8 = 0;
 /// Remapping structure type 0 (§8.3): DMA Remapping Hardware Unit Definition.
@@ -132,9 +132,10 @@ mod tests {
             "[iommu]\naddress = \"00:05.0\"\n[[accelerators]]\naddress = \"00:06.0\"\n[[accelerators]]\naddress = \"00:1e.0\"\n",
         )
         .unwrap();
+        assert_eq!(svadev_iommu::UnitConfig::default().host_address_width, 0x33 + 1, "the unit's width");
         #[rustfmt::skip]
         let by_hand = [
-            0x2f, 0x00, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            0x33, 0x00, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
             0x00, 0x00, 0x20, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xf0, 0xbf, 0xfe, 0x00, 0x00, 0x00, 0x00,
             0x01, 0x08, 0x00, 0x00, 0x00, 0x00, 0x06, 0x00,
             0x01, 0x08, 0x00, 0x00, 0x00, 0x00, 0x1e, 0x00,

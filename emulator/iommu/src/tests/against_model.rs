@@ -444,7 +444,8 @@ fn run(plan: &Plan, caching: Caching, focus: [usize; 2], events: &[Event]) -> Re
     let config = plan.config(caching);
     let mut history = History::default();
     // Every other word is zero and stays so.
-    let tables: Vec<u64> = words(&world).into_iter().filter(|&at| is_paging(&world, at)).collect();
+    let (tables, structures): (Vec<u64>, Vec<u64>) = words(&world).into_iter().partition(|&at| is_paging(&world, at));
+    let structures: Vec<(u64, u64)> = structures.into_iter().map(|at| (at, world.load(at))).collect();
     let near = |page: usize, offset: u64| in_tables(PAGES[focus[page]].0 + offset, plan);
     let targets: Vec<u64> =
         [0, 1].into_iter().flat_map(|page| way(&world, plan, near(page, 0))).filter(|at| tables.contains(at)).collect();
@@ -493,6 +494,11 @@ fn run(plan: &Plan, caching: Caching, focus: [usize; 2], events: &[Event]) -> Re
             }
         }
         history.observe(&world, &tables);
+        // A changed entry can lead a walk into the structures, where it sets accessed or dirty. The history knows
+        // nothing of what is cached of those.
+        if structures.iter().any(|&(at, value)| world.load(at) != value) {
+            break;
+        }
     }
     Ok(())
 }

@@ -27,12 +27,21 @@ fn a_record_tells_who_what_and_where() {
     fault(&mut world, 0, Access { execute: true, privileged: true, ..Access::READ });
     let (_, high) = world.take_fault_record().unwrap();
     assert_eq!((high.type1(), high.execute(), high.privileged()), (true, true, true));
+    fault(&mut world, 0, Access::READ_WRITE);
+    let (_, high) = world.take_fault_record().unwrap();
+    assert_eq!((high.type1(), high.type2()), (true, true), "an AtomicOp");
+    assert!(world.translated(0xfee0_0000, Access::READ_WRITE).is_err());
+    let (_, high) = world.take_fault_record().unwrap();
+    assert_eq!((high.type1(), high.type2(), high.address_type()), (true, true, 2), "a translated one");
     let entry = world.pasid_entry(DEVICE, PASID.get());
     world.store(entry, 0);
     world.submit_and_wait(&[[7 | 3 << 4, 0]]);
-    assert!(world.translate(Some(PASID), 0x1000, Access::WRITE).is_err());
-    let (_, high) = world.take_fault_record().unwrap();
-    assert_eq!(high.address_type(), 1, "a translation request");
+    for (access, type1) in [(Access::READ, true), (Access::WRITE, false), (Access::READ_WRITE, false)] {
+        assert!(world.translate(Some(PASID), 0x1000, access).is_err());
+        let (_, high) = world.take_fault_record().unwrap();
+        assert_eq!(high.address_type(), 1, "a translation request");
+        assert_eq!((high.type1(), high.type2()), (type1, false), "of {access:?}");
+    }
     let _ = world.access(None, 0x1000, Access::READ);
     assert!(!world.take_fault_record().unwrap().1.pasid_present());
 }

@@ -25,12 +25,13 @@ impl<M: GuestMemory> Unit<M> {
             return;
         }
         let pasid = request.pasid.map_or(0, Pasid::get) ^ u32::from(mutant!(FaultWithWrongPasid));
+        let (type1, type2) = request_type(request);
         let record = FaultRecord {
             low: FaultRecordLow::new().with_fault_info(request.iova.0 >> 12),
             high: FaultRecordHigh::new()
                 .with_source_id(request.requester.0)
-                .with_type1(!matches!(request.kind, RequestKind::PageRequest) && !request.access.write)
-                .with_type2(request.kind == RequestKind::PageRequest)
+                .with_type1(type1)
+                .with_type2(type2)
                 .with_privileged(request.access.privileged)
                 .with_execute(request.access.execute)
                 .with_pasid_present(request.pasid.is_some())
@@ -108,5 +109,16 @@ impl<M: GuestMemory> Unit<M> {
         if !self.faults.any_status() {
             self.event_serviced(EventKind::Fault);
         }
+    }
+}
+
+/// T1 and T2 of a fault record (§11.4.7.6). An access that reads and writes in one go is an AtomicOp. A translation
+/// request is none: it asks for both rights at once.
+fn request_type(request: &Request) -> (bool, bool) {
+    let access = request.access;
+    match request.kind {
+        RequestKind::PageRequest => (false, true),
+        RequestKind::Untranslated | RequestKind::Translated if access.read && access.write => (true, true),
+        _ => (!access.write, false),
     }
 }

@@ -195,6 +195,10 @@ impl<M: GuestMemory> Unit<M> {
         }
         if command.translation_enable() != self.global.translation_enable() {
             tracing::debug!(enable = command.translation_enable(), "translation");
+            if command.translation_enable() && !self.global.root_table_pointer() {
+                // The specification leaves open what comes of it. Here the tables are those at address 0.
+                tracing::warn!("remapping is enabled before a root table was set (GCMD.SRTP)");
+            }
             self.global.set_translation_enable(command.translation_enable());
             if !command.translation_enable() {
                 self.forget_requests(ports);

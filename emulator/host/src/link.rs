@@ -29,9 +29,14 @@ impl Link {
         }
     }
 
-    /// Follows the command register. Returns what bus mastering is now, if that is a change.
+    /// Follows the command register, after the engines' gate: an interrupt of what a wider gate allows is sent, or held
+    /// and sent here. Returns what bus mastering is now, if that is a change.
     pub(crate) fn set_bus_master(&self, on: bool) -> Option<bool> {
-        (self.bus_master.swap(on, Ordering::AcqRel) != on).then_some(on)
+        let changed = self.bus_master.swap(on, Ordering::AcqRel) != on;
+        if changed {
+            self.interrupts.set_bus_master(on);
+        }
+        changed.then_some(on)
     }
 
     /// Whether the guest lets the function send memory writes.

@@ -253,6 +253,10 @@ mutants! {
     MaskIgnored,
     /// A pending vector does not fire when it is unmasked.
     PendingVectorLost,
+    /// Vectors that are pending are not sent when bus mastering is turned on.
+    PendingVectorsNotRetried,
+    /// A reset leaves vectors pending.
+    ResetKeepsPendingVectors,
     /// Memory that left the map is unmapped while engines use it.
     MemoryReleasedEarly,
     /// An unmap is carried out and not answered.

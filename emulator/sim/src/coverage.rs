@@ -80,6 +80,8 @@ const EXPECTED: &[(Group, &[&str])] = &[
             "interrupt dropped with bus mastering",
             "vector masked",
             "vector pending when unmasked",
+            "vector pending when bus mastering came",
+            "bus mastering on again before a reset",
             "unit reset",
             "reset of the unit's function without effect",
             "transport disconnected",

@@ -189,8 +189,7 @@ impl Accelerator {
     pub fn bring_up(&mut self) {
         let pasid = self.extended_capability(extended_capability::PASID) + u64::from(pcie::pasid::CONTROL);
         let ats = self.extended_capability(extended_capability::ATS) + u64::from(pcie::ats::CONTROL);
-        let command = pcie::Command::new().with_memory_space(true).with_bus_master(true);
-        self.vmm.set_command(command);
+        self.start_bus_mastering();
         self.vmm.enable_vectors(VECTORS);
         self.config_write16(pasid, pcie::PasidControl::new().with_enable(true).into_bits());
         self.start_page_requests();
@@ -241,6 +240,11 @@ impl Accelerator {
     /// Turns bus mastering off, as a driver does before it resets its device.
     pub fn stop_bus_mastering(&mut self) {
         self.vmm.set_command(pcie::Command::new().with_memory_space(true));
+    }
+
+    /// Turns bus mastering on again.
+    pub fn start_bus_mastering(&mut self) {
+        self.vmm.set_command(pcie::Command::new().with_memory_space(true).with_bus_master(true));
     }
 
     /// Resets the function, by the way that `way` chooses. Whether its connection ended with it.

@@ -312,6 +312,11 @@ impl UnitDriver {
         faults
     }
 
+    /// Whether the page request queue has overflowed, and the kernel has not noticed yet.
+    pub fn is_overflowing(&self) -> bool {
+        PageRequestStatus::from(self.unit.read32(offset::PRS)).overflow()
+    }
+
     /// Takes what is in the page request queue; the groups that are complete now.
     pub fn take_page_requests(&mut self) -> Vec<Group> {
         let pending = PageRequestStatus::new().with_pending(true);
@@ -324,9 +329,7 @@ impl UnitDriver {
         }
         let free = (self.page_request_head + self.page_request_bytes - self.held) % self.page_request_bytes;
         self.unit.write64(offset::PQH, free);
-        if PageRequestStatus::from(self.unit.read32(offset::PRS)).overflow()
-            && self.unit.read64(offset::PQT) == self.page_request_head
-        {
+        if self.is_overflowing() && self.unit.read64(offset::PQT) == self.page_request_head {
             // Whatever is incomplete was answered by the unit (VT-d 4.1 §7.4.1).
             self.partial.clear();
             self.overflowed = true;

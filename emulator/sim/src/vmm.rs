@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | no memory write without bus mastering | a DMA_WRITE, or a vector that fires, while Bus Master Enable is off |
 //! | a masked vector waits, and is not lost | a vector that fires while it is masked, or does not when it is unmasked |
+//! | a vector waits for bus mastering | a pending vector that does not fire when bus mastering is turned on |
 //! | a connection's eventfds end with it | a vector of a former connection that fires |
 //! | a reset is answered when it is over | a reply while the function is busy with the youngest reset |
 //! | an unmap is answered when the memory is free | a reply before the mapping was given back |
@@ -360,12 +361,38 @@ impl Vmm {
 
     /// Writes the command register. With bus mastering, the function may send from the write on, before its reply.
     pub fn set_command(&mut self, value: pcie::Command) {
+        let was_on = self.is_bus_master();
         if value.bus_master() {
+            self.look_at_vectors();
             self.bus_master = Some(self.mutant != Some(Mutant::ForgetBusMaster));
         } else {
             self.expect_no_writes();
         }
+        let pending = self.pending();
         self.config_write(header::COMMAND.into(), &value.into_bits().to_le_bytes());
+        if value.bus_master() && !was_on {
+            self.expect_pending_vectors(pending);
+        }
+    }
+
+    /// Bus mastering was just turned on: vectors of `pending` fire that are not masked.
+    fn expect_pending_vectors(&mut self, pending: u32) {
+        for (number, vector) in self.vectors.iter_mut().enumerate() {
+            let due = pending >> number & 1 != 0 && !vector.masked;
+            let fires = vector.eventfd.read().is_ok();
+            vector.fired |= fires;
+            self.log.check(Checker::Vectors, fires == due, || {
+                format!("bus mastering is on again, vector {number} is due: {due}, and it fires: {fires}")
+            });
+            self.log.add(Group::Path, "vector pending when bus mastering came", due.into());
+        }
+    }
+
+    /// Pending bits of the vectors, as the guest reads them.
+    fn pending(&mut self) -> u32 {
+        let mut pending = [0; 4];
+        self.read(BAR_MSIX, MSIX_PBA_OFFSET.into(), &mut pending);
+        u32::from_le_bytes(pending)
     }
 
     /// The next command turns bus mastering off. Memory writes that were sent before it are dropped, as QEMU's main
@@ -445,19 +472,23 @@ impl Vmm {
     /// Unmasks a vector. If it is pending, it fires at once.
     pub fn unmask(&mut self, vector: u32) {
         self.look_at_vectors();
-        let mut pending = [0; 4];
-        self.read(BAR_MSIX, MSIX_PBA_OFFSET.into(), &mut pending);
-        let pending = u32::from_le_bytes(pending) >> vector & 1 != 0;
+        let pending = self.pending() >> vector & 1 != 0;
         self.set_irqs(IrqSetFlags::DATA_NONE | IrqSetFlags::ACTION_UNMASK, vector, 1, Vec::new());
         let vector = &mut self.vectors[vector as usize];
         vector.masked = self.mutant == Some(Mutant::ForgetUnmask);
         let fires = vector.eventfd.read().is_ok();
         vector.fired |= fires;
         self.log.event(format_args!("unmasked, pending: {pending}"));
-        self.log.check(Checker::Vectors, fires == pending, || {
+        let due = pending && self.bus_master == Some(true);
+        self.log.check(Checker::Vectors, fires == due, || {
             format!("a vector is unmasked, its pending bit is {pending}, and it fires: {fires}")
         });
-        self.log.add(Group::Path, "vector pending when unmasked", pending.into());
+        self.log.add(Group::Path, "vector pending when unmasked", due.into());
+    }
+
+    /// Whether the guest has enabled its vectors since the last reset.
+    pub fn has_vectors(&self) -> bool {
+        !self.vectors.is_empty()
     }
 
     /// Whether a vector is masked.
@@ -497,6 +528,14 @@ impl Vmm {
     /// Whether the function itself is busy, whatever is still in the stream.
     fn is_function_busy(&mut self) -> bool {
         Status::from_bits(self.peek32(regs::STATUS)).busy()
+    }
+
+    /// A reset is over: no vector is pending.
+    pub fn check_nothing_is_pending(&mut self) {
+        let pending = self.pending();
+        self.log.check(Checker::Vectors, pending == 0, || {
+            format!("a reset is over, and vectors are pending: {pending:#x}")
+        });
     }
 
     fn peek32(&mut self, at: u64) -> u32 {

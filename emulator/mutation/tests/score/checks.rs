@@ -87,6 +87,7 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         | Mutant::InterruptsNotRetried
         | Mutant::MaskIgnored
         | Mutant::PendingVectorLost
+        | Mutant::ResetKeepsPendingVectors
         | Mutant::MemoryReleasedEarly
         | Mutant::UnmapNeverAnswered
         | Mutant::YoungestResetIsAnswered
@@ -98,6 +99,7 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         | Mutant::UnitSurvivesReset
         | Mutant::UnitSurvivesDisconnect => WORLD,
         Mutant::OverdueOneLookEarly => host(&["what_is_outstanding_for_long"]),
+        Mutant::PendingVectorsNotRetried => host(&["a_vector_without_bus_mastering"]),
         Mutant::StalledAuditClockRuns => host(&["a_stall_is_not_the_guests_time"]),
         Mutant::StatusBeforeInvalidations | Mutant::ParkSkipsWait => iommu(&["a_wait_is_over_only_after"]),
         Mutant::TimeoutKeepsWait => iommu(&["a_timeout_aborts_the_wait"]),

@@ -28,6 +28,10 @@ impl World {
 
     /// Begins a reset of a function, by any way.
     fn begin_reset(&mut self, f: usize) {
+        if !self.functions[f].vmm.is_bus_master() && self.functions[f].vmm.has_vectors() && self.rng.chance(500) {
+            self.functions[f].start_bus_mastering();
+            self.log.count(Group::Path, "bus mastering on again before a reset");
+        }
         let (way, q) = (self.rng.below(3), self.rng.index(QUEUES));
         if self.functions[f].vmm.is_bus_master() && self.rng.chance(300) && !self.functions[f].vmm.is_masked(q) {
             // A mask does not outlive the reset of its function, or its connection.
@@ -111,6 +115,7 @@ impl World {
         self.drop_flights(|flight| flight.queue.0 == f);
         let function = &mut self.functions[f];
         (function.resetting, function.resets_left) = (false, 0);
+        function.vmm.check_nothing_is_pending();
         function.bring_up();
         for q in 0..QUEUES {
             let queue = self.functions[f].queues[q];

@@ -340,7 +340,8 @@ impl World {
     /// that its full queue had no room for.
     fn fruitless(&self, flight: &Flight) -> u8 {
         let lasted = self.step >= flight.since + PATIENCE_STEPS;
-        let reasons = if lasted && self.last_overflow > flight.since { excuse::FAULT } else { 0 };
+        let overflow = self.last_overflow > flight.since || self.unit.is_overflowing();
+        let reasons = if lasted && overflow { excuse::FAULT } else { 0 };
         excuse::in_queue(flight.queue.1, reasons)
     }
 

@@ -69,7 +69,32 @@ impl<P: Platform> Bus<P> {
 
     /// A guest's write to the unit's registers.
     pub fn write_register(&self, offset: u64, data: &[u8]) {
-        self.inside(|unit, down| unit.write_register(offset, data, down));
+        self.inside_with_queue(|unit, down| unit.write_register(offset, data, down));
+    }
+
+    /// Carries out what is left in an invalidation queue that was too long for one call, piece by piece. Between two
+    /// pieces the unit's lock is free, so that engines can translate. The guest need not do anything for it.
+    pub fn continue_queue(&self) {
+        let continue_queue = |unit: &mut Unit<_>, down: &Down<'_, P>| {
+            unit.continue_queue(down);
+            unit.queue_is_unfinished()
+        };
+        while !mutant!(LongQueueForgotten) && self.inside(continue_queue) {
+            // The lock is not fair: who waits for it must get a chance to take it.
+            std::thread::yield_now();
+        }
+    }
+
+    /// [`Self::inside`] for calls that can start the invalidation queue: carries out all of it.
+    fn inside_with_queue(&self, call: impl FnOnce(&mut Unit<Arc<P::Memory>>, &Down<'_, P>)) {
+        let unfinished = self.inside(|unit, down| {
+            call(unit, down);
+            unit.queue_is_unfinished()
+        });
+        if unfinished {
+            std::thread::yield_now();
+            self.continue_queue();
+        }
     }
 
     /// Sends interrupts again whose cause is still pending. Called when a function's bus mastering was turned off: the
@@ -173,7 +198,7 @@ impl<P: Platform> Upstream for Bus<P> {
     }
 
     fn invalidate_complete(&self, requester: Bdf, tag: InvalidateTag) {
-        let next = |requester, tag| self.inside(|unit, down| unit.invalidate_complete(requester, tag, down));
+        let next = |requester, tag| self.inside_with_queue(|unit, down| unit.invalidate_complete(requester, tag, down));
         self.tap.invalidate_complete(requester, tag, next);
     }
 
@@ -222,5 +247,79 @@ impl<P: Platform> Downstream for Down<'_, P> {
                 Delivery::Held
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+    use svadev_memory::{GuestAddress, GuestMemory, Ram};
+    use svadev_spec::vtd::registers::offset;
+    use svadev_vfio_user::{DmaMap, DmaUnmap};
+
+    use super::*;
+    use crate::platform::{Doorbells, GuestMaps, Wake};
+
+    /// A platform for a bus alone: nobody asks it for anything.
+    struct Nothing;
+
+    impl Platform for Nothing {
+        type Memory = Ram;
+        type Maps = Self;
+        type Waker = Self;
+        type Tap = ();
+
+        fn memory(&mut self, _: Bdf) -> (Arc<Ram>, Self) {
+            unreachable!("the bus has its memory")
+        }
+        fn waker(&mut self, _: Bdf, _: usize) -> anyhow::Result<Arc<Self>> {
+            unreachable!("there is no engine")
+        }
+        fn doorbells(&mut self, _: u16) -> anyhow::Result<Doorbells> {
+            unreachable!("there is no function")
+        }
+    }
+
+    impl GuestMaps for Nothing {
+        type Retired = ();
+
+        fn map(&self, _: DmaMap) -> Result<(), Errno> {
+            Ok(())
+        }
+        fn unmap(&self, _: DmaUnmap) -> Result<(), Errno> {
+            Ok(())
+        }
+        fn unmap_all(&self) {}
+        fn bytes((): &()) -> u64 {
+            0
+        }
+    }
+
+    impl Wake for Nothing {
+        fn wake(&self) {}
+    }
+
+    #[test]
+    fn a_queue_too_long_for_one_call_is_carried_out_without_another_write() {
+        const QUEUE: u64 = 0x8_0000;
+        const BYTES: u64 = 0x8_0000;
+        let ram = Arc::new(Ram::new(1 << 20).unwrap());
+        let store = |at: u64, value: u64| ram.write(GuestAddress(at), &value.to_le_bytes()).unwrap();
+        // IOTLB invalidations of a domain, and a wait that writes 7 to 0x1000.
+        for at in (QUEUE..QUEUE + BYTES - 32).step_by(32) {
+            store(at, 2 | 2 << 4 | 9 << 16);
+        }
+        store(QUEUE + BYTES - 64, 5 | 1 << 5 | 7 << 32);
+        store(QUEUE + BYTES - 56, 0x1000);
+        let iommu = Bdf::new(0, 5, 0).unwrap();
+        let bus = Bus::<Nothing>::new(UnitConfig::default(), iommu, Arc::clone(&ram), ());
+        bus.connect([]);
+        bus.write_register(offset::IQA, &(QUEUE | 1 << 11 | 7).to_le_bytes());
+        bus.write_register(offset::GCMD, &(1u32 << 26).to_le_bytes());
+        bus.write_register(offset::IQT, &(BYTES - 32).to_le_bytes());
+        let mut head = [0; 8];
+        bus.read_register(offset::IQH, &mut head);
+        assert_eq!(u64::from_le_bytes(head), BYTES - 32);
+        assert_eq!(ram.load_u64(GuestAddress(0x1000)).unwrap(), 7);
     }
 }

@@ -51,6 +51,7 @@ impl<P: Platform> IommuDevice<P> {
         let IommuState { config, unit: saved } = state;
         self.function.restore(config);
         self.bus.inside(|unit, _| unit.restore(saved));
+        self.bus.continue_queue();
         self.report_place();
     }
 

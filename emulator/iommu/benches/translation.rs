@@ -113,6 +113,40 @@ impl World {
     }
 }
 
+/// Where the largest queue is: 16384 descriptors of 256 bits.
+const LARGE_QUEUE: u64 = 0x40_0000;
+const LARGE_QUEUE_BYTES: u64 = 512 << 10;
+
+/// Milliseconds that the largest queue takes in all, and the longest call into the unit on the way, with `low` in every
+/// descriptor and a full IOTLB.
+fn full_queue(caching: Caching, low: u64) -> (f64, f64) {
+    let mut world = World::new(1, 1 << 14, UnitConfig { caching, ..UnitConfig::default() });
+    for page in 0..1 << 14 {
+        world.translate(0, page);
+    }
+    for at in (LARGE_QUEUE..LARGE_QUEUE + LARGE_QUEUE_BYTES).step_by(32) {
+        world.store(at, low);
+    }
+    world.unit.write_register(offset::GCMD, &(1u32 << 31).to_le_bytes(), &Silent);
+    world.unit.write_register(offset::IQA, &(LARGE_QUEUE | 1 << 11 | 7).to_le_bytes(), &Silent);
+    world.unit.write_register(offset::IQT, &0u64.to_le_bytes(), &Silent);
+    world.unit.write_register(offset::GCMD, &(1u32 << 31 | 1 << 26).to_le_bytes(), &Silent);
+    let (start, mut longest) = (Instant::now(), 0.0f64);
+    let tail = LARGE_QUEUE_BYTES - 32;
+    let mut call = Instant::now();
+    world.unit.write_register(offset::IQT, &tail.to_le_bytes(), &Silent);
+    longest = longest.max(call.elapsed().as_secs_f64() * 1e3);
+    while world.unit.queue_is_unfinished() {
+        call = Instant::now();
+        world.unit.continue_queue(&Silent);
+        longest = longest.max(call.elapsed().as_secs_f64() * 1e3);
+    }
+    let mut head = [0; 8];
+    world.unit.read_register(offset::IQH, &mut head);
+    assert_eq!(u64::from_le_bytes(head), tail, "all of the queue was carried out");
+    (start.elapsed().as_secs_f64() * 1e3, longest)
+}
+
 /// Nanoseconds of one of `count` calls, the best of [`ROUNDS`]; `before` is not counted.
 fn best(count: u64, mut before: impl FnMut(usize), mut run: impl FnMut(u64)) -> f64 {
     (0..ROUNDS)
@@ -259,4 +293,16 @@ fn main() {
         rows.push((name.to_owned(), best(4096, |_| (), |i| world.invalidate(low, i << 12 | mask))));
     }
     table("Invalidation, register write and descriptor", &rows);
+
+    println!("\nThe largest queue, 16384 descriptors: all of it, and the longest call");
+    for (name, caching) in
+        [("no caching", Caching::None), ("strict", Caching::Strict), ("adversarial", Caching::Adversarial)]
+    {
+        for (what, low) in
+            [("another PASID", 6 | 2 << 4 | 9 << 16), ("another domain", 2 | 2 << 4 | 9 << 16), ("all", 2 | 1 << 4)]
+        {
+            let (all, longest) = full_queue(caching, low);
+            println!("  {:<44} {all:8.1} ms  {longest:8.1} ms", format!("{name}, {what}"));
+        }
+    }
 }

@@ -23,7 +23,7 @@ pub enum Caching {
     Strict,
     /// As long as the specification permits. An invalidation removes what it names and nothing else. An entry makes
     /// room only when a cache is full. A stale paging-structure entry is used without a second look. Wide invalidations
-    /// take time in proportion to the entries.
+    /// take time in proportion to the entries of their domain or PASID.
     Adversarial,
 }
 

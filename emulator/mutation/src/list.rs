@@ -48,6 +48,8 @@ mutants! {
     AcknowledgementFromAnyone,
     /// The head goes on past the end of the queue.
     QueueHeadNotWrapped,
+    /// A queue that is too long for one call is not gone on with.
+    LongQueueForgotten,
     /// A bad descriptor does not stop the queue.
     QueueErrorGoesOn,
     /// The third and fourth quadword of a descriptor are not looked at.

@@ -1,5 +1,6 @@
 //! A store that keeps every entry as long as it may ([`Caching::Adversarial`](crate::Caching::Adversarial)).
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use super::key::{CacheTag, Key};
 
@@ -49,15 +50,16 @@ impl<V: Copy> Exact<V> {
         self.entries.clear();
     }
 
-    /// Drops the entries that `doomed` names.
-    pub(crate) fn drop_if(&mut self, doomed: impl Fn(Key, V) -> bool) {
-        self.entries.retain(|&key, &mut value| !doomed(key, value));
-    }
-
     /// Drops the entries of `tag` and `class` from number `first` to `last`.
     pub(crate) fn drop_range(&mut self, tag: CacheTag, class: u8, first: u64, last: u64) {
-        let range = Key::new(tag, class, first)..=Key::new(tag, class, last);
-        let doomed: Vec<Key> = self.entries.range(range).map(|(&key, _)| key).collect();
+        self.drop_if(Key::new(tag, class, first)..=Key::new(tag, class, last), |_| true);
+    }
+
+    /// Drops the entries in `range` that `doomed` names. It looks at no other: an invalidation takes time in proportion
+    /// to the entries that it may concern.
+    pub(crate) fn drop_if(&mut self, range: RangeInclusive<Key>, doomed: impl Fn(V) -> bool) {
+        let doomed: Vec<Key> =
+            self.entries.range(range).filter(|&(_, &value)| doomed(value)).map(|(&key, _)| key).collect();
         for key in doomed {
             self.entries.remove(&key);
         }

@@ -1,4 +1,6 @@
 //! Tags and keys of cached translations.
+use std::ops::RangeInclusive;
+
 use svadev_mutation::mutant;
 
 /// The tag of an entry besides its page (§6.2.4, table 6-2): the domain, and the PASID for first-stage and nested
@@ -63,6 +65,17 @@ impl Key {
         Self { tag: tag.word(), page: u64::from(class) << 56 | number }
     }
 
+    /// Every key of one tag.
+    pub(crate) fn all_of_tag(tag: CacheTag) -> RangeInclusive<Self> {
+        Self { tag: tag.word(), page: 0 }..=Self { tag: tag.word(), page: u64::MAX }
+    }
+
+    /// Every key of one domain, whatever the PASID.
+    pub(crate) fn all_of_domain(domain_id: u16) -> RangeInclusive<Self> {
+        let first = u64::from(domain_id) << 21;
+        Self { tag: first, page: 0 }..=Self { tag: first | ((1 << 21) - 1), page: u64::MAX }
+    }
+
     pub(crate) fn tag_word(self) -> u64 {
         self.tag
     }
@@ -78,10 +91,6 @@ impl Key {
 
     pub(crate) fn number(self) -> u64 {
         self.page & 0x00ff_ffff_ffff_ffff
-    }
-
-    pub(crate) fn domain_id(self) -> u16 {
-        CacheTag(self.tag).domain_id()
     }
 
     #[inline]

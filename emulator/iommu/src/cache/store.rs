@@ -1,4 +1,6 @@
 //! Entries under tags, with every invalidation that tags allow, in one of two ways.
+use std::ops::RangeInclusive;
+
 use super::exact::Exact;
 use super::key::{CacheTag, Key};
 use super::{Clock, Floors, Table};
@@ -126,10 +128,10 @@ impl<V: Copy> Store<V> {
         }
     }
 
-    /// Drops the entries that `doomed` names, if the store is exact. In the other store, floors do that.
-    pub(crate) fn drop_exactly(&mut self, doomed: impl Fn(Key, V) -> bool) {
+    /// Drops the entries in `range` that `doomed` names, if the store is exact. In the other store, floors do that.
+    pub(crate) fn drop_exactly(&mut self, range: RangeInclusive<Key>, doomed: impl Fn(V) -> bool) {
         if let Self::Exact(exact) = self {
-            exact.drop_if(doomed);
+            exact.drop_if(range, doomed);
         }
     }
 

@@ -1,4 +1,6 @@
 //! The paging-structure caches (§6.2.5): the tables that walks passed through.
+use std::ops::RangeInclusive;
+
 use svadev_mutation::mutant;
 use svadev_spec::vtd::tables::{FirstStageEntry, Level};
 
@@ -205,9 +207,9 @@ impl Structures {
 
     /// Drops the entries that `doomed` names by key and by whether they are nested, if the store is exact. In the other
     /// store, floors do that.
-    pub(crate) fn drop_exactly(&mut self, doomed: impl Fn(Key, bool) -> bool) {
+    pub(crate) fn drop_exactly(&mut self, range: RangeInclusive<Key>, doomed: impl Fn(bool) -> bool) {
         if let Self::Exact(exact) = self {
-            exact.drop_if(|key, packed| doomed(key, packed & NESTED != 0));
+            exact.drop_if(range, |packed| doomed(packed & NESTED != 0));
         }
     }
 

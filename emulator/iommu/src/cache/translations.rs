@@ -1,4 +1,6 @@
 //! The IOTLB (§6.2.4), and its invalidations, which concern the paging-structure caches as well.
+use std::ops::RangeInclusive;
+
 use svadev_mutation::mutant;
 use svadev_spec::vtd::tables::Level;
 
@@ -143,7 +145,7 @@ impl TranslationCaches {
             return;
         }
         self.floors.raise_domain(domain_id, clock);
-        self.drop_exactly(|key| key.domain_id() == domain_id);
+        self.drop_exactly(&Key::all_of_domain(domain_id));
     }
 
     /// Invalidates every first-stage and nested mapping of one PASID of the domain.
@@ -152,12 +154,12 @@ impl TranslationCaches {
             return;
         }
         self.floors.raise_space(tag, clock);
-        self.drop_exactly(|key| key.tag_word() == tag.word());
+        self.drop_exactly(&Key::all_of_tag(tag));
     }
 
-    fn drop_exactly(&mut self, doomed: impl Fn(Key) -> bool) {
-        self.pages.drop_exactly(|key, _| doomed(key));
-        self.structures.drop_exactly(|key, _| doomed(key));
+    fn drop_exactly(&mut self, range: &RangeInclusive<Key>) {
+        self.pages.drop_exactly(range.clone(), |_| true);
+        self.structures.drop_exactly(range.clone(), |_| true);
     }
 
     /// Invalidates the mappings that overlap `1 << pages_log2` pages around `iova`. Unless `leaf_only` (IH), also the
@@ -186,10 +188,10 @@ impl TranslationCaches {
                 };
             }
         } else if !tag.has_pasid() && self.nested {
-            let in_domain = |key: Key| key.domain_id() == tag.domain_id();
-            self.pages.drop_exactly(|key, packed| in_domain(key) && packed & NESTED != 0);
+            let domain = Key::all_of_domain(tag.domain_id());
+            self.pages.drop_exactly(domain.clone(), |packed| packed & NESTED != 0);
             if !leaf_only {
-                self.structures.drop_exactly(|key, nested| in_domain(key) && nested);
+                self.structures.drop_exactly(domain, |nested| nested);
             }
         }
         let range_log2 = 12 + pages_log2;

@@ -21,6 +21,9 @@ pub(crate) struct InvalidationQueue {
     pub(crate) ledger: Ledger,
     /// What the descriptor at the head waits for. While it waits, it is not counted as parked again.
     pub(crate) parked: Option<Parked>,
+    /// A call into the unit ended before the queue was empty, for it had done enough: somebody must call
+    /// [`Unit::continue_queue`](crate::Unit::continue_queue).
+    pub(crate) unfinished: bool,
     /// The descriptor at the head was begun: the gate is not asked about it again.
     pub(crate) begun: bool,
 }
@@ -47,6 +50,7 @@ impl InvalidationQueue {
             wait_completed: false,
             ledger,
             parked: None,
+            unfinished: false,
             begun: false,
         }
     }
@@ -70,6 +74,7 @@ impl InvalidationQueue {
         self.head = 0;
         self.ledger.give_up();
         self.parked = None;
+        self.unfinished = false;
         self.begun = false;
     }
 

@@ -9,7 +9,7 @@ use super::world::{
     DEVICE, DOMAIN, Mode, OTHER, PASID, QUEUE, RAM, SS_R, SS_W, STATUS, USER_PAGE, World, pasid_cache,
     pasid_device_tlb, pasid_iotlb_page, wait_descriptor,
 };
-use crate::{Caching, UnitConfig};
+use crate::{AuditConfig, Caching, UnitConfig};
 
 /// A cached first-stage page at 0x7000, and where its leaf is.
 fn cached() -> (World, u64) {
@@ -450,6 +450,52 @@ fn the_upper_half_of_a_wide_descriptor_is_reserved() {
         world.store(QUEUE + 8 * word, 0);
         world.write32(offset::FSTS, 1 << 4);
         assert_eq!(world.read64(offset::IQH), 32);
+    }
+}
+
+/// A long queue does not hold the unit until it is empty, and goes on without a write of the guest.
+#[test]
+fn a_long_queue_is_carried_out_in_pieces() {
+    for (caching, audited, most) in [
+        (Caching::Strict, false, 4096),
+        (Caching::None, false, 4096),
+        (Caching::Adversarial, false, 256),
+        (Caching::Strict, true, 64),
+    ] {
+        let mut world = World::with(UnitConfig { caching, ..UnitConfig::default() });
+        if audited {
+            world.unit.start_audit(AuditConfig::default());
+        }
+        // 16384 descriptors of 32 bytes.
+        let (large, bytes) = (0x80_0000, 512 << 10);
+        for at in (large..large + bytes).step_by(32) {
+            world.store(at, 2 | 2 << 4 | 9 << 16);
+        }
+        let last = large + bytes - 64;
+        world.store(last, wait_descriptor(7)[0]);
+        world.store(last + 8, STATUS);
+        world.write32(offset::GCMD, 1 << 31);
+        world.write64(offset::IQA, large | 1 << 11 | 7);
+        world.write64(offset::IQT, 0);
+        world.write32(offset::GCMD, 1 << 31 | 1 << 26);
+        world.write64(offset::IQT, bytes - 32);
+        let mut head = world.read64(offset::IQH);
+        assert_eq!(head, 32 * most, "one piece");
+        while world.unit.queue_is_unfinished() {
+            assert_eq!(world.load(STATUS), 0);
+            world.unit.continue_queue(&world.ports);
+            assert!((head + 32..=head + 32 * most).contains(&world.read64(offset::IQH)), "{caching:?}, {audited}");
+            head = world.read64(offset::IQH);
+        }
+        assert_eq!((head, world.load(STATUS)), (bytes - 32, 7));
+        world.unit.continue_queue(&world.ports);
+        assert_eq!(world.read64(offset::IQH), head, "nothing is left to do");
+        // An unfinished queue that is switched off is over.
+        world.store(STATUS, 0);
+        world.write64(offset::IQT, bytes - 64);
+        assert!(world.unit.queue_is_unfinished());
+        world.write32(offset::GCMD, 1 << 31);
+        assert!(!world.unit.queue_is_unfinished());
     }
 }
 

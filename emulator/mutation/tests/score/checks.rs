@@ -106,6 +106,7 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         Mutant::TimeoutSkipsInvalidation => iommu(&["a_timeout_takes_nothing_that_was_not_sent"]),
         Mutant::AcknowledgementFromAnyone => iommu(&["unexpected_completions_are_errors"]),
         Mutant::QueueHeadNotWrapped => iommu(&["the_queue_wraps"]),
+        Mutant::LongQueueForgotten => host(&["a_queue_too_long_for_one_call"]),
         Mutant::QueueErrorGoesOn => iommu(&["bad_descriptors_stop_the_queue"]),
 
         Mutant::DescriptorUpperHalfUnchecked => iommu(&["the_upper_half_of_a_wide_descriptor"]),

@@ -18,7 +18,7 @@ use crate::outbox::{Outbox, Outgoing, Transmit};
 pub(crate) const MAX_QUEUED_BYTES: usize = 4 << 20;
 /// Replies owed or held back at which no further command is read.
 pub(crate) const MAX_OWED_REPLIES: usize = 1024;
-/// Most server-sent requests without a reply.
+/// Most server-sent requests whose reply is waited for. Beyond it, the oldest DMA_WRITE is no longer waited for.
 const MAX_REQUESTS: usize = 1024;
 
 /// Called on the socket thread with what a DMA_READ brought.
@@ -33,7 +33,7 @@ pub enum SendError {
     /// Longer than the client takes in one message.
     #[error("the data exceeds the client's max_data_xfer_size of {0} bytes")]
     TooLong(u32),
-    /// The client does not read, or does not reply.
+    /// The client does not read, or does not reply to DMA_READ.
     #[error("too many messages are queued or unanswered")]
     QueueFull,
 }
@@ -104,6 +104,8 @@ struct State {
     next_key: u64,
     requests: HashMap<u16, Request>,
     next_request_id: u16,
+    /// The client was found to leave requests unanswered, and that was logged.
+    unanswered_logged: bool,
     /// The client's max_data_xfer_size, bytes; 0 before a version is negotiated.
     max_request_size: u32,
 }
@@ -152,7 +154,7 @@ impl Sender {
     }
 
     /// Stores `data` at `address` of client memory (DMA_WRITE). The client's reply is consumed when it comes, and an
-    /// error in it counted ([`Counters::request_errors`]).
+    /// error in it counted ([`Counters::request_errors`]). A client that never answers goes on getting requests.
     pub fn dma_write(&self, address: u64, data: &[u8]) -> Result<(), SendError> {
         self.shared.request(command::DMA_WRITE, address, data.len(), data, Request::Write { address })
     }
@@ -211,6 +213,7 @@ impl Shared {
             state.waker = None;
             state.owed.clear();
             state.max_request_size = 0;
+            state.unanswered_logged = false;
             std::mem::take(&mut state.requests)
         };
         for request in requests.into_values() {
@@ -306,7 +309,10 @@ impl Shared {
         let limit = state.max_request_size;
         let fixed = size_of::<Header>() + size_of::<DmaAccess>();
         let data_size = u32::try_from(len).ok().filter(|&n| n <= limit).ok_or(SendError::TooLong(limit))?;
-        if state.requests.len() >= MAX_REQUESTS || state.outbox.queued_bytes() + fixed + data.len() > MAX_QUEUED_BYTES {
+        if state.outbox.queued_bytes() + fixed + data.len() > MAX_QUEUED_BYTES {
+            return Err(SendError::QueueFull);
+        }
+        if state.requests.len() >= MAX_REQUESTS && !state.expire_oldest_write() {
             return Err(SendError::QueueFull);
         }
         let message_size = u32::try_from(fixed + data.len()).expect("bounded by MAX_QUEUED_BYTES");
@@ -408,6 +414,23 @@ impl State {
                 self.send(&[header.as_bytes(), payload].concat(), Vec::new());
             }
         }
+    }
+
+    /// No longer expects the reply to the oldest DMA_WRITE, which brings nothing but an error. The request itself stays
+    /// on its way. A reply that comes later is a stray one, and its message ID rests for some 64 000 requests. False if
+    /// there is no DMA_WRITE.
+    fn expire_oldest_write(&mut self) -> bool {
+        let next = self.next_request_id;
+        let writes = self.requests.iter().filter(|(_, request)| matches!(request, Request::Write { .. }));
+        let Some(oldest) = writes.map(|(&id, _)| id).max_by_key(|&id| next.wrapping_sub(id)) else { return false };
+        self.requests.remove(&oldest);
+        if !std::mem::replace(&mut self.unanswered_logged, true) {
+            tracing::warn!(
+                "the VMM has left {MAX_REQUESTS} DMA_WRITE requests unanswered: if it ignores them, the guest gets no \
+                 interrupts from the IOMMU, and work that misses a page waits until it times out"
+            );
+        }
+        true
     }
 
     fn insert_request(&mut self, request: Request) -> u16 {

@@ -132,7 +132,6 @@ fn unanswered_requests_are_bounded_and_ids_are_not_mixed_up() {
     for _ in 0..1024 {
         sender.dma_write(0, &[0]).unwrap();
     }
-    assert_eq!(sender.dma_write(0, &[0]), Err(SendError::QueueFull));
     let mut waiting: Vec<Header> = rig.replies().iter().map(|m| m.header).collect();
     // Keep one unanswered while the ids go round more than once.
     let kept = waiting.pop().unwrap();
@@ -150,6 +149,38 @@ fn unanswered_requests_are_bounded_and_ids_are_not_mixed_up() {
     rig.client.reply(&waiting[0], Ok(&[]));
     rig.pump();
     assert_eq!(sender.counters().stray_replies, 0);
+}
+
+/// An interrupt of the unit is a DMA_WRITE.
+#[test]
+fn a_client_that_never_answers_goes_on_getting_writes() {
+    let mut rig = Rig::new();
+    let sender = rig.server.sender();
+    let (kept, outcome) = rig.dma_read(0x1000, 1);
+    let (peak, sent) = (0..5000).fold((0, Vec::new()), |(peak, mut sent), _| {
+        let ((), bytes) = alloc::peak(|| sender.dma_write(0, &[0]).unwrap());
+        sent.push(rig.client.receive().unwrap().header);
+        (bytes.max(peak), sent)
+    });
+    assert!(peak < 1 << 20, "{peak} bytes for one request");
+    rig.client.reply(&kept.header, Ok(&[access(0x1000, 1).as_bytes(), b"k"].concat()));
+    rig.client.reply(&sent[0], Err(Errno::EFAULT));
+    rig.client.reply(&sent[4999], Err(Errno::EFAULT));
+    rig.pump();
+    assert_eq!(outcome.recv().unwrap().unwrap(), b"k", "a read is waited for, however old it is");
+    assert_eq!(sender.counters().stray_replies, 1, "the reply to an expired write");
+    assert_eq!(sender.counters().request_errors, 1, "the reply to the youngest write");
+}
+
+#[test]
+fn unanswered_reads_are_bounded() {
+    let rig = Rig::new();
+    let sender = rig.server.sender();
+    for _ in 0..1024 {
+        sender.dma_read(0, 1, |outcome| assert_eq!(outcome, Err(Errno::ECONNRESET))).unwrap();
+    }
+    assert_eq!(sender.dma_read(0, 1, |_| unreachable!()), Err(SendError::QueueFull));
+    assert_eq!(sender.dma_write(0, &[0]), Err(SendError::QueueFull));
 }
 
 #[test]

@@ -103,6 +103,11 @@ bitflags! {
         const READ = 1 << 0;
         /// The server may write the range.
         const WRITE = 1 << 1;
+        /// The file can be mapped. *libvfio-user*, 2026; a file without this flag and [`FILE_IO`](Self::FILE_IO) can be
+        /// mapped, too.
+        const MMAP = 1 << 2;
+        /// The file can be read and written at its offset. *libvfio-user*, 2026.
+        const FILE_IO = 1 << 3;
     }
 
     /// [`DmaUnmap::flags`]. *vfio.h* `VFIO_DMA_UNMAP_FLAG_*`.

@@ -12,7 +12,8 @@ use crate::sender::Command;
 impl Session {
     pub(super) fn dma_map(&mut self, device: &mut dyn Device, payload: &[u8], fds: Vec<OwnedFd>) -> Result<(), Errno> {
         let (map, _) = fixed::<spec::DmaMap>(payload)?;
-        let flags = DmaMapFlags::from_bits(map.flags).filter(|f| !f.is_empty()).ok_or(Errno::EINVAL)?;
+        let access = DmaMapFlags::READ | DmaMapFlags::WRITE;
+        let flags = DmaMapFlags::from_bits(map.flags).filter(|f| f.intersects(access)).ok_or(Errno::EINVAL)?;
         let mut fds = fds.into_iter();
         let fd = fds.next();
         if (map.argsz as usize) < size_of::<spec::DmaMap>() || fds.next().is_some() {
@@ -36,7 +37,8 @@ impl Session {
             offset: map.offset,
             read: flags.contains(DmaMapFlags::READ),
             write: flags.contains(DmaMapFlags::WRITE),
-            fd,
+            // A file for read and write calls only is no memory that could be mapped.
+            fd: fd.filter(|_| flags.contains(DmaMapFlags::MMAP) || !flags.contains(DmaMapFlags::FILE_IO)),
         })?;
         self.maps.insert(map.address, map.size);
         Ok(())

@@ -55,6 +55,18 @@ fn maps_reach_the_device_with_and_without_a_descriptor() {
 }
 
 #[test]
+fn a_map_says_how_its_file_can_be_used() {
+    let mut rig = Rig::new();
+    let fd = memfd(0x10000);
+    for (n, (flags, mapped)) in [(3, true), (3 | 4, true), (3 | 8, false), (3 | 4 | 8, true)].into_iter().enumerate() {
+        let request = DmaMap { flags, ..map(n as u64 * PAGE, PAGE) };
+        rig.call_fds(command::DMA_MAP, request.as_bytes(), vec![fd.try_clone().unwrap()]).unwrap();
+        let calls = rig.device.take_calls();
+        assert!(matches!(calls[..], [Call::Map { fd, .. }] if fd == mapped), "{flags:#x}: {calls:?}");
+    }
+}
+
+#[test]
 fn bad_maps_are_refused() {
     let mut rig = Rig::new();
     for bad in [
@@ -64,7 +76,8 @@ fn bad_maps_are_refused() {
         map(u64::MAX - 0xfff, 2 * PAGE),
         map(2 * PAGE, u64::MAX - 0xfff),
         DmaMap { flags: 0, ..map(0, PAGE) },
-        DmaMap { flags: 7, ..map(0, PAGE) },
+        DmaMap { flags: 4, ..map(0, PAGE) },
+        DmaMap { flags: 3 | 16, ..map(0, PAGE) },
         DmaMap { argsz: 31, ..map(0, PAGE) },
     ] {
         assert_eq!(rig.call(command::DMA_MAP, bad.as_bytes()), Err(Errno::EINVAL), "{bad:?}");

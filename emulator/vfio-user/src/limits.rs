@@ -10,7 +10,8 @@ const SMALL_MESSAGE: usize = 8 << 10;
 /// What the server tells its clients about itself, and holds them to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most descriptors in one message. QEMU accepts at most 16, and sends that many MSI-X eventfds at a time.
+    /// Most descriptors in one message. QEMU accepts at most 16, and sends that many MSI-X eventfds at a time. Clients
+    /// are told so, and DEVICE_SET_IRQS may bring more.
     pub max_msg_fds: u32,
     /// Most data in one message, bytes.
     pub max_data_xfer_size: u32,

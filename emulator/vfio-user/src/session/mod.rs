@@ -53,6 +53,8 @@ impl Session {
             command::VERSION => self.version(payload)?,
             // "the initial client message" is VERSION (*vfio-user* "VFIO_USER_VERSION").
             _ if !self.negotiated => Err(Errno::EINVAL),
+            // rust-vmm brings all eventfds in one message, whatever was negotiated: the type's count bounds them.
+            command::DEVICE_SET_IRQS => self.immediate(device, header.command, payload, fds),
             _ if fds.len() > self.limits.max_msg_fds as usize => Err(Errno::EINVAL),
             command::DMA_MAP | command::DMA_UNMAP | command::DEVICE_RESET => {
                 self.ordered(device, header, payload, fds);

@@ -67,6 +67,15 @@ fn partial_ranges_and_missing_eventfds() {
     assert_eq!(calls, call(1, 1, IrqData::Bool(vec![9])), "what is beyond count is not data");
 }
 
+/// As rust-vmm's client does, whatever was negotiated.
+#[test]
+fn all_eventfds_may_come_in_one_message() {
+    let mut rig = Rig::with_limits(crate::Limits { max_msg_fds: 1, ..crate::Limits::default() });
+    let calls = set(&mut rig, EVENTFD | TRIGGER, irq::MSIX, 0, 4, &[], 4).unwrap();
+    assert_eq!(calls, [Call::Irqs(irq::MSIX, 0, 4, Action::Trigger, IrqData::EventFd(vec![true; 4]))]);
+    assert_eq!(set(&mut rig, EVENTFD | TRIGGER, irq::MSIX, 0, 4, &[], 5), Err(Errno::EINVAL));
+}
+
 #[test]
 fn the_device_gets_the_very_eventfds_in_order() {
     let mut rig = Rig::new();

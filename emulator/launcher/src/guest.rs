@@ -13,7 +13,10 @@ use crate::{
     kernel::{Kernel, choose_kernel, find_module},
     kit::{self, LazyKit},
     kvm,
-    qemu::process::{find_in_path, users_qemu},
+    qemu::{
+        args::shell_quoted,
+        process::{find_in_path, users_qemu},
+    },
     run::{self, Ended, Observer, Plan, Report, Terminal, folder::RunFolder},
     runtime::block_on,
     topology::{Accel, Topology},
@@ -36,6 +39,10 @@ pub struct HostOptions {
     pub keep: Option<PathBuf>,
     /// Time after which everything ends.
     pub timeout: Option<Duration>,
+    /// End a guest that has been silent for long.
+    pub watchdog: bool,
+    /// Port of a debugger's stub in QEMU, on the loopback interface.
+    pub gdb: Option<u16>,
     /// Multiplies every built-in time limit.
     pub timeout_scale: u32,
 }
@@ -109,6 +116,11 @@ pub fn run(request: Request<'_>, observer: &mut dyn Observer) -> Outcome<Finishe
         Some(folder) => Some((shared_folder(folder)?, choose_virtiofsd(host, &kit)?)),
         None => None,
     };
+    let mut extra = host.qemu_args.clone();
+    if let Some(port) = host.gdb {
+        extra.extend(["-gdb".to_owned(), format!("tcp:127.0.0.1:{port}")]);
+        say!("debugger: {}", gdb_command(topology.machine.kernel.as_deref(), port));
+    }
     let folder = RunFolder::create().or_exit(Exit::Setup)?;
     let (initrd, has_our_init) =
         make_image(&request, &kernel, &kit, &busybox, &folder, topology.iommu.audit_limit_ms.is_some())?;
@@ -120,9 +132,10 @@ pub fn run(request: Request<'_>, observer: &mut dyn Observer) -> Outcome<Finishe
         kernel: &kernel.image,
         initrd: &initrd,
         share: share.as_ref().map(|(folder, virtiofsd)| (folder.as_path(), virtiofsd.as_path())),
-        extra: &host.qemu_args,
+        extra: &extra,
         has_our_init,
         timeout: host.timeout,
+        watchdog: host.watchdog,
         timeout_scale: host.timeout_scale,
         terminal: request.terminal,
         until_placed: request.until_placed,
@@ -180,6 +193,16 @@ fn make_image(
             Ok((out, true))
         }
     }
+}
+
+/// What a person types to debug the guest's kernel.
+fn gdb_command(kernel: Option<&Path>, port: u16) -> String {
+    let vmlinux = kernel.map(|tree| tree.join("vmlinux")).filter(|vmlinux| vmlinux.exists());
+    let program = match &vmlinux {
+        Some(vmlinux) => format!("gdb {}", shell_quoted(&[vmlinux.display().to_string()])),
+        None => "gdb".to_owned(),
+    };
+    format!("{program} -ex 'target remote :{port}'")
 }
 
 fn shared_folder(folder: &Path) -> Outcome<PathBuf> {

@@ -97,6 +97,7 @@ impl Choice<'_> {
             extra: &[],
             has_our_init: false,
             timeout: Some(PROBE_LIMIT),
+            watchdog: true,
             timeout_scale: 1,
             terminal: Terminal::Log,
             until_placed: false,

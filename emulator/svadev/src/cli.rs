@@ -139,6 +139,14 @@ pub(crate) struct HostArgs {
     /// Stop after this many seconds, with exit status 123.
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) timeout: Option<u64>,
+    /// Let a debugger attach to the guest's kernel at this port of the loopback interface (1234 if none is given). The
+    /// kernel is not placed at random, and the line to type is printed.
+    #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, default_missing_value = "1234",
+        value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) gdb: Option<u16>,
+    /// Do not end a guest that has been silent for long.
+    #[arg(long)]
+    pub(crate) no_watchdog: bool,
     /// Multiply every built-in time limit by this, for a slow or busy host.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) timeout_scale: u32,
@@ -147,9 +155,11 @@ pub(crate) struct HostArgs {
 impl HostArgs {
     /// The options as the launcher takes them.
     pub(crate) fn options(&self) -> HostOptions {
-        let Self { qemu, kdir, guest_bin, busybox, qemu_arg, keep, timeout, timeout_scale } = self.clone();
-        let timeout = timeout.map(Duration::from_secs);
-        HostOptions { qemu, kdir, guest_bin, busybox, qemu_args: qemu_arg, keep, timeout, timeout_scale }
+        let Self { qemu, kdir, guest_bin, busybox, qemu_arg, keep, timeout, gdb, no_watchdog, timeout_scale } =
+            self.clone();
+        let (timeout, watchdog) = (timeout.map(Duration::from_secs), !no_watchdog);
+        let qemu_args = qemu_arg;
+        HostOptions { qemu, kdir, guest_bin, busybox, qemu_args, keep, timeout, watchdog, gdb, timeout_scale }
     }
 }
 

@@ -15,6 +15,10 @@ pub enum Message {
         /// `guest-shutdown`, `guest-reset`, `guest-panic`, `host-qmp-quit`, …
         reason: String,
     },
+    /// The machine was stopped, and goes on later.
+    Stopped,
+    /// The machine goes on.
+    Resumed,
     /// A command failed.
     Error(String),
     /// Anything else.
@@ -49,6 +53,8 @@ impl Message {
             Raw { event: Some(event), data, .. } if event == "SHUTDOWN" => {
                 Self::Shutdown { reason: data.and_then(|data| data.reason).unwrap_or_default() }
             }
+            Raw { event: Some(event), .. } if event == "STOP" => Self::Stopped,
+            Raw { event: Some(event), .. } if event == "RESUME" => Self::Resumed,
             Raw { error: Some(error), .. } => Self::Error(error.desc),
             _ => Self::Other,
         })
@@ -65,6 +71,8 @@ mod tests {
         let shutdown = r#"{"timestamp": {}, "event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}}"#;
         assert_eq!(Message::parse(shutdown), Some(Message::Shutdown { reason: "guest-reset".into() }));
         assert_eq!(Message::parse(r#"{"return": {}}"#), Some(Message::Other));
+        assert_eq!(Message::parse(r#"{"timestamp": {}, "event": "STOP"}"#), Some(Message::Stopped));
+        assert_eq!(Message::parse(r#"{"timestamp": {}, "event": "RESUME"}"#), Some(Message::Resumed));
         let error = r#"{"error": {"class": "GenericError", "desc": "no"}}"#;
         assert_eq!(Message::parse(error), Some(Message::Error("no".into())));
         assert_eq!(Message::parse("QEMU"), None);

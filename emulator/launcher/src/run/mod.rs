@@ -232,7 +232,7 @@ impl Runner<'_> {
                     if state.status.is_some() {
                         break;
                     }
-                    state.overdue();
+                    state.look(qemu.id().is_none_or(is_running));
                 }
             }
             if state.must_stop && state.status.is_none() {
@@ -361,6 +361,14 @@ impl Start<'_> {
         };
         start().context("cannot start virtiofsd").or_exit(Exit::Setup).map(Some)
     }
+}
+
+/// Whether a process is not stopped by a signal or a debugger (proc_pid_stat(5), field 3).
+fn is_running(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name, in parentheses, may hold anything.
+    let state = stat.rsplit_once(") ").and_then(|(_, fields)| fields.chars().next());
+    !matches!(state, Some('T' | 't'))
 }
 
 /// Starts a child that dies with us, and when its handle is dropped.

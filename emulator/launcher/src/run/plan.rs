@@ -29,6 +29,8 @@ pub struct Plan<'a> {
     pub has_our_init: bool,
     /// End everything after this time.
     pub timeout: Option<Duration>,
+    /// A guest that is silent for long has hung. Without it, only `timeout` ends a silent guest.
+    pub watchdog: bool,
     /// Multiplies the built-in time limits.
     pub timeout_scale: u32,
     /// The guest's program is connected to our standard streams.

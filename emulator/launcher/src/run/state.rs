@@ -26,27 +26,50 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(20);
 /// Time for a guest that has panicked to print its last words.
 const LAST_WORDS_LIMIT: Duration = Duration::from_secs(3);
-/// The deadline if there is no limit.
-const FAR_AWAY: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Time between two looks at the guest.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
+
+/// The time that the guest had. It stands still while the machine is stopped: by a debugger, by QEMU's monitor, or
+/// because QEMU or this process was stopped by a signal, as the host's suspend or Ctrl-Z do.
+#[derive(Debug)]
+struct MachineClock {
+    now: Duration,
+    looked: Instant,
+}
+
+impl MachineClock {
+    /// Adds the time since the last look. A longer pause than a look should take was a stop of this process.
+    fn look(&mut self, running: bool) {
+        let passed = self.looked.elapsed();
+        self.looked = Instant::now();
+        if running {
+            self.now += passed.min(2 * LOOK);
+        }
+    }
+}
 
 /// One start of QEMU.
 pub(super) struct State<'a> {
     plan: &'a Plan<'a>,
     /// Where the DMAR table says that the unit is; `None` without a table.
     address: Option<u64>,
-    started: Instant,
+    clock: MachineClock,
+    /// QEMU has stopped the machine.
+    stopped: bool,
+    /// The user was told that the machine is stopped.
+    told_stopped: bool,
     /// End of the time that the user allowed.
     timeout_at: Option<Instant>,
     senders: Senders,
     ready: watch::Sender<bool>,
-    /// The last word of PID 1; `None` before its first.
-    heard: Option<Instant>,
+    /// When PID 1 was heard last, on the machine's clock; `None` before its first word.
+    heard: Option<Duration>,
     placed: bool,
     misplaced: Option<u64>,
     /// What decided the end. The first cause counts: what comes after it follows from it.
     decision: Option<Outcome<Ended>>,
-    /// Until when QEMU must have ended by itself after the decision.
-    end_by: Option<Instant>,
+    /// When QEMU must have ended by itself after the decision, on the machine's clock.
+    end_by: Option<Duration>,
     shutdown_reason: Option<String>,
     ended: BTreeSet<Channel>,
     /// QEMU must be killed.
@@ -68,7 +91,9 @@ impl<'a> State<'a> {
         Self {
             plan,
             address,
-            started: Instant::now(),
+            clock: MachineClock { now: Duration::ZERO, looked: Instant::now() },
+            stopped: false,
+            told_stopped: false,
             timeout_at,
             senders,
             ready,
@@ -97,25 +122,37 @@ impl<'a> State<'a> {
         limit * self.plan.timeout_scale
     }
 
-    /// The next deadline.
+    /// When [`Self::look`] is to be called next.
     pub(super) fn deadline(&self) -> Instant {
         if let Some(drain_until) = self.drain_until {
             return drain_until;
         }
-        let own = match (self.decision.is_some(), self.heard) {
-            (true, _) => self.end_by,
-            (false, _) if !self.plan.has_our_init => None,
-            (false, None) => Some(self.started + self.scaled(HELLO_LIMIT)),
-            (false, Some(heard)) => Some(heard + self.scaled(SILENCE_LIMIT)),
-        };
-        let far = self.started + FAR_AWAY;
-        own.unwrap_or(far).min(self.timeout_at.filter(|_| self.decision.is_none()).unwrap_or(far))
+        let look = self.clock.looked + LOOK;
+        self.timeout_at.filter(|_| self.decision.is_none()).map_or(look, |timeout_at| timeout_at.min(look))
     }
 
-    /// A deadline may have passed: decides what that means.
-    pub(super) fn overdue(&mut self) {
-        let now = Instant::now();
-        if now < self.deadline() {
+    /// When a built-in limit is reached, on the machine's clock.
+    fn limit(&self) -> Option<Duration> {
+        match (self.decision.is_some(), self.heard) {
+            (true, _) => self.end_by,
+            (false, _) if !self.plan.has_our_init || !self.plan.watchdog => None,
+            (false, None) => Some(self.scaled(HELLO_LIMIT)),
+            (false, Some(heard)) => Some(heard + self.scaled(SILENCE_LIMIT)),
+        }
+    }
+
+    /// Looks at the guest: decides what it means if a limit has passed. `running`: QEMU's process is not stopped.
+    pub(super) fn look(&mut self, running: bool) {
+        let running = running && !self.stopped;
+        self.clock.look(running);
+        if !running && !self.told_stopped {
+            say!("the guest is stopped: time limits stand still until it goes on");
+        }
+        self.told_stopped = !running;
+        if self.decision.is_none() && self.timeout_at.is_some_and(|timeout_at| timeout_at <= Instant::now()) {
+            return self.fail(Exit::GuestHung, "the guest ran longer than --timeout allows");
+        }
+        if self.limit().is_none_or(|limit| self.clock.now < limit) {
             return;
         }
         if let Some(decision) = &mut self.decision {
@@ -123,8 +160,6 @@ impl<'a> State<'a> {
                 *decision = Err(Failure::new(Exit::GuestHung, "the guest finished its work, but did not power off"));
             }
             self.must_stop = true;
-        } else if self.timeout_at.is_some_and(|timeout_at| timeout_at <= now) {
-            self.fail(Exit::GuestHung, "the guest ran longer than --timeout allows");
         } else if self.heard.is_none() {
             let limit = self.scaled(HELLO_LIMIT).as_secs();
             self.fail(Exit::GuestHung, format!("the guest did not come up within {limit} s: try --timeout-scale"));
@@ -147,7 +182,7 @@ impl<'a> State<'a> {
     /// Decides the end. QEMU should end by itself within `limit`.
     fn ends_within(&mut self, how: Outcome<Ended>, limit: Duration) {
         if self.decision.is_none() {
-            self.end_by = Some(Instant::now() + self.scaled(limit));
+            self.end_by = Some(self.clock.now + self.scaled(limit));
             self.decision = Some(how);
         }
     }
@@ -181,7 +216,7 @@ impl<'a> State<'a> {
             tracing::warn!("unknown line from the guest: {line:?}");
             return;
         }
-        self.heard = Some(Instant::now());
+        self.heard = Some(self.clock.now);
         match message {
             Message::Ready => _ = self.ready.send(true),
             Message::Fatal(text) => {
@@ -205,6 +240,8 @@ impl<'a> State<'a> {
             qmp::Message::Greeting => _ = self.senders.qmp.try_send(qmp::CAPABILITIES.to_vec()),
             qmp::Message::Shutdown { reason } => self.shutdown_reason = Some(reason),
             qmp::Message::Error(text) => tracing::warn!("QEMU's monitor reports an error: {text}"),
+            qmp::Message::Stopped => self.stopped = true,
+            qmp::Message::Resumed => self.stopped = false,
             qmp::Message::Other => {}
         }
     }

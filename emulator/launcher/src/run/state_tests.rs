@@ -33,6 +33,7 @@ fn conclude(
         extra: &[],
         has_our_init: true,
         timeout: None,
+        watchdog: true,
         timeout_scale: 1,
         terminal: Terminal::Log,
         until_placed: false,
@@ -68,12 +69,20 @@ fn boot(state: &mut State<'_>) {
     control(state, "svadev:hello 7.3");
 }
 
-/// Lets time pass to the state's deadline.
+/// Looks at the guest until that ends it. How long it took.
 fn overdue(state: &mut State<'_>) -> Duration {
-    let wait = state.deadline() - Instant::now();
-    futures_advance(wait);
-    state.overdue();
-    wait
+    let begin = Instant::now();
+    while !state.must_stop {
+        assert!(begin.elapsed() < Duration::from_secs(3600), "a silent guest is ended");
+        look(state, true);
+    }
+    begin.elapsed()
+}
+
+/// Lets time pass to the next look.
+fn look(state: &mut State<'_>, running: bool) {
+    futures_advance(state.deadline() - Instant::now());
+    state.look(running);
 }
 
 /// Moves the paused clock from inside synchronous code.
@@ -128,7 +137,7 @@ fn silence_is_a_hang_before_and_after_hello() {
         POWERED_OFF,
         |state, _| {
             boot(state);
-            futures_advance(Duration::from_secs(50));
+            (0..50).for_each(|_| look(state, true));
             control(state, "svadev:alive");
             assert_eq!(overdue(state), SILENCE_LIMIT * 3);
         },
@@ -136,6 +145,40 @@ fn silence_is_a_hang_before_and_after_hello() {
     let (exit, text) = exit_of(attempt);
     assert_eq!(exit, Exit::GuestHung);
     assert!(text.contains("90 s"), "{text}");
+}
+
+/// A debugger, a suspended laptop, Ctrl-Z: the guest had no time, so that its silence says nothing.
+#[test]
+fn a_stopped_guest_is_no_hang() {
+    conclude(
+        |_| {},
+        POWERED_OFF,
+        |state, log| {
+            boot(state);
+            (0..300).for_each(|_| look(state, false));
+            state.event(Event::Qmp(qmp::Message::Stopped), &mut Silent, log);
+            (0..300).for_each(|_| look(state, true));
+            state.event(Event::Qmp(qmp::Message::Resumed), &mut Silent, log);
+            // This process itself was stopped for an hour.
+            futures_advance(Duration::from_secs(3600));
+            state.look(true);
+            assert!(!state.must_stop);
+            assert_eq!(overdue(state), SILENCE_LIMIT - 2 * LOOK);
+        },
+    );
+}
+
+#[test]
+fn without_the_watchdog_a_silent_guest_goes_on() {
+    conclude(
+        |plan| plan.watchdog = false,
+        POWERED_OFF,
+        |state, _| {
+            boot(state);
+            (0..1000).for_each(|_| look(state, true));
+            assert!(!state.must_stop);
+        },
+    );
 }
 
 #[test]
@@ -158,10 +201,9 @@ fn an_unknown_line_is_no_sign_of_life() {
         POWERED_OFF,
         |state, _| {
             boot(state);
-            let before = state.deadline();
-            futures_advance(Duration::from_secs(5));
+            (0..5).for_each(|_| look(state, true));
             control(state, "getty: login");
-            assert_eq!(state.deadline(), before);
+            assert_eq!(overdue(state), SILENCE_LIMIT - Duration::from_secs(5));
         },
     );
 }

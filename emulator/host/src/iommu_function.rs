@@ -16,6 +16,9 @@ use crate::bus::Bus;
 use crate::events::{Events, HostEvent};
 use crate::platform::{GuestMaps, Platform};
 
+/// Most places of the unit that are reported while a VMM is connected. A guest can move its BAR as often as it likes.
+const MAX_REPORTS: u32 = 64;
+
 /// The function and its unit as a plain value, to be saved and restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IommuState {
@@ -32,13 +35,15 @@ pub struct IommuDevice<P: Platform> {
     connected: bool,
     /// Where the guest's firmware or kernel put the unit, as last reported.
     placed: Option<u64>,
+    /// Number of reports since a VMM connected.
+    reports: u32,
 }
 
 impl<P: Platform> IommuDevice<P> {
     /// The function in front of `bus`, whose unit uses the memory that `maps` changes.
     pub(crate) fn new(bus: Arc<Bus<P>>, maps: P::Maps, events: Events) -> Self {
         let function = IommuFunction::new();
-        Self { function, bus, maps, events, connected: false, placed: None }
+        Self { function, bus, maps, events, connected: false, placed: None, reports: 0 }
     }
 
     /// The state now. The functions behind the unit must be paused.
@@ -61,7 +66,9 @@ impl<P: Platform> IommuDevice<P> {
         let place = self.function.config().bar_address(BAR_UNIT);
         if let Some(address) = place
             && self.placed != place
+            && self.reports < MAX_REPORTS
         {
+            self.reports += 1;
             self.placed = place;
             self.events.send(HostEvent::UnitPlaced { address });
         }
@@ -139,7 +146,7 @@ impl<P: Platform> Device for IommuDevice<P> {
         let retired = self.maps.unmap_all();
         self.bus.unit_memory_changed();
         drop(retired);
-        self.placed = None;
+        (self.placed, self.reports) = (None, 0);
         self.connected = false;
         self.events.send(HostEvent::Disconnected(self.bus.iommu_bdf()));
     }

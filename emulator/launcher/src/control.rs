@@ -49,7 +49,7 @@ impl Message {
     }
 }
 
-/// Cuts a byte stream into lines of limited length; invalid UTF-8 becomes U+FFFD.
+/// Cuts a byte stream into lines of limited length. Invalid UTF-8 and control characters become U+FFFD.
 #[derive(Debug, Default)]
 pub struct Lines {
     partial: Vec<u8>,
@@ -81,7 +81,22 @@ impl Lines {
     fn take(&mut self) -> Option<String> {
         let line = std::mem::take(&mut self.partial);
         let line = line.strip_suffix(b"\r").unwrap_or(&line);
-        Some(String::from_utf8_lossy(line).into_owned())
+        Some(String::from_utf8_lossy(line).chars().map(|c| if is_harmless(c) { c } else { '\u{fffd}' }).collect())
+    }
+}
+
+/// Whether a terminal or a CI log shows the character and does nothing else with it.
+fn is_harmless(c: char) -> bool {
+    c == '\t' || !c.is_control()
+}
+
+/// The guest's text as one may print it: no control characters, which could move the terminal's cursor or retitle its
+/// window, and no `::` at the start, which is a command to some CI runners.
+pub fn printable(text: &str) -> String {
+    let clean: String = text.chars().map(|c| if is_harmless(c) { c } else { '\u{fffd}' }).collect();
+    match clean.trim_start().strip_prefix("::") {
+        Some(rest) => format!(": :{rest}"),
+        None => clean,
     }
 }
 
@@ -124,6 +139,15 @@ mod tests {
         assert_eq!(lines.push(b"c\r\nd\n\ne"), ["abc", "d", ""]);
         assert_eq!(lines.finish().as_deref(), Some("e"));
         assert_eq!(lines.finish(), None);
+    }
+
+    #[test]
+    fn escape_sequences_and_commands_to_ci_runners_are_shown_and_not_obeyed() {
+        let lines = Lines::default().push(b"svadev:hello \x1b]0;title\x07\tx\x9b2J\n");
+        assert!(!lines[0].contains(|c: char| c.is_control() && c != '\t'), "{lines:?}");
+        assert_eq!(printable("\x1b[2J  ok"), "\u{fffd}[2J  ok");
+        assert_eq!(printable("  ::error::x"), ": :error::x");
+        assert_eq!(printable("a ::b"), "a ::b");
     }
 
     #[test]

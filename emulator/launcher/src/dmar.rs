@@ -4,11 +4,12 @@
 //! header is QEMU's to write (`-acpitable sig=DMAR,data=FILE`): this is what follows it.
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::ensure;
 use svadev_fabric::Bdf;
 
 use crate::{
     exit::{Exit, OrExit as _, Outcome},
+    files,
     topology::Topology,
 };
 
@@ -31,6 +32,9 @@ const SEGMENT: u16 = 0;
 const SCOPE_PCI_ENDPOINT: u8 = 1;
 /// Bytes of a device scope with a path of one hop (§8.3.1).
 const SCOPE_LENGTH: u8 = 8;
+
+/// More bytes than a table has: one function in each slot of a bus.
+const MAX_TABLE: u64 = 4096;
 
 /// The unit's address in a table that is made before any firmware has placed the unit: a page where nothing is.
 const UNKNOWN_ADDRESS: u64 = 0xfebf_f000;
@@ -60,21 +64,35 @@ fn push_scope(scopes: &mut Vec<u8>, bdf: Bdf) {
 }
 
 /// Writes the table with the unit at an address, so that a reader sees the old one or the new one.
+///
+/// Errors: the file is there and is no DMAR table, or it cannot be written.
 pub fn write_table(topology: &Topology, address: u64, file: &Path) -> Outcome<()> {
-    let folder = match file.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let write = || -> anyhow::Result<()> {
-        let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
-        std::io::Write::write_all(&mut temporary, &table(topology, address))?;
-        // QEMU may run as another user, as it does under libvirt; the table is no secret.
+    refuse_other_files(file).or_exit(Exit::Usage)?;
+    files::write(file, &table(topology, address)).or_exit(Exit::Usage)?;
+    if file.is_file() {
+        // QEMU may run as another user, as it does under libvirt. The table is no secret.
         let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        temporary.as_file().set_permissions(readable)?;
-        temporary.persist(file)?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", file.display())).or_exit(Exit::Usage)
+        _ = std::fs::set_permissions(file, readable);
+    }
+    Ok(())
+}
+
+/// A person's file is not replaced by a table: only an empty file, and a table as this program writes it.
+fn refuse_other_files(file: &Path) -> anyhow::Result<()> {
+    if file == Path::new(files::STANDARD_OUTPUT) {
+        return Ok(());
+    }
+    if let Some(bytes) = files::read_start(file, MAX_TABLE)? {
+        let ours = bytes.is_empty() || looks_like_a_table(&bytes);
+        ensure!(ours, "{} is not a DMAR table: it is not replaced; choose another name", file.display());
+    }
+    Ok(())
+}
+
+/// Whether this program may have written the bytes, for any machine.
+fn looks_like_a_table(bytes: &[u8]) -> bool {
+    let header = bytes.get(..16).is_some_and(|head| head[1..14].iter().all(|&byte| byte == 0));
+    header && usize::from(u16::from_le_bytes([bytes[14], bytes[15]])) == bytes.len() - 12
 }
 
 /// A file with the DMAR table of a machine. It follows the unit's BAR.
@@ -83,13 +101,15 @@ pub struct TableFile<'a> {
     file: Option<&'a Path>,
     topology: &'a Topology,
     address: u64,
+    /// The unit was placed since a VMM connected.
+    placed: bool,
 }
 
 impl<'a> TableFile<'a> {
     /// Keeps the file if it is a table of this machine, else writes a new one. Without a file, only tells the user
     /// where the unit is.
     pub fn open(file: Option<&'a Path>, topology: &'a Topology) -> Outcome<Self> {
-        let mut table = Self { file, topology, address: UNKNOWN_ADDRESS };
+        let mut table = Self { file, topology, address: UNKNOWN_ADDRESS, placed: false };
         let Some(path) = file else { return Ok(table) };
         match std::fs::read(path).ok().and_then(|bytes| known_address(topology, &bytes)) {
             Some(address) => table.address = address,
@@ -98,20 +118,34 @@ impl<'a> TableFile<'a> {
         Ok(table)
     }
 
-    /// Rewrites the file if the unit is at another address than the table says, and tells the user.
-    pub fn placed(&mut self, address: u64) -> Outcome<()> {
+    /// The unit was placed. The first place after a VMM connected is firmware's, and counts: the file is rewritten if
+    /// it says another. A guest that moves its BAR later changes nothing here, however often it does.
+    pub fn placed(&mut self, address: u64) {
+        if std::mem::replace(&mut self.placed, true) {
+            tracing::info!("the guest moved the IOMMU's BAR to {address:#x}: add intremap=off to its command line");
+            return;
+        }
         let Some(file) = self.file else {
             say!("the IOMMU's BAR is at {address:#x}");
-            return Ok(());
+            return;
         };
         if address == self.address {
             say!("the IOMMU's BAR is at {address:#x}, as in {}", file.display());
-            return Ok(());
+            return;
         }
-        write_table(self.topology, address, file)?;
-        self.address = address;
-        say!("the IOMMU's BAR is at {address:#x}; {} had another address and is updated: restart QEMU", file.display());
-        Ok(())
+        match write_table(self.topology, address, file) {
+            Ok(()) => {
+                self.address = address;
+                let file = file.display();
+                say!("the IOMMU's BAR is at {address:#x}; {file} had another address and is updated: restart QEMU");
+            }
+            Err(failure) => say!("the IOMMU's BAR is at {address:#x}, and the table still says another: {failure}"),
+        }
+    }
+
+    /// A VMM disconnected: the next one's firmware places the unit anew.
+    pub fn disconnected(&mut self) {
+        self.placed = false;
     }
 }
 
@@ -168,11 +202,39 @@ mod tests {
         let file = folder.path().join("dmar.bin");
         let topology = Topology::parse("t", crate::topology::DEFAULT).unwrap();
         let mut kept = TableFile::open(Some(&file), &topology).unwrap();
-        kept.placed(0x38_0000_0000).unwrap();
+        kept.placed(0x38_0000_0000);
+        // The guest's kernel moves it, again and again: that is not firmware's doing, and changes nothing.
+        (1..100).for_each(|n| kept.placed(0x4000_0000 + (n << 20)));
         assert_eq!(std::fs::read(&file).unwrap(), table(&topology, 0x38_0000_0000));
         assert_eq!(TableFile::open(Some(&file), &topology).unwrap().address, 0x38_0000_0000);
-        std::fs::write(&file, "not a table").unwrap();
-        assert_eq!(TableFile::open(Some(&file), &topology).unwrap().address, UNKNOWN_ADDRESS);
-        assert_eq!(std::fs::read(&file).unwrap(), table(&topology, UNKNOWN_ADDRESS));
+        kept.disconnected();
+        kept.placed(0x39_0000_0000);
+        assert_eq!(std::fs::read(&file).unwrap(), table(&topology, 0x39_0000_0000), "the next firmware's word counts");
+        let other = topology.accelerators[..1].to_vec();
+        let other = Topology { accelerators: other, ..topology.clone() };
+        assert_eq!(TableFile::open(Some(&file), &other).unwrap().address, UNKNOWN_ADDRESS);
+        assert_eq!(
+            std::fs::read(&file).unwrap(),
+            table(&other, UNKNOWN_ADDRESS),
+            "another machine's table is replaced"
+        );
+    }
+
+    #[test]
+    fn a_persons_file_is_never_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("notes.txt");
+        let topology = Topology::parse("t", crate::topology::DEFAULT).unwrap();
+        for notes in ["not a table", "x", &"a longer text, with more bytes than a table has ".repeat(200)] {
+            std::fs::write(&file, notes).unwrap();
+            let refused = TableFile::open(Some(&file), &topology).unwrap_err();
+            assert_eq!(refused.exit, Exit::Usage);
+            assert!(refused.to_string().contains("not a DMAR table"), "{refused}");
+            assert!(write_table(&topology, 0x1000, &file).is_err());
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), notes);
+        }
+        std::fs::write(&file, "").unwrap();
+        write_table(&topology, 0x1000, &file).unwrap();
+        assert!(write_table(&topology, 0x1000, folder.path()).is_err(), "a folder is no file");
     }
 }

@@ -321,9 +321,9 @@ pub(crate) struct BenchArgs {
     /// Write the results to this file, as JSON with one object for each row, and the machine.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
-    /// Write the page with plots to this file.
-    #[arg(long, value_name = "FILE", default_value = "svadev-bench.html")]
-    pub(crate) html: PathBuf,
+    /// Write a page with plots to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
     /// Compare two files that `--json` wrote, without measuring.
     #[arg(long, num_args = 2, value_names = ["A.json", "B.json"],
         conflicts_with_all = ["suite", "quick", "native", "guest_only", "seconds_per_case", "json"])]
@@ -352,6 +352,9 @@ pub(crate) struct ServeArgs {
     /// Write the backend's counters to this file at the end, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Multiply every built-in time limit by this, for a slow or busy host.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) timeout_scale: u32,
     /// The machine.
     #[command(flatten)]
     pub(crate) machine: MachineArgs,

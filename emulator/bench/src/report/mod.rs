@@ -7,7 +7,7 @@ pub mod table;
 
 use std::path::Path;
 
-use anyhow::{Context as _, anyhow, ensure};
+use anyhow::{anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -48,25 +48,24 @@ impl Report {
         Self { format: FORMAT, machine, rows, counters }
     }
 
-    /// Writes it with a line for each row, so that files can be compared by eye, too.
-    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+    /// Its JSON text with a line for each row, so that files can be compared by eye, too.
+    pub fn to_json(&self) -> serde_json::Result<String> {
         let lines = |values: Vec<String>| match values.is_empty() {
             true => "[]".to_owned(),
             false => format!("[\n  {}\n]", values.join(",\n  ")),
         };
-        let rows = self.rows.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
-        let marks = self.counters.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+        let rows = self.rows.iter().map(serde_json::to_string).collect::<serde_json::Result<_>>()?;
+        let marks = self.counters.iter().map(serde_json::to_string).collect::<serde_json::Result<_>>()?;
         let machine = serde_json::to_string(&self.machine)?;
-        let text = format!(
+        Ok(format!(
             "{{\"format\": {}, \"machine\": {machine},\n\"rows\": {},\n\"counters\": {}}}\n",
             self.format,
             lines(rows),
             lines(marks)
-        );
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+        ))
     }
 
-    /// Reads what `write` wrote. Errors name the file, the cause and then the remedy.
+    /// Reads a file with what `to_json` gives. Errors name the file, the cause and then the remedy.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let name = path.display();
         let remedy = "use a file that `svadev bench --json FILE` wrote";
@@ -144,11 +143,12 @@ pub(super) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.json");
         let report = sample();
-        report.write(&path).unwrap();
+        std::fs::write(&path, report.to_json().unwrap()).unwrap();
         assert_eq!(Report::read(&path).unwrap(), report);
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().filter(|line| line.contains("\"case\"")).count(), report.rows.len());
-        Report::new(Machine::default(), Vec::new(), Vec::new()).write(&path).unwrap();
+        let empty = Report::new(Machine::default(), Vec::new(), Vec::new());
+        std::fs::write(&path, empty.to_json().unwrap()).unwrap();
         assert!(Report::read(&path).unwrap().rows.is_empty());
     }
 

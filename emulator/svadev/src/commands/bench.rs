@@ -20,6 +20,7 @@ use svadev_launcher::{
     backend::CounterSource,
     control::Message,
     exit::{Exit, Failure, OrExit as _, Outcome},
+    files,
     guest::{self, Image, Request},
     guest_image::Job,
     run::{Ended, Observer, Terminal},
@@ -53,8 +54,8 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<u8> {
         ));
     }
     // Report files that cannot be written before the work, not after it.
-    for path in args.json.iter().chain(Some(&args.html)) {
-        writable(path).or_exit(Exit::Usage)?;
+    for path in args.json.iter().chain(&args.html) {
+        files::check_writable(path).or_exit(Exit::Usage)?;
     }
     let seconds = args.seconds_per_case.unwrap_or(if args.quick { QUICK_SECONDS } else { SECONDS });
     let mut report = Report::new(Machine::here(seconds), Vec::new(), Vec::new());
@@ -95,17 +96,13 @@ fn finish(args: &BenchArgs, report: &Report) -> Outcome<()> {
         out!("{line}");
     }
     if let Some(path) = &args.json {
-        report.write(path).or_exit(Exit::Usage)?;
+        files::write(path, report.to_json().or_exit(Exit::Usage)?.as_bytes()).or_exit(Exit::Usage)?;
     }
-    let write = || std::fs::write(&args.html, html::page(report));
-    write().with_context(|| format!("cannot write {}", args.html.display())).or_exit(Exit::Usage)?;
-    say!("the report is in {}", args.html.canonicalize().unwrap_or_else(|_| args.html.clone()).display());
+    if let Some(path) = &args.html {
+        files::write(path, html::page(report).as_bytes()).or_exit(Exit::Usage)?;
+        say!("the report is in {}", path.canonicalize().unwrap_or_else(|_| path.clone()).display());
+    }
     Ok(())
-}
-
-fn writable(path: &Path) -> anyhow::Result<()> {
-    let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
-    file.map(drop).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The guest's suites: rows, counters, and the status that its part of the run leads to. What it measured before it
@@ -237,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_place_that_cannot_be_written_is_named_before_the_work() {
-        let error = writable(Path::new("/no/such/folder/a.html")).unwrap_err();
+        let error = files::check_writable(Path::new("/no/such/folder/a.html")).unwrap_err();
         let text = format!("{error:#}");
         assert!(text.contains("cannot write /no/such/folder/a.html"), "{text}");
     }

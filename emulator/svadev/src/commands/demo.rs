@@ -6,10 +6,10 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::json::write_json;
+use super::json::{check_writable, write_json};
 use crate::cli::DemoArgs;
 use svadev_launcher::{
-    control::Message,
+    control::{Message, printable},
     exit::{Exit, Outcome},
     guest::{self, Image, Request},
     guest_image::Job,
@@ -33,6 +33,7 @@ struct Figure {
 
 /// Runs it.
 pub(crate) fn run(args: &DemoArgs) -> Outcome<u8> {
+    check_writable(args.json.as_deref())?;
     let request = Request {
         command: "demo",
         topology: args.machine.topology()?,
@@ -58,11 +59,10 @@ pub(crate) fn run(args: &DemoArgs) -> Outcome<u8> {
     for finding in &findings {
         out!("# kernel log: {finding}");
     }
-    if let Some(path) = &args.json {
-        write_json(path, &figures)?;
-    }
+    let written = args.json.as_deref().map_or(Ok(()), |path| write_json(path, &figures));
     match finished.conclude(!findings.is_empty())? {
-        Ended::Exit(0) if findings.is_empty() => Ok(Exit::Success.code()),
+        // A verdict counts more than a file that cannot be written.
+        Ended::Exit(0) if findings.is_empty() => written.map(|()| Exit::Success.code()),
         Ended::Exit(_) | Ended::Quit => Ok(Exit::TestFailed.code()),
         Ended::PoweredOff | Ended::Placed(_) => Ok(Exit::GuestSetup.code()),
     }
@@ -97,11 +97,6 @@ impl Observer for Story {
         }
     }
     fn kernel(&mut self, _: &str) {}
-}
-
-/// The guest's text without control characters, which could move the terminal's cursor.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// The numbers in the backend's counters, each named by its path: `unit.page_requests`, `00:06.0.bytes`.

@@ -1,10 +1,10 @@
 //! `svadev test`: the smoke suite, and the kernel log beside it.
 use std::{io::IsTerminal as _, time::Instant};
 
-use super::json::write_json;
+use super::json::{check_writable, write_json};
 use crate::cli::TestArgs;
 use svadev_launcher::{
-    control::Message,
+    control::{Message, printable},
     exit::{Exit, Outcome},
     guest::{self, Image, Request},
     guest_image::Job,
@@ -14,6 +14,7 @@ use svadev_launcher::{
 
 /// Runs it.
 pub(crate) fn run(args: &TestArgs) -> Outcome<u8> {
+    check_writable(args.json.as_deref())?;
     let job = Job { mode: "test", filter: args.filter.clone(), ..Job::default() };
     let request = Request {
         command: "test",
@@ -49,14 +50,16 @@ pub(crate) fn run(args: &TestArgs) -> Outcome<u8> {
         summary.duration().as_secs_f64(),
         if problems.is_empty() && audit_problems.is_empty() { "" } else { "; see the lines that begin with # above" }
     );
-    if let Some(path) = &args.json {
-        let mut results = with_problems(summary.results, &problems);
-        results.extend(audit_result(&finished.report.audit, finished.report.counters.get("audit").is_some()));
-        write_json(path, &results)?;
-    }
+    let mut results = with_problems(summary.results, &problems);
+    results.extend(audit_result(&finished.report.audit, finished.report.counters.get("audit").is_some()));
+    let written = args.json.as_deref().map_or(Ok(()), |path| write_json(path, &results));
     let bad = failed > 0 || !problems.is_empty();
     finished.conclude(bad)?;
-    Ok(if bad { Exit::TestFailed } else { Exit::Success }.code())
+    if bad {
+        return Ok(Exit::TestFailed.code());
+    }
+    // A verdict counts more than a file that cannot be written.
+    written.map(|()| Exit::Success.code())
 }
 
 /// Adds the problems that belong to no test, as a failed test of their own, so that no reader misses them.
@@ -133,7 +136,7 @@ fn print(result: &TestResult) {
     out!("{word} {} ({:.3} s){reason}", result.name, result.seconds);
     if result.verdict == Verdict::Fail {
         for line in &result.diagnostics {
-            out!("     {line}");
+            out!("     {}", printable(line));
         }
     }
 }

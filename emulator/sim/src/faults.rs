@@ -65,7 +65,7 @@ faults! {
     /// The machine is saved, dropped, and goes on from what was saved.
     hand_over: 3,
     /// Function level resets.
-    reset: 4,
+    reset: 8,
     /// Processes are aborted, drained and unbound with work under way.
     unbind: 6,
     /// Processes die before their driver hears of it.

@@ -1,16 +1,24 @@
 //! Fixed seeds, the same seed twice, and bugs on purpose.
 use std::sync::Arc;
 
+use svadev_accelerator::FunctionSettings;
 use svadev_fabric::testing::Silent;
 use svadev_fabric::{Access, Bdf, Iova, Pasid, Translation, TranslationRequest};
+use svadev_host::{Machine, MachineConfig};
 use svadev_iommu::{Unit, UnitConfig};
 use svadev_memory::Ram;
+use svadev_spec::pcie;
 use svadev_spec::vtd::registers::{Global, offset};
 
 use crate::batch::Batch;
 use crate::frames::{FRAME, Frames};
 use crate::log::Log;
+use crate::platform::Simulated;
+use crate::rng::Rng;
 use crate::tables::{DeviceTables, PageTables};
+use crate::unit_function::UnitFunction;
+use crate::vmm::{Parts, Vmm, msi};
+use crate::watch::Watcher;
 use crate::{Caching, Checker, Mutant, Options, run};
 
 /// Seeds that between them reach everything that worlds are made to reach.
@@ -125,4 +133,47 @@ fn the_unit_finds_what_the_builder_maps() {
         tables.map(&mut frames, 0x7f00_0000_0000, 0x60_0000, 21, true);
         assert!(tables.detach(0x7f40_0000_0000, 30).is_none(), "nothing is mapped there");
     }
+}
+
+/// The unit's queue stops with an error while no function may master the bus: the fault event is pending, and is sent
+/// through the first function that may.
+#[test]
+fn an_interrupt_that_nobody_can_send_comes_with_bus_mastering() {
+    const MEMORY: u64 = 1 << 20;
+    let functions = [Bdf(0x0010), Bdf(0x0018)];
+    let (log, ram) = (Arc::new(Log::new(None)), Arc::new(Ram::new(1 << 20).unwrap()));
+    let mut platform = Simulated::new(Arc::clone(&ram), Arc::clone(&log), None);
+    let watch = Watcher::new(Arc::clone(&log), None);
+    let (iommu, unit) = (Bdf(0x0008), UnitConfig::default());
+    let functions = functions.map(FunctionSettings::new).to_vec();
+    let config = MachineConfig { iommu, unit, audit: None, functions };
+    let machine = Machine::new(&config, &mut platform, watch, drop).unwrap();
+    let mut vmms: Vec<_> = machine
+        .functions
+        .into_iter()
+        .map(|function| {
+            let maps = Arc::clone(platform.maps(function.device.shared().bdf()));
+            let parts = Parts { device: function.device, server: function.server, maps, memory: MEMORY, wired: false };
+            Vmm::new(parts, Rng::new(1), Arc::clone(&log), None)
+        })
+        .collect();
+    let maps = Arc::clone(platform.maps(iommu));
+    let unit = UnitFunction::new(machine.bus, machine.iommu, machine.iommu_server, maps, MEMORY, Arc::clone(&log));
+    unit.write32(offset::FECTL + 4, msi::FAULT);
+    unit.write32(offset::FECTL + 8, 0xfee0_0000);
+    unit.write32(offset::FECTL, 0);
+    unit.write64(offset::IQA, 0x1_0000);
+    unit.write32(offset::GCMD, Global::new().with_queued_invalidation_enable(true).into());
+    // A descriptor of zeros has no type that there is.
+    unit.write64(offset::IQT, 16);
+    let came = |vmms: &mut Vec<Vmm>| {
+        (0..50).flat_map(|_| 0..2).fold(0, |came, n| {
+            vmms[n].turn();
+            came | vmms[n].take_unit_interrupts()
+        })
+    };
+    assert_eq!(came(&mut vmms), 0, "nobody may send it");
+    vmms[1].set_command(pcie::Command::new().with_memory_space(true).with_bus_master(true));
+    assert_eq!(came(&mut vmms), msi::FAULT);
+    assert_eq!(log.failure(), None);
 }

@@ -256,6 +256,38 @@ fn serve_keeps_the_table_right_over_several_qemus() {
     assert_eq!(std::fs::read_dir(&sockets).unwrap().count(), 0, "no socket stays");
 }
 
+/// A closed terminal ends it cleanly, and what SIGKILL leaves does not keep the next one from starting.
+#[test]
+fn serve_starts_again_however_it_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sockets, notes) = (folder.path().join("s"), folder.path().join("notes.txt"));
+    let common = ["--socket-dir", sockets.to_str().unwrap()];
+    let start = || {
+        let mut serve = Svadev::new(&["serve"]).args(&common).start();
+        serve.wait_for_error("ready: ");
+        serve
+    };
+    let mut first = start();
+    // Beside the first one, which the harness would wait for.
+    let second = std::process::Command::new(env!("CARGO_BIN_EXE_svadev")).arg("serve").args(common).output().unwrap();
+    assert_eq!(second.status.code(), Some(120));
+    assert!(stderr_of(&second).contains("another backend uses"), "{}", stderr_of(&second));
+    first.signal(Signal::SIGKILL);
+    _ = first.finish();
+    assert!(std::fs::read_dir(&sockets).unwrap().count() > 0, "it had no time to remove its sockets");
+    for signal in [Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGINT] {
+        let mut serve = start();
+        serve.signal(signal);
+        let output = serve.finish();
+        assert_eq!(output.status.code(), Some(0), "{signal}: {}", stderr_of(&output));
+        assert_eq!(std::fs::read_dir(&sockets).unwrap().count(), 0, "{signal}: no socket stays");
+    }
+    std::fs::write(&notes, "a person's notes").unwrap();
+    let refused = Svadev::new(&["serve", "--dmar", notes.to_str().unwrap()]).args(&common).run();
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr_of(&refused));
+    assert_eq!(std::fs::read_to_string(&notes).unwrap(), "a person's notes");
+}
+
 #[test]
 fn bad_input_names_itself_and_the_remedy() {
     let folder = tempfile::tempdir().unwrap();

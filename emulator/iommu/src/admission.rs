@@ -1,6 +1,7 @@
 //! Admission: which requests the context and PASID entries let in, and which address space they use (§3.4).
 use svadev_fabric::{Bdf, Pasid};
 use svadev_memory::GuestMemory;
+use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::in_interrupt_range;
 use svadev_spec::vtd::registers::{RootTableAddress, translation_table_mode};
@@ -47,7 +48,8 @@ impl<M: GuestMemory> Admission<'_, M> {
                     Some(pasid) => (pasid.get(), request.access.privileged, FaultReason::PasidTooLarge),
                     None => {
                         let high = context.high;
-                        (high.rid_pasid(), high.rid_privileged(), FaultReason::RidPasidInvalid)
+                        let privileged = high.rid_privileged() && !mutant!(RidPrivIgnored);
+                        (high.rid_pasid(), privileged, FaultReason::RidPasidInvalid)
                     }
                 };
                 if u64::from(pasid) >= context.pasid_limit() || pasid >> self.walker.config.max_pasid_bits != 0 {

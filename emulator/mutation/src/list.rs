@@ -62,7 +62,30 @@ mutants! {
     /// The last five quadwords of a PASID table entry are not looked at.
     PasidTableTailUnchecked,
 
+    /// The PASID directory is taken for half its size.
+    PasidDirectoryHalved,
+    /// RID_PRIV is not looked at.
+    RidPrivIgnored,
+    /// Legacy second-stage tables are taken for four levels, whatever AW says.
+    LegacyWidthIgnored,
+    /// Nested translation works though the unit does not offer it.
+    NestedUnconfigured,
+
+    // The unit's registers.
+
+    /// A context command for one function does nothing.
+    ContextCommandOfDeviceDoesNothing,
+    /// The queue's address can be changed while the queue runs.
+    QueueAddressWritable,
+    /// A queue that is switched off and on still waits for acknowledgements of before.
+    RestartKeepsOutstanding,
+    /// A write of 8 bytes to two registers of 4 writes the first only.
+    WideWriteHalved,
+
     // The unit's interrupts.
+
+    /// A page request or completion event that software has serviced is sent all the same.
+    ServicedEventStaysPending,
 
     /// An interrupt that nobody could send counts as sent.
     HeldInterruptForgotten,
@@ -148,6 +171,8 @@ mutants! {
     FaultNotRecorded,
     /// Faults are recorded under another PASID.
     FaultWithWrongPasid,
+    /// Faults are recorded whatever FPD says, if the PASID entry is cached.
+    CachedEntryForgetsFpd,
     /// Faults are recorded whatever FPD says.
     FaultProcessingDisableIgnored,
     /// A page group response is sent twice.

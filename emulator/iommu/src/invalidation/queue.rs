@@ -72,7 +72,9 @@ impl InvalidationQueue {
     /// GCMD.QIE changed: the head starts over (§11.4.9.1), and every missing acknowledgement is given up.
     pub(crate) fn restart(&mut self) {
         self.head = 0;
-        self.ledger.give_up();
+        if !mutant!(RestartKeepsOutstanding) {
+            self.ledger.give_up();
+        }
         self.parked = None;
         self.unfinished = false;
         self.begun = false;

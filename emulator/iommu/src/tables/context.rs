@@ -1,6 +1,7 @@
 //! Root and context entries (§9.1 to §9.4).
 use svadev_fabric::Bdf;
 use svadev_memory::GuestMemory;
+use svadev_mutation::mutant;
 use svadev_spec::vtd::FaultReason;
 use svadev_spec::vtd::tables::{
     CONTEXT_ENTRY_SIZE, ContextHigh, ContextLow, LEGACY_CONTEXT_ENTRY_SIZE, LegacyContextHigh, LegacyContextLow,
@@ -60,7 +61,8 @@ pub(crate) struct ScalableContext {
 impl ScalableContext {
     /// How many PASIDs the directory has room for (§9.4, PDTS).
     pub(crate) fn pasid_limit(&self) -> u64 {
-        1 << (u32::from(self.low.pasid_directory_size()) + 7 + PASID_TABLE_BITS)
+        let directory_bits = if mutant!(PasidDirectoryHalved) { 6 } else { 7 };
+        1 << (u32::from(self.low.pasid_directory_size()) + directory_bits + PASID_TABLE_BITS)
     }
 }
 
@@ -128,7 +130,9 @@ impl<M: GuestMemory> TableReader<'_, M> {
             legacy_translation_type::UNTRANSLATED | legacy_translation_type::DEVICE_TLB => {
                 Stages::Second(SecondStage {
                     root: low.frame() << 12,
-                    top: self.second_stage_top(high.address_width()).ok_or(invalid)?,
+                    top: self
+                        .second_stage_top(if mutant!(LegacyWidthIgnored) { 2 } else { high.address_width() })
+                        .ok_or(invalid)?,
                     accessed_dirty: false,
                     page_walk_snoop: true,
                 })

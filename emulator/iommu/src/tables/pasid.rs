@@ -62,7 +62,7 @@ impl<M: GuestMemory> TableReader<'_, M> {
         match qw0.translation_type() {
             translation_type::FIRST_STAGE => Ok(Stages::First(self.first_stage(qw1, qw2)?)),
             translation_type::SECOND_STAGE => Ok(Stages::Second(self.second_stage(qw0, qw1)?)),
-            translation_type::NESTED if self.config.nested => {
+            translation_type::NESTED if self.config.nested || mutant!(NestedUnconfigured) => {
                 Ok(Stages::Nested(self.first_stage(qw1, qw2)?, self.second_stage(qw0, qw1)?))
             }
             translation_type::PASS_THROUGH => Ok(Stages::PassThrough),

@@ -105,6 +105,24 @@ fn an_event_that_was_lost_and_cannot_be_repeated_stays_pending() {
 }
 
 #[test]
+fn an_event_serviced_while_masked_is_not_sent() {
+    let mut world = World::new();
+    world.bind_first_stage(Level::FOUR);
+    for control in [offset::IECTL, offset::PECTL] {
+        world.write32(control, 1 << 31);
+    }
+    let _ = world.page_request(0x7000, Access::READ, 1, true);
+    world.submit(&[[5 | 1 << 4, 0]]);
+    for (control, status) in [(offset::IECTL, offset::ICS), (offset::PECTL, offset::PRS)] {
+        assert_eq!(world.read32(control) >> 30, 0b11, "{control:#x}: IM and IP");
+        world.write32(status, 1);
+        assert_eq!(world.read32(control) >> 30, 0b10, "{control:#x}: IM");
+        world.write32(control, 0);
+    }
+    assert_eq!(world.ports.take_interrupts(), [0; 0]);
+}
+
+#[test]
 fn a_reset_forgets_pending_events() {
     let mut world = world();
     world.ports.no_bus_master.set(true);

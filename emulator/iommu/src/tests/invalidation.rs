@@ -249,6 +249,22 @@ fn unexpected_completions_are_errors_and_late_ones_are_not() {
 }
 
 #[test]
+fn a_restarted_queue_waits_for_nothing_of_before() {
+    let mut world = World::new();
+    world.ports.slow.set(true);
+    world.submit(&[pasid_device_tlb(DEVICE, 5, 0x7000, 0), wait_descriptor(1)]);
+    let tag = world.ports.tags()[0];
+    world.write32(offset::GCMD, 1 << 31);
+    assert_eq!(world.unit.outstanding_invalidations().count(), 0);
+    world.write64(offset::IQT, 0);
+    world.tail = 0;
+    world.write32(offset::GCMD, 1 << 31 | 1 << 26);
+    world.submit_and_wait(&[]);
+    world.unit.invalidate_complete(DEVICE, tag, &world.ports);
+    assert_eq!(world.read32(offset::FSTS), 0, "late, and no error");
+}
+
+#[test]
 fn a_timeout_aborts_the_wait_and_stops_the_queue() {
     let mut world = World::new();
     world.ports.slow.set(true);

@@ -1,6 +1,7 @@
+use svadev_fabric::{Access, Bdf, Iova};
 use svadev_spec::vtd::registers::offset;
 
-use super::world::{Ports, World};
+use super::world::{DEVICE, OTHER, Ports, World};
 use crate::{FAULT_RECORD_OFFSET, IOTLB_REGISTER_OFFSET, REGISTER_SPACE, UnitConfig, VERSION};
 
 #[test]
@@ -119,6 +120,56 @@ fn register_commands_work_while_the_queue_is_off() {
     assert_eq!(world.read64(offset::CCMD), 1 << 61, "refused in scalable mode");
     world.write64(iotlb, 1 << 63 | 1 << 60);
     assert_eq!(world.read64(iotlb), 1 << 60, "the same");
+}
+
+#[test]
+fn a_context_command_of_a_device_takes_its_entry_only() {
+    let mut world = World::new();
+    let (root_table, contexts) = (world.page(), world.page());
+    let at = |bdf: Bdf| contexts + 16 * u64::from(bdf.devfn());
+    world.write32(offset::GCMD, 1 << 31);
+    world.store(root_table, contexts | 1);
+    // TT 2, domain 7: passed through.
+    for bdf in [DEVICE, OTHER] {
+        world.store(at(bdf) + 8, 2 | 7 << 8);
+        world.store(at(bdf), 1 | 2 << 2);
+    }
+    world.write64(offset::RTADDR, root_table);
+    world.write32(offset::GCMD, 1 << 30 | 1 << 31);
+    let passes =
+        |world: &mut World, bdf| world.unit.access(bdf, None, Iova(0x5000), Access::READ, &world.ports).is_ok();
+    assert!(passes(&mut world, DEVICE) && passes(&mut world, OTHER));
+    for bdf in [DEVICE, OTHER] {
+        world.store(at(bdf), 0);
+    }
+    assert!(passes(&mut world, DEVICE) && passes(&mut world, OTHER), "cached");
+    // ICC, CIRG 3; the domain is another number than the source.
+    world.write64(offset::CCMD, 1 << 63 | 3 << 61 | u64::from(DEVICE.0) << 16 | 7);
+    assert_eq!(world.read64(offset::CCMD) >> 59, 0b0_11_11);
+    assert!(!passes(&mut world, DEVICE) && passes(&mut world, OTHER));
+}
+
+#[test]
+fn the_queue_address_is_fixed_while_the_queue_runs() {
+    let mut world = World::new();
+    let before = world.read64(offset::IQA);
+    world.write64(offset::IQA, 0x55_5000);
+    world.write32(offset::IQA, 0x66_6000);
+    assert_eq!(world.read64(offset::IQA), before);
+    world.submit_and_wait(&[]);
+    world.write32(offset::GCMD, 1 << 31);
+    world.write64(offset::IQA, 0x55_5000);
+    assert_eq!(world.read64(offset::IQA), 0x55_5000);
+}
+
+/// Xen writes address and upper address of an event at once.
+#[test]
+fn a_wide_write_reaches_both_registers() {
+    let mut world = World::cold(UnitConfig::default());
+    for control in [offset::FECTL, offset::IECTL, offset::PECTL] {
+        world.write64(control + 8, 0x12_fee0_1000);
+        assert_eq!((world.read32(control + 8), world.read32(control + 12)), (0xfee0_1000, 0x12), "{control:#x}");
+    }
 }
 
 #[test]

@@ -284,6 +284,87 @@ fn fpd_keeps_faults_out_of_the_log() {
 }
 
 #[test]
+fn fpd_counts_with_a_cached_entry() {
+    let mut world = world();
+    let entry = world.pasid_entry(DEVICE, PASID.get());
+    world.store(entry, world.load(entry) | 2);
+    assert!(world.access(Some(PASID), 0x7000, Access::READ).is_ok(), "the PASID entry is cached now");
+    assert!(world.access(Some(PASID), 0x8000, Access::READ).is_err());
+    assert_eq!(world.take_fault(), None);
+    assert_eq!(world.unit.counters().faults_suppressed, 1);
+}
+
+#[test]
+fn a_directory_has_room_for_every_pasid_that_its_size_says() {
+    for size in 0..8u64 {
+        let mut world = World::new();
+        let largest = (1u32 << (13 + size)) - 1;
+        let context = {
+            world.pasid_entry(DEVICE, 0);
+            world.context_entry(DEVICE)
+        };
+        world.store(context, world.load(context) & !(7 << 9) | size << 9);
+        for pasid in [largest, largest / 2 + 1] {
+            world.bind(DEVICE, pasid, DOMAIN, Mode::PassThrough);
+            assert!(
+                world.access(Pasid::new(pasid).ok(), 0x5000, Access::READ).is_ok(),
+                "PDTS {size}, PASID {pasid:#x}"
+            );
+        }
+        if let Ok(beyond) = Pasid::new(largest + 1) {
+            let fault = Blocked::Fault(FaultReason::PasidTooLarge);
+            assert_eq!(world.access(Some(beyond), 0x5000, Access::READ), Err(fault));
+        }
+    }
+}
+
+#[test]
+fn rid_priv_makes_requests_without_pasid_supervisor_requests() {
+    let mut world = World::new();
+    let root = world.page();
+    let entry = world.bind(DEVICE, 0, DOMAIN, Mode::First { root, top: Level::FOUR });
+    // SRE; a supervisor page.
+    world.store(entry + 16, world.load(entry + 16) | 1);
+    world.map(root, Level::FOUR, 0x7000, 0x5000 | USER_PAGE & !4, 12);
+    let fault = Blocked::Fault(FaultReason::UserToSupervisor);
+    assert_eq!(world.access(None, 0x7000, Access::READ), Err(fault));
+    let context = world.context_entry(DEVICE);
+    world.store(context + 8, 1 << 20);
+    world.submit_and_wait(&[[1 | 1 << 4, 0]]);
+    assert_eq!(world.access(None, 0x7000, Access::READ).unwrap().gpa, Gpa(0x5000));
+}
+
+#[test]
+fn a_unit_without_nested_translation_refuses_its_entries() {
+    for nested in [true, false] {
+        let mut world = World::with(UnitConfig { nested, ..UnitConfig::default() });
+        let (root, second_root) = (world.page(), world.page());
+        world.bind(DEVICE, PASID.get(), DOMAIN, Mode::Nested { root, second_root });
+        let reason = if nested { FaultReason::SecondStageNotPresent } else { FaultReason::PasidTableInvalid };
+        assert_eq!(world.blocked(0x7000, Access::READ), reason);
+        assert_eq!(world.read64(offset::ECAP) >> 26 & 1, u64::from(nested), "ECAP.NEST");
+    }
+}
+
+#[test]
+fn legacy_tables_have_as_many_levels_as_aw_says() {
+    for (width, top, beyond) in [(1u64, Level::THREE, 39), (2, Level::FOUR, 48), (3, Level::FIVE, 57)] {
+        let mut world = World::new();
+        let (root_table, contexts, tables) = (world.page(), world.page(), world.page());
+        world.store(root_table, contexts | 1);
+        let at = contexts + 16 * u64::from(DEVICE.devfn());
+        world.store(at + 8, width | 7 << 8);
+        world.store(at, tables | 1);
+        world.map(tables, top, 0x3000, 0x8_8000 | 3, 12);
+        world.write64(offset::RTADDR, root_table);
+        world.write32(offset::GCMD, 1 << 30 | 1 << 31);
+        assert_eq!(world.access(None, 0x3000, Access::WRITE).unwrap().gpa, Gpa(0x8_8000), "AW {width}");
+        let too_wide = Blocked::Fault(FaultReason::LegacyAddressTooWide);
+        assert_eq!(world.access(None, 1 << beyond, Access::READ), Err(too_wide));
+    }
+}
+
+#[test]
 fn pass_through_is_the_identity_up_to_the_host_width() {
     let mut world = World::with(UnitConfig { host_address_width: 40, ..UnitConfig::default() });
     world.bind(DEVICE, 5, DOMAIN, Mode::PassThrough);

@@ -64,7 +64,9 @@ impl<M: GuestMemory> Unit<M> {
 
     /// Software cleared every status bit behind an event: a pending message is not sent any more.
     pub(super) fn event_serviced(&mut self, kind: EventKind) {
-        self.event(kind).serviced();
+        if kind == EventKind::Fault || !mutant!(ServicedEventStaysPending) {
+            self.event(kind).serviced();
+        }
         self.forget_event(kind);
     }
 

@@ -46,6 +46,9 @@ impl<M: GuestMemory> Unit<M> {
         for (i, dword) in data.chunks_exact(4).enumerate() {
             let value = u32::from_le_bytes(dword.try_into().expect("chunks of four bytes"));
             self.write_dword(offset + 4 * i as u64, value, ports);
+            if mutant!(WideWriteHalved) {
+                return;
+            }
         }
     }
 
@@ -150,7 +153,7 @@ impl<M: GuestMemory> Unit<M> {
                 self.process_queue(ports);
             }
             // Software changes the queue only while it is disabled; a change under a running head would lead it astray.
-            offset::IQA if !self.global.queued_invalidation_enable() => {
+            offset::IQA if !self.global.queued_invalidation_enable() || mutant!(QueueAddressWritable) => {
                 let address = merge(self.queue.address.into()) & !0x7f8;
                 self.queue.address = InvalidationQueueAddress::from(address);
             }

@@ -1,6 +1,7 @@
 //! Requests for translation: ATS and untranslated (chapters 3 and 4).
 use svadev_fabric::{Access, AtsError, Bdf, Downstream, Gpa, Iova, Pasid, Translation, TranslationRequest};
 use svadev_memory::GuestMemory;
+use svadev_mutation::mutant;
 use svadev_spec::vtd::fault::TranslationResponse;
 use svadev_spec::vtd::registers::translation_table_mode;
 use svadev_spec::vtd::{FaultReason, in_interrupt_range};
@@ -151,7 +152,10 @@ impl<M: GuestMemory> Unit<M> {
                 self.counters.iotlb_hits += 1;
                 Ok(given(leaf, want))
             }
-            None => walker!(self).by_tables(entry, request, want, true).map_err(|fault| fault_in(entry, fault, want)),
+            None => walker!(self).by_tables(entry, request, want, true).map_err(|fault| {
+                let Fault { reason, fault_processing_disable: fpd } = fault_in(entry, fault, want);
+                Fault { reason, fault_processing_disable: fpd && !mutant!(CachedEntryForgetsFpd) }
+            }),
         }
     }
 }

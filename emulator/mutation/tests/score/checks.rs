@@ -115,6 +115,17 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         Mutant::PasidTableTailUnchecked => iommu(&["every_structure_fault_has_its_code"]),
         Mutant::EntryReadOnce => iommu(&["half_a_pasid_entry_is_not_cached"]),
 
+        Mutant::PasidDirectoryHalved => iommu(&["a_directory_has_room_for_every_pasid"]),
+        Mutant::RidPrivIgnored => iommu(&["rid_priv_makes_requests_without_pasid"]),
+        Mutant::LegacyWidthIgnored => iommu(&["legacy_tables_have_as_many_levels"]),
+        Mutant::NestedUnconfigured => iommu(&["a_unit_without_nested_translation"]),
+        Mutant::ContextCommandOfDeviceDoesNothing => iommu(&["a_context_command_of_a_device"]),
+        Mutant::QueueAddressWritable => iommu(&["the_queue_address_is_fixed"]),
+        Mutant::RestartKeepsOutstanding => iommu(&["a_restarted_queue_waits_for_nothing"]),
+        Mutant::WideWriteHalved => iommu(&["a_wide_write_reaches_both_registers"]),
+        Mutant::ServicedEventStaysPending => iommu(&["an_event_serviced_while_masked"]),
+        Mutant::CachedEntryForgetsFpd => iommu(&["fpd_counts_with_a_cached_entry"]),
+
         Mutant::HeldInterruptForgotten => iommu(&["an_event_that_nobody_can_send_stays_pending"]),
         Mutant::CompletionEventNotRepeated => iommu(&["a_lost_completion_event_is_sent_again"]),
 

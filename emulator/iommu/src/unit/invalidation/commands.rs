@@ -1,6 +1,8 @@
 //! The register-based commands CCMD and IOTLB (§6.5.1). They are carried out while the queue is disabled, and not in
 //! scalable mode: PASID-based entries can be invalidated by descriptors only.
 use svadev_memory::GuestMemory;
+use svadev_mutation::mutant;
+use svadev_spec::vtd::invalidation::context_granularity;
 use svadev_spec::vtd::registers::{ContextCommand, IotlbInvalidate};
 
 use crate::unit::Unit;
@@ -13,11 +15,11 @@ impl<M: GuestMemory> Unit<M> {
 
     /// Carries out a write to CCMD with ICC set (§11.4.6.1). CAIG stays 0 if it is refused.
     pub(crate) fn context_command(&mut self, command: ContextCommand) -> ContextCommand {
+        let granularity = command.requested_granularity();
+        let skipped = granularity == context_granularity::DEVICE && mutant!(ContextCommandOfDeviceDoesNothing);
         let done = self.takes_commands()
-            && self
-                .invalidate_contexts(command.requested_granularity(), command.source_id(), command.function_mask())
-                .is_ok();
-        let actual = if done { command.requested_granularity() } else { 0 };
+            && (skipped || self.invalidate_contexts(granularity, command.source_id(), command.function_mask()).is_ok());
+        let actual = if done { granularity } else { 0 };
         command.with_invalidate(false).with_actual_granularity(actual)
     }
 

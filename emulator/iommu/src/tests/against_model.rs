@@ -7,7 +7,7 @@ use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::fault::TranslationResponse;
 use svadev_spec::vtd::tables::Level;
 
-use super::model::{Asked, Model, Page};
+use super::model::{Asked, Model, Page, fault_record};
 use super::world::{DEVICE, DOMAIN, FIRST_FREE, Mode, PS, RAM, ROOT, World, pasid_iotlb_page};
 use crate::{Blocked, Caching, FaultReason, UnitConfig};
 
@@ -37,6 +37,10 @@ struct Plan {
     flags: [bool; 6],
     narrow: bool,
     pages_1gib: bool,
+    nested: bool,
+    supervisor_requests: bool,
+    /// RID_PRIV.
+    rid_privileged: bool,
     /// Bits of each leaf.
     leaves: [u64; PAGES.len()],
     damage: Vec<(prop::sample::Index, Change)>,
@@ -82,20 +86,33 @@ fn plan() -> impl Strategy<Value = Plan> {
         level(4),
         level(3),
         prop::array::uniform6(prop::bool::weighted(0.7)),
-        (any::<bool>(), any::<bool>()),
+        (any::<bool>(), any::<bool>(), prop::array::uniform3(prop::bool::weighted(0.9))),
         prop::array::uniform8(leaf_bits()),
         prop::collection::vec((any::<prop::sample::Index>(), change()), 0..5),
     )
-        .prop_map(|(kind, top, second_top, flags, (narrow, pages_1gib), leaves, damage)| Plan {
-            kind,
-            top,
-            second_top,
-            flags,
-            narrow,
-            pages_1gib,
-            leaves,
-            damage,
-        })
+        .prop_map(
+            |(
+                kind,
+                top,
+                second_top,
+                flags,
+                (narrow, pages_1gib, [nested, supervisor_requests, user]),
+                leaves,
+                damage,
+            )| Plan {
+                kind,
+                top,
+                second_top,
+                flags,
+                narrow,
+                pages_1gib,
+                nested,
+                supervisor_requests,
+                rid_privileged: !user,
+                leaves,
+                damage,
+            },
+        )
 }
 
 fn access() -> impl Strategy<Value = Access> {
@@ -122,6 +139,8 @@ impl Plan {
             host_address_width: if self.narrow { 40 } else { 52 },
             pages_1gib: self.pages_1gib,
             caching,
+            nested: self.nested,
+            supervisor_requests: self.supervisor_requests,
             ..UnitConfig::default()
         }
     }
@@ -138,6 +157,8 @@ impl Plan {
         };
         let entry = world.bind(DEVICE, PASID, DOMAIN, mode);
         world.bind(DEVICE, 0, DOMAIN, mode);
+        let context = world.context_entry(DEVICE);
+        world.store(context + 8, u64::from(self.rid_privileged) << 20);
         let second_top = if self.kind == 3 { Level::FOUR } else { self.second_top };
         let top = self.top;
         // FSPM; `bind` has set it for a first stage alone.
@@ -169,7 +190,9 @@ impl Plan {
                 world.map(second_root, Level::FOUR, page << 30, page << 30 | 3, if self.pages_1gib { 30 } else { 21 });
             }
         }
-        let words = words(&world);
+        let mut words = words(&world);
+        // Also the reserved words of the structures, which are zero.
+        words.extend((8..32).step_by(8).map(|i| context + i).chain((24..64).step_by(8).map(|i| entry + i)));
         for (index, change) in &self.damage {
             let at = *index.get(&words);
             let old = world.load(at);
@@ -270,14 +293,22 @@ proptest! {
             }
             let asked = asked(with_pasid.then_some(PASID), iova, access, ats);
             let before: Vec<u64> = words.iter().map(|&at| world.load(at)).collect();
-            let (expected, updates) = {
+            let (expected, record, updates) = {
                 let ram = &world.ram;
                 let mut load = |at: u64, _| ram.load_u64(GuestAddress(at)).ok();
-                let mut model = Model { config: &config, root: ROOT, load: &mut load, updates: BTreeMap::new() };
-                let answer = as_seen(Answer::of(model.translate(&asked), ats), ats);
-                (answer, model.updates)
+                let mut model = Model::new(&config, ROOT, &mut load);
+                let result = model.translate(&asked);
+                let record = result.err().filter(|reason| {
+                    let told = ats && reason.translation_response() == TranslationResponse::NoRights;
+                    let suppressed = model.fault_processing_disable && reason.is_qualified();
+                    !told && !suppressed
+                });
+                let answer = as_seen(Answer::of(result, ats), ats);
+                (answer, record.map(|reason| fault_record(&asked, reason)), model.updates)
             };
             prop_assert_eq!(ask_unit(&mut world, &asked), expected, "{:?}", asked);
+            let recorded = world.take_fault_record().map(|(low, high)| (u64::from(low), u64::from(high)));
+            prop_assert_eq!(recorded, record, "the fault record of {:?}", asked);
             prop_assert!(updates.keys().all(|at| words.contains(at)), "only present entries are marked: {updates:x?}");
             for (&at, old) in words.iter().zip(before) {
                 let expected = updates.get(&at).copied().unwrap_or(old);
@@ -397,7 +428,7 @@ impl History {
                 step += 1;
                 Some(candidates[script[step - 1].0])
             };
-            let mut model = Model { config, root: ROOT, load: &mut load, updates: BTreeMap::new() };
+            let mut model = Model::new(config, ROOT, &mut load);
             answers.insert(as_seen(Answer::of(model.translate(asked), asked.ats), asked.ats));
             while let Some((choice, of)) = script.pop() {
                 if choice + 1 < of {

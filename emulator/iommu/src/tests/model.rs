@@ -31,6 +31,31 @@ pub(super) struct Model<'a> {
     pub(super) load: &'a mut Load<'a>,
     /// Accessed and dirty bits that were set.
     pub(super) updates: BTreeMap<u64, u64>,
+    /// FPD of one of the entries on the way, as far as the request came (§7.1.3).
+    pub(super) fault_processing_disable: bool,
+}
+
+/// A fault record as the specification's text fills it (§11.4.7.6): both halves.
+pub(super) fn fault_record(asked: &Asked, reason: FaultReason) -> (u64, u64) {
+    let Access { read, write, execute, privileged } = asked.access;
+    // T1 and T2: 00 is a write, 10 a read, 11 an AtomicOp. A translation request for both is one for a write.
+    let (type1, type2) = match (read, write) {
+        (true, true) if !asked.ats => (1, 1),
+        (_, true) => (0, 0),
+        _ => (1, 0),
+    };
+    let with_pasid = u64::from(asked.pasid.is_some());
+    let high = u64::from(asked.requester.0)
+        | type2 << 28
+        | u64::from(privileged) << 29
+        | u64::from(execute) << 30
+        | with_pasid << 31
+        | u64::from(reason.code()) << 32
+        | u64::from(asked.pasid.unwrap_or(0)) << 40
+        | u64::from(asked.ats) << 60
+        | type1 << 62
+        | 1 << 63;
+    (asked.iova & !0xfff, high)
 }
 
 /// A request as the model sees it.
@@ -78,7 +103,11 @@ fn bits(word: u64, high: u32, low: u32) -> u64 {
     word >> low & (u64::MAX >> (63 - (high - low)))
 }
 
-impl Model<'_> {
+impl<'a> Model<'a> {
+    pub(super) fn new(config: &'a UnitConfig, root: u64, load: &'a mut Load<'a>) -> Self {
+        Self { config, root, load, updates: BTreeMap::new(), fault_processing_disable: false }
+    }
+
     fn read(&mut self, at: u64, level: u8) -> Option<u64> {
         if let Some(&updated) = self.updates.get(&at) {
             return Some(updated);
@@ -106,6 +135,7 @@ impl Model<'_> {
         // Context entry, §9.4.
         let at = (root & !0xfff) + 32 * u64::from(requester.devfn() % 128);
         let c0 = self.read(at, 0).ok_or(F::ContextAccess)?;
+        self.fault_processing_disable = bit(c0, 1);
         if !bit(c0, 0) {
             return Err(F::ContextNotPresent);
         }
@@ -134,6 +164,7 @@ impl Model<'_> {
         }
         // PASID directory entry, §9.5.
         let directory = self.read((c0 & !0xfff) + 8 * (number / 64), 0).ok_or(F::PasidDirectoryAccess)?;
+        self.fault_processing_disable |= bit(directory, 1);
         if !bit(directory, 0) {
             return Err(F::PasidDirectoryNotPresent);
         }
@@ -143,6 +174,7 @@ impl Model<'_> {
         // PASID table entry, §9.6.
         let at = (directory & !0xfff) + 64 * (number % 64);
         let p0 = self.read(at, 0).ok_or(F::PasidTableAccess)?;
+        self.fault_processing_disable |= bit(p0, 1);
         if !bit(p0, 0) {
             return Err(F::PasidTableNotPresent);
         }

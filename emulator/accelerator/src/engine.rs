@@ -49,6 +49,7 @@ pub(crate) struct EngineState {
     queues: Box<[QueueState]>,
     /// A disable of the function that is not acknowledged.
     pub(crate) disabling: bool,
+    disabled_runs: Box<[u64]>,
     /// A command that is not finished, and when an abort no longer waits, ns.
     pub(crate) command: Option<(Command, u64)>,
     horizons: Box<[Horizon]>,
@@ -62,8 +63,10 @@ pub struct Engine<P: Platform> {
     schedule: Schedule,
     /// Where the mailbox is emptied into; empty between calls.
     taken: Box<Mailbox<Orders>>,
-    /// CONTROL.enable 1 → 0, to be acknowledged when every queue is off.
+    /// CONTROL.enable 1 → 0, to be acknowledged when every queue has been off.
     disables: Vec<Obligation<Done>>,
+    /// Runs of the queues when the function was disabled last, by queue: a later run began after the queue was off.
+    disabled_runs: Box<[u64]>,
     command: Option<Pending>,
     /// Submission ring indexes when the command was taken, by queue.
     horizons: Box<[Horizon]>,
@@ -91,6 +94,7 @@ impl<P: Platform> Engine<P> {
             cx: Context::new(index, requester, shared, parts),
             horizons: vec![Horizon::default(); queues.len()].into(),
             schedule: Schedule::new(queues.len()),
+            disabled_runs: vec![0; queues.len()].into(),
             queues,
             taken: Box::new(Mailbox::new(Orders::new(usize::from(settings.queues)))),
             disables: Vec::with_capacity(4),
@@ -190,6 +194,7 @@ impl<P: Platform> Engine<P> {
         EngineState {
             queues: self.queues.iter().map(Queue::save).collect(),
             disabling: !self.disables.is_empty(),
+            disabled_runs: self.disabled_runs.clone(),
             command: match &self.command {
                 Some(pending) if !mutant!(SaveForgetsCommand) => Some((pending.command, pending.until_ns)),
                 _ => None,
@@ -211,6 +216,7 @@ impl<P: Platform> Engine<P> {
             self.schedule.activate(position);
         }
         self.horizons.clone_from(&state.horizons);
+        self.disabled_runs.clone_from(&state.disabled_runs);
         self.disables.extend(disable);
         self.command = state.command.zip(command).map(|((command, until_ns), obligation)| {
             self.cx.waits.deadline(until_ns);
@@ -312,15 +318,14 @@ impl<P: Platform> Engine<P> {
         if std::mem::take(&mut self.taken.credit) {
             self.cx.waits.credit(self.cx.now_ns);
         }
+        if !self.taken.device.disables.is_empty() {
+            for (run, queue) in self.disabled_runs.iter_mut().zip(&self.queues) {
+                *run = queue.run();
+            }
+            self.disables.append(&mut self.taken.device.disables);
+        }
         self.take_queue_changes();
         self.take_rung();
-        while let Some(obligation) = self.taken.device.disables.pop() {
-            for position in 0..self.queues.len() {
-                self.queues[position].disable(&mut self.cx);
-                self.schedule.activate(position);
-            }
-            self.disables.push(obligation);
-        }
         if let Some((command, obligation)) = self.taken.device.command.take() {
             debug_assert!(self.command.is_none(), "COMMAND is ignored while it is busy");
             for (horizon, queue) in self.horizons.iter_mut().zip(&self.queues) {
@@ -445,7 +450,8 @@ impl<P: Platform> Engine<P> {
     /// Acknowledges what has come true meanwhile: queues that stopped, a command that is over.
     fn settle(&mut self) -> bool {
         let mut settled = false;
-        if !self.disables.is_empty() && self.queues.iter().all(Queue::is_off) {
+        let mut queues = self.queues.iter().zip(&self.disabled_runs);
+        if !self.disables.is_empty() && queues.all(|(queue, &run)| queue.is_off() || queue.run() > run) {
             while let Some(obligation) = self.disables.pop() {
                 self.cx.acknowledge(obligation);
             }

@@ -39,7 +39,7 @@ pub(crate) enum Command {
 pub(crate) struct Orders {
     /// Unacknowledged resets. Everything else in the mailbox is newer: [`reset`](Self::reset) clears what came before.
     pub(crate) resets: Vec<Obligation<Done>>,
-    /// Unacknowledged CONTROL.enable 1 → 0.
+    /// Unacknowledged CONTROL.enable 1 → 0, whose queue changes are in `queues`.
     pub(crate) disables: Vec<Obligation<Done>>,
     /// By queue number; this engine's queues only are ever set.
     pub(crate) queues: Box<[QueueChange]>,
@@ -70,6 +70,14 @@ impl Orders {
     /// The wake page of a queue was written.
     pub(crate) fn ring(&mut self, queue: usize) {
         self.rung[queue / 64] |= 1 << (queue % 64);
+    }
+
+    /// CONTROL.enable 1 → 0 disables every queue, and outdates the enables that came before it. Enables that come after
+    /// it hold.
+    pub(crate) fn disable_all(&mut self, obligation: Obligation<Done>) {
+        self.queues.fill(QueueChange { disable: true, enable: None });
+        self.queues_changed = true;
+        self.disables.push(obligation);
     }
 
     /// A reset outdates the queue changes that came before it.

@@ -231,7 +231,7 @@ impl FunctionShared {
     pub(crate) fn set_enabled(&self, enable: bool) {
         let was = self.enabled.swap(enable, Ordering::AcqRel);
         if was && !enable {
-            self.ask_all(Done::Disable, |orders, obligation| orders.disables.push(obligation));
+            self.ask_all(Done::Disable, Orders::disable_all);
         } else if enable && !was {
             for engine in 0..self.endpoint.engines() {
                 self.post(engine, |orders| orders.rung_all = true);

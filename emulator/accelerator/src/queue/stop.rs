@@ -163,7 +163,12 @@ impl Queue {
         self.set_face(cx, QueueStatus::new(), 0);
     }
 
-    /// Whether nothing of it is left: disabled, or halted and so without work.
+    /// How often it was enabled.
+    pub(crate) fn run(&self) -> u64 {
+        self.run
+    }
+
+    /// Whether it is disabled, and nothing of it is left.
     pub(crate) fn is_off(&self) -> bool {
         matches!(self.state, State::Off)
     }

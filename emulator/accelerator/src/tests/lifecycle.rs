@@ -321,6 +321,36 @@ fn disabling_the_function_disables_every_queue() {
 }
 
 #[test]
+fn a_queue_that_is_enabled_after_the_function_was_off_and_on_stays_on() {
+    let mut w = world();
+    w.enable(1, 4, None);
+    w.submit(0, &[fill(1, 0, false)]);
+    w.submit(1, &[fill(1, 1, false)]);
+    w.settle();
+    // The engine sees all of it at once.
+    w.write32(regs::CONTROL, 0);
+    w.write32(regs::CONTROL, 1);
+    w.enable(0, 5, None);
+    assert!(status(&mut w).busy());
+    w.settle();
+    assert!(status(&mut w).enabled() && !status(&mut w).busy(), "queue 0 was off in between");
+    assert!(w.status(0).enabled() && !w.status(1).enabled());
+    w.rings[0].head = 0;
+    assert_eq!(summary(&w.run(0, &[fill(1, 2, true)])), [(2, Code::Success)]);
+    assert_eq!(w.read32(World::register(0, regs::QUEUE_CONTROL)), 1);
+}
+
+#[test]
+fn an_enable_before_the_function_is_off_does_not_hold() {
+    let mut w = world();
+    w.enable(1, 4, None);
+    w.write32(regs::CONTROL, 0);
+    w.write32(regs::CONTROL, 1);
+    w.settle();
+    assert!(!status(&mut w).busy() && !w.status(0).enabled() && !w.status(1).enabled());
+}
+
+#[test]
 fn reset_leaves_nothing_and_writes_nothing() {
     for flr in [false, true] {
         let mut w = world();

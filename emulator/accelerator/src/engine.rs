@@ -39,7 +39,7 @@ pub enum Progress {
 struct Pending {
     command: Command,
     obligation: Obligation<Done>,
-    /// When an abort no longer waits for answers to page requests, ns (L7).
+    /// When it ends whatever is missing, ns (L7): a drain, and an abort's wait for answers to page requests.
     until_ns: u64,
 }
 
@@ -475,7 +475,9 @@ impl<P: Platform> Engine<P> {
         match pending.command {
             Command::Drain(_) if mutant!(DrainCommandIgnored) => true,
             Command::Drain(pasid) => {
-                self.queues.iter().zip(&self.horizons).all(|(queue, &until)| queue.is_drained(pasid, until))
+                let mut queues = self.queues.iter().zip(&self.horizons);
+                let drained = queues.all(|(queue, &until)| queue.is_drained(pasid, until));
+                self.is_done_or_late(pending, drained)
             }
             Command::Abort(pasid) => {
                 let mut over = true;
@@ -488,11 +490,21 @@ impl<P: Platform> Engine<P> {
                 }
                 let space = self.cx.requester.space(Some(pasid));
                 self.cx.requester.invalidate(Invalidation::space(space));
-                over && (self.cx.now_ns >= pending.until_ns
-                    || !self.cx.endpoint().prg().is_outstanding(self.cx.engine, pasid)
-                    || mutant!(AbortWithoutResponses))
+                over && {
+                    let outstanding = self.cx.endpoint().prg().is_outstanding(self.cx.engine, pasid);
+                    self.is_done_or_late(pending, !outstanding || mutant!(AbortWithoutResponses))
+                }
             }
         }
+    }
+
+    /// Whether a command ends now. If it ends at its limit, says so.
+    fn is_done_or_late(&self, pending: &Pending, done: bool) -> bool {
+        let late = !done && self.cx.now_ns >= pending.until_ns;
+        if late {
+            self.cx.shared.command_timed_out();
+        }
+        done || late
     }
 }
 

@@ -255,6 +255,9 @@ impl Function {
             regs::MAX_RING_LOG2 => *RING_LOG2.end(),
             o if o & !4 == regs::MAX_LENGTH => half(MAX_LENGTH, o),
             regs::MAX_SCATTER => MAX_SCATTER_ENTRIES,
+            regs::COMMAND_LIMIT => {
+                u32::try_from(settings.page_request_timeout_ns.div_ceil(1_000_000)).unwrap_or(u32::MAX)
+            }
             regs::CONTROL => Control::new().with_enable(self.shared.status().enabled()).into_bits(),
             regs::STATUS => self.shared.status().into_bits(),
             regs::COMMAND_STATUS => self.shared.command_status().into_bits(),

@@ -140,6 +140,7 @@ pub struct FunctionShared {
     busy: AtomicU32,
     command_busy: AtomicBool,
     command_bad: AtomicBool,
+    command_timed_out: AtomicBool,
     queues: Box<[QueueFace]>,
     counters: Box<[EngineCounters]>,
 }
@@ -165,6 +166,7 @@ impl FunctionShared {
             busy: AtomicU32::new(0),
             command_busy: AtomicBool::new(false),
             command_bad: AtomicBool::new(false),
+            command_timed_out: AtomicBool::new(false),
             queues: (0..queues).map(|_| QueueFace::default()).collect(),
             counters: (0..engines).map(|_| EngineCounters::default()).collect(),
         }
@@ -224,6 +226,7 @@ impl FunctionShared {
     pub(crate) fn reset(&self) {
         self.enabled.store(false, Ordering::Relaxed);
         self.command_bad.store(false, Ordering::Relaxed);
+        self.command_timed_out.store(false, Ordering::Relaxed);
         self.ask_all(Done::Reset, Orders::reset);
     }
 
@@ -243,6 +246,7 @@ impl FunctionShared {
     pub(crate) fn command(&self, command: Command) {
         if !self.command_busy.load(Ordering::Acquire) {
             self.command_bad.store(false, Ordering::Relaxed);
+            self.command_timed_out.store(false, Ordering::Relaxed);
             self.command_busy.store(true, Ordering::Relaxed);
             self.ask_all(Done::Command, |orders, obligation| orders.command = Some((command, obligation)));
         }
@@ -252,7 +256,13 @@ impl FunctionShared {
     pub(crate) fn bad_command(&self) {
         if !self.command_busy.load(Ordering::Acquire) {
             self.command_bad.store(true, Ordering::Relaxed);
+            self.command_timed_out.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// An engine ends its part of the command at the limit. Called before it acknowledges.
+    pub(crate) fn command_timed_out(&self) {
+        self.command_timed_out.store(true, Ordering::Relaxed);
     }
 
     fn ask_all(&self, done: Done, put: impl Fn(&mut Orders, Obligation<Done>)) {
@@ -270,9 +280,10 @@ impl FunctionShared {
     }
 
     /// What is neither in configuration space nor in an engine, from a saved state.
-    pub(crate) fn restore(&self, enabled: bool, command_bad: bool) {
+    pub(crate) fn restore(&self, enabled: bool, command: CommandStatus) {
         self.enabled.store(enabled, Ordering::Release);
-        self.command_bad.store(command_bad, Ordering::Relaxed);
+        self.command_bad.store(command.bad(), Ordering::Relaxed);
+        self.command_timed_out.store(command.timeout(), Ordering::Relaxed);
     }
 
     /// Something of a saved state goes on, if it was under way: it is busy again. The caller's share of it.
@@ -327,6 +338,7 @@ impl FunctionShared {
         CommandStatus::new()
             .with_busy(self.command_busy.load(Ordering::Acquire))
             .with_bad(self.command_bad.load(Ordering::Relaxed))
+            .with_timeout(self.command_timed_out.load(Ordering::Relaxed))
     }
     pub(crate) fn enabled(&self) -> bool {
         self.enabled.load(Ordering::Acquire)

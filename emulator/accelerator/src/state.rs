@@ -1,7 +1,7 @@
 //! A function's state as a plain value, to be saved and restored.
 use svadev_endpoint::{Answer, Obligation, Platform, PrgState};
 use svadev_pci::ConfigState;
-use svadev_spec::device::{DOORBELL_STRIDE, QueueStatus};
+use svadev_spec::device::{CommandStatus, DOORBELL_STRIDE, QueueStatus};
 
 use crate::engine::{Engine, EngineState};
 use crate::function::{Function, QueueBank};
@@ -18,7 +18,8 @@ pub struct FunctionState {
     command_high: u32,
     msi_x: Box<[u8]>,
     enabled: bool,
-    command_bad: bool,
+    /// COMMAND_STATUS; whether it is busy follows from the engines.
+    command_status: CommandStatus,
     /// QUEUE_STATUS and QUEUE_FAULT_ADDRESS of each queue.
     faces: Box<[(QueueStatus, u64)]>,
     /// The words of the doorbell pages.
@@ -46,7 +47,7 @@ impl Function {
             command_high: *command_high,
             msi_x: msi_x.entries().into(),
             enabled: shared.enabled(),
-            command_bad: shared.command_status().bad(),
+            command_status: shared.command_status(),
             faces: (0..queues.len()).map(|n| (shared.queue(n).status(), shared.queue(n).fault_address())).collect(),
             doorbells: words.map(|(page, at)| shared.doorbells().load(page, at)).collect(),
             prg: shared.endpoint().prg().save(),
@@ -63,7 +64,7 @@ impl Function {
             command_high,
             msi_x,
             enabled,
-            command_bad,
+            command_status,
             faces,
             doorbells,
             prg,
@@ -74,7 +75,7 @@ impl Function {
         self.queues.clone_from(queues);
         self.command_high = *command_high;
         self.msi_x.restore(msi_x);
-        self.shared.restore(*enabled, *command_bad);
+        self.shared.restore(*enabled, *command_status);
         for (n, &(status, fault_address)) in faces.iter().enumerate() {
             self.shared.queue(n).set(status, fault_address);
         }

@@ -54,7 +54,7 @@ pub const ID_MAGIC: u32 = 0x4441_5653;
 /// Major version of this ABI, bits 31:16 of [`regs::VERSION`]. Software refuses a major it does not know.
 pub const ABI_MAJOR: u16 = 1;
 /// Minor version of this ABI, bits 15:0 of [`regs::VERSION`].
-pub const ABI_MINOR: u16 = 1;
+pub const ABI_MINOR: u16 = 2;
 
 /// Longest operand of one descriptor, bytes (1 GiB).
 pub const MAX_LENGTH: u64 = 1 << 30;
@@ -83,6 +83,9 @@ pub mod regs {
     pub const MAX_LENGTH: u64 = 0x018;
     /// RO, 32: most entries in a scatter list.
     pub const MAX_SCATTER: u64 = 0x020;
+    /// RO, 32, from ABI 1.2 on: longest time that a command is busy, ms. Engines look at the clock between slices of
+    /// work.
+    pub const COMMAND_LIMIT: u64 = 0x024;
     /// RW, 32: [`super::Control`].
     pub const CONTROL: u64 = 0x028;
     /// RO, 32: [`super::Status`].
@@ -195,18 +198,22 @@ pub mod command {
     /// of the function for that PASID can still be under way, and the IOMMU has answered every page request that was
     /// sent for it (or the time for page requests is over). The answers change nothing.
     pub const ABORT_PASID: u8 = 1;
-    /// End when all work of the PASID that was in a ring when the command was written has completed.
+    /// End when all work of the PASID that was in a ring when the command was written has completed, or at the limit.
     pub const DRAIN_PASID: u8 = 2;
 }
 
 /// [`regs::COMMAND_STATUS`].
 #[bitfield(u32, order = Lsb)]
+#[derive(PartialEq, Eq)]
 pub struct CommandStatus {
     /// The last command has not ended.
     pub busy: bool,
     /// The last command's opcode is unknown; it did nothing.
     pub bad: bool,
-    #[bits(30)]
+    /// The last command ended at its limit ([`regs::COMMAND_LIMIT`]). After ABORT_PASID, page requests are unanswered.
+    /// After DRAIN_PASID, work of the PASID goes on.
+    pub timeout: bool,
+    #[bits(29)]
     __: u32,
 }
 

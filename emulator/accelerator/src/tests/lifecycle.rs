@@ -90,7 +90,30 @@ fn an_abort_waits_for_answers_no_longer_than_a_page_request_may() {
     assert!(command_status(&mut w).busy());
     w.now += 1;
     w.settle();
-    assert!(!command_status(&mut w).busy());
+    assert_eq!(command_status(&mut w), CommandStatus::new().with_timeout(true));
+    command(&mut w, command::ABORT_PASID, 2);
+    w.settle();
+    assert_eq!(command_status(&mut w), CommandStatus::new(), "the next command says nothing of the last");
+}
+
+/// A guest that never reads its completions.
+#[test]
+fn a_drain_ends_at_the_limit_that_the_function_states() {
+    let mut w = world();
+    assert_eq!(u64::from(w.read32(regs::COMMAND_LIMIT)), TIMEOUT / 1_000_000);
+    w.enable_with(1, 5, 1, None);
+    w.submit(1, &(0..4).map(|n| fill(1, n, true)).collect::<Vec<_>>());
+    w.settle();
+    command(&mut w, command::DRAIN_PASID, 1);
+    w.now += TIMEOUT - 1;
+    w.settle();
+    assert!(command_status(&mut w).busy());
+    w.now += TIMEOUT;
+    w.settle();
+    assert_eq!(command_status(&mut w), CommandStatus::new().with_timeout(true));
+    command(&mut w, command::ABORT_PASID, 1);
+    w.settle();
+    assert_eq!(command_status(&mut w), CommandStatus::new(), "an abort is the way out");
 }
 
 /// An abort that still waits for an answer knows indexes of before the queue was enabled again: they mean nothing now.

@@ -10,7 +10,7 @@ use super::world::*;
 fn identity_and_limits() {
     let mut w = World::new();
     assert_eq!(w.read32(regs::ID), ID_MAGIC);
-    assert_eq!(w.read32(regs::VERSION), 0x1_0001);
+    assert_eq!(w.read32(regs::VERSION), 0x1_0002);
     assert_eq!(w.read64(regs::OPCODES), opcode::IMPLEMENTED);
     assert_eq!(w.read64(regs::MAX_LENGTH), MAX_LENGTH);
     assert_eq!((w.read32(regs::MAX_RING_LOG2), w.read32(regs::MAX_SCATTER)), (15, 1024));

@@ -270,8 +270,27 @@ pub(crate) struct VmArgs {
 /// `svadev test`
 #[derive(Args, Debug)]
 pub(crate) struct TestArgs {
-    /// Run only the tests whose name contains this.
-    pub(crate) filter: Option<String>,
+    /// Run only the tests whose name contains one of these.
+    #[arg(value_name = "FILTER")]
+    pub(crate) filters: Vec<String>,
+    /// Of those, leave out the tests whose name contains this; may be given again.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) exclude: Vec<String>,
+    /// Print the names of the tests, and run none.
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Run the tests in an order that follows from this number, with data that does.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Run every test this many times.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repeat: u32,
+    /// Skip the tests after one that failed.
+    #[arg(long)]
+    pub(crate) fail_fast: bool,
+    /// Run part I of N: N runs with the same filters run each test once.
+    #[arg(long, value_name = "I/N", value_parser = parse_shard)]
+    pub(crate) shard: Option<String>,
     /// Write the results to this file, as JSON with one object for each test.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
@@ -281,6 +300,31 @@ pub(crate) struct TestArgs {
     /// The host.
     #[command(flatten)]
     pub(crate) host: HostArgs,
+}
+
+fn parse_shard(text: &str) -> Result<String, String> {
+    let parse = |(part, parts): (&str, &str)| Some((part.parse::<u32>().ok()?, parts.parse::<u32>().ok()?));
+    let numbers = text.split_once('/').and_then(parse);
+    let good = numbers.is_some_and(|(part, parts)| (1..=parts).contains(&part));
+    good.then(|| text.to_owned()).ok_or_else(|| "invalid shard: write I/N, with I from 1 to N".into())
+}
+
+impl TestArgs {
+    /// The arguments of the guest's program.
+    pub(crate) fn argv(&self) -> Vec<String> {
+        let mut argv = Vec::new();
+        if let Some(seed) = self.seed {
+            argv.extend(["--shuffle".into(), "--seed".into(), seed.to_string()]);
+        }
+        argv.extend(self.shard.iter().flat_map(|shard| ["--shard".to_owned(), shard.clone()]));
+        argv.extend(self.exclude.iter().flat_map(|text| ["--exclude".to_owned(), text.clone()]));
+        if self.repeat > 1 {
+            argv.extend(["--repeat".into(), self.repeat.to_string()]);
+        }
+        argv.extend(self.fail_fast.then(|| "--fail-fast".to_owned()));
+        argv.extend(self.filters.clone());
+        argv
+    }
 }
 
 /// `svadev demo`
@@ -459,7 +503,7 @@ mod tests {
         let cli =
             Cli::try_parse_from(["svadev", "test", "copy", "--cpus", "1", "--levels", "4", "--memory", "1G"]).unwrap();
         let Command::Test(args) = cli.command else { panic!("parsed as test") };
-        assert_eq!(args.filter.as_deref(), Some("copy"));
+        assert_eq!(args.argv(), ["copy"]);
         let machine = args.machine.topology().unwrap().machine;
         assert_eq!((machine.cpus, machine.levels, machine.memory_bytes), (1, Levels::Four, 1 << 30));
     }
@@ -480,6 +524,7 @@ mod tests {
             (&["svadev", "vm", "--accel", "xen"], "tcg"),
             (&["svadev", "dmar", "--address", "0xfebff001", "-o", "f"], "page"),
             (&["svadev", "vm", "--initrd", "i", "--share", "d"], "--share"),
+            (&["svadev", "test", "--shard", "3/2"], "I from 1 to N"),
             (&["svadev", "bench", "--suite", "dance"], "latency"),
             (&["svadev", "bench", "--compare", "a.json"], "--compare"),
             (&["svadev", "bench", "--native", "--guest-only"], "--native"),

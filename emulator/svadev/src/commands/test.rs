@@ -1,21 +1,29 @@
 //! `svadev test`: the smoke suite, and the kernel log beside it.
 use std::{io::IsTerminal as _, time::Instant};
 
+use anyhow::Context as _;
+
 use super::json::{check_writable, write_json};
 use crate::cli::TestArgs;
 use svadev_launcher::{
     control::{Message, printable},
-    exit::{Exit, Outcome},
+    exit::{Exit, OrExit as _, Outcome},
     guest::{self, Image, Request},
-    guest_image::Job,
+    guest_image::{Job, build},
     ktap::{Parser, TestResult, Verdict},
     run::{Ended, Observer, Terminal, audit::AuditJudge},
 };
 
+/// The guest's program.
+const PROGRAM: &str = "svadev-smoke";
+
 /// Runs it.
 pub(crate) fn run(args: &TestArgs) -> Outcome<u8> {
     check_writable(args.json.as_deref())?;
-    let job = Job { mode: "test", filter: args.filter.clone(), ..Job::default() };
+    if args.list {
+        return list(args);
+    }
+    let job = Job { mode: "test", argv: args.argv(), ..Job::default() };
     let request = Request {
         command: "test",
         topology: args.machine.topology()?,
@@ -60,6 +68,19 @@ pub(crate) fn run(args: &TestArgs) -> Outcome<u8> {
     }
     // A verdict counts more than a file that cannot be written.
     written.map(|()| Exit::Success.code())
+}
+
+/// Prints the names of the tests. The guest's program knows them, and needs no guest for that.
+fn list(args: &TestArgs) -> Outcome<u8> {
+    let topology = args.machine.topology()?;
+    let programs = build::programs(args.host.guest_bin.as_deref())?;
+    let program = programs.iter().find(|program| program.ends_with(PROGRAM));
+    let program = program.with_context(|| format!("the program {PROGRAM} is missing")).or_exit(Exit::Setup)?;
+    let functions = topology.accelerators.len().to_string();
+    let mut command = std::process::Command::new(program);
+    command.args(["--list", "--functions", &functions]).args(args.argv());
+    let status = command.status().with_context(|| program.display().to_string()).or_exit(Exit::Setup)?;
+    Ok(if status.success() { Exit::Success } else { Exit::Usage }.code())
 }
 
 /// Adds the problems that belong to no test, as a failed test of their own, so that no reader misses them.

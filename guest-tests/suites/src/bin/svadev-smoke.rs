@@ -24,8 +24,9 @@ fn main() -> ExitCode {
         Err(text) => return usage(&text),
     };
     let functions = Device::paths();
-    let count = if args.list && functions.is_empty() { USUAL_FUNCTIONS } else { functions.len() };
-    let selected: Vec<Case> = cases(&smoke::tests(), count).into_iter().filter(|c| args.matches(&c.name())).collect();
+    let usual = args.functions.unwrap_or(USUAL_FUNCTIONS);
+    let count = if args.list && functions.is_empty() { usual } else { functions.len() };
+    let selected: Vec<Case> = args.select(cases(&smoke::tests(), count));
     if args.list {
         selected.iter().for_each(|case| println!("{}", case.name()));
         return ExitCode::SUCCESS;
@@ -34,9 +35,10 @@ fn main() -> ExitCode {
         return usage("there is no /dev/svadev0: is the driver loaded?");
     }
     if selected.is_empty() {
-        return usage(&format!("no test matches {:?}; --list shows them all", args.filters));
+        return usage("no test is left by filters and shard; --list shows them all");
     }
-    let run = Run { functions, seed: args.seed, scale: timeout_scale() };
+    let (repeat, fail_fast) = (args.repeat, args.fail_fast);
+    let run = Run { functions, seed: args.seed, scale: timeout_scale(), repeat, fail_fast };
     match run.all(&selected, std::io::stdout().lock()) {
         Ok(totals) if totals.failed == 0 => ExitCode::SUCCESS,
         Ok(_) => EXIT_FAILED.into(),

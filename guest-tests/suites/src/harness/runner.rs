@@ -31,6 +31,10 @@ pub struct Run {
     pub seed: u64,
     /// What to multiply time limits by.
     pub scale: f64,
+    /// How often every case is run, one round after the other. From two on, names end in `@ROUND`.
+    pub repeat: u32,
+    /// Cases after one that failed are not run.
+    pub fail_fast: bool,
 }
 
 impl Run {
@@ -39,20 +43,28 @@ impl Run {
     /// # Errors
     /// The output cannot be written.
     pub fn all(&self, cases: &[Case], out: impl Write) -> io::Result<Totals> {
-        let mut writer = Writer::start(out, cases.len())?;
+        let mut writer = Writer::start(out, cases.len() * self.repeat as usize)?;
         writer.diagnostic(&format!(
             "seed {:#x}, {} function(s), time limits x {}",
             self.seed,
             self.functions.len(),
             self.scale
         ))?;
-        for case in cases {
+        let mut stopped = false;
+        for (round, case) in (1..=self.repeat).flat_map(|round| cases.iter().map(move |case| (round, case))) {
+            let name = if self.repeat > 1 { format!("{}@{round}", case.name()) } else { case.name() };
+            if stopped {
+                let why = "not run: a test failed, and --fail-fast is set".into();
+                writer.result(&name, &Outcome::Skipped(why), Duration::ZERO)?;
+                continue;
+            }
             let start = Instant::now();
             let (outcome, output) = self.one(case);
             let took = start.elapsed();
             writer.diagnostic(&output)?;
             let failed = matches!(outcome, Outcome::Failed(_));
-            writer.result(&case.name(), &outcome, took)?;
+            writer.result(&name, &outcome, took)?;
+            stopped = failed && self.fail_fast;
             if failed {
                 writer.diagnostic(&self.aftermath())?;
             }

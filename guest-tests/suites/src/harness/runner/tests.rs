@@ -2,9 +2,13 @@ use super::*;
 use crate::harness::{Test, Verdict};
 use crate::{check, skip};
 
+fn plain() -> Run {
+    Run { functions: vec!["/nonexistent/svadev0".into()], seed: 1, scale: 1.0, repeat: 1, fail_fast: false }
+}
+
 /// Run one test without functions; return its outcome and output.
 fn run(body: fn(&Context) -> Verdict, limit: Duration) -> (Outcome, String) {
-    let run = Run { functions: vec!["/nonexistent/svadev0".into()], seed: 1, scale: 1.0 };
+    let run = plain();
     let mut test = Test::each("t", body);
     test.timeout = limit;
     run.one(&Case { test, function: 0 })
@@ -70,11 +74,27 @@ fn every_way_to_end_is_told_apart() {
     assert!(why.contains("no end within 0.2s") && why.contains("at: waiting for ever"), "{why}");
     assert!(why.contains("waits in"), "{why}");
     assert!(start.elapsed() < DEATH_TIMEOUT);
+
+    // Rounds, and what comes after a failure.
+    let tests = [Test::pair("fine", |_| Ok(())), Test::pair("bad", |_| panic!("boom"))];
+    let cases: Vec<Case> = tests.iter().map(|&test| Case { test, function: 0 }).collect();
+    let two = vec!["/nonexistent/svadev0".into(), "/nonexistent/svadev1".into()];
+    let ktap = |run: Run| {
+        let mut out = Vec::new();
+        run.all(&cases, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    let text = ktap(Run { functions: two.clone(), repeat: 2, ..plain() });
+    for line in ["1..4", "ok 1 fine@1", "not ok 2 bad@1", "ok 3 fine@2", "not ok 4 bad@2"] {
+        assert!(text.lines().any(|l| l.starts_with(line)), "{line}: {text}");
+    }
+    let text = ktap(Run { functions: two, repeat: 2, fail_fast: true, ..plain() });
+    assert_eq!(text.lines().filter(|line| line.contains("# SKIP not run")).count(), 2, "{text}");
 }
 
 #[test]
 fn a_pair_needs_two_functions() {
-    let run = Run { functions: vec!["/nonexistent/svadev0".into()], seed: 1, scale: 1.0 };
+    let run = plain();
     let case = Case { test: Test::pair("p", |_| Ok(())), function: 0 };
     assert!(matches!(run.one(&case).0, Outcome::Skipped(_)));
 }

@@ -20,6 +20,7 @@ pub mod console;
 pub mod control;
 pub mod dmar;
 pub mod exit;
+pub mod figures;
 pub mod files;
 pub mod guest;
 pub mod guest_image;

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 mod harness;
 
+use std::time::Duration;
+
 use harness::{Svadev, stderr_of, stdout_of};
 use nix::sys::signal::Signal;
 
@@ -183,13 +185,28 @@ fn a_guest_panic_is_told_from_other_ends() {
     assert!(stderr_of(&output).contains("sysrq triggered crash"), "{}", stderr_of(&output));
 }
 
+/// QEMU is stopped for longer than a guest may be silent, as by Ctrl-Z or a debugger: the guest had no time meanwhile.
 #[test]
-fn a_guest_that_stops_is_a_hang() {
-    let mut run = Svadev::new(&["vm", "--", "sh", "-c", "echo started; sleep 1000"]).unscaled().start();
+fn a_guest_that_is_stopped_for_a_while_goes_on() {
+    let program = ["vm", "--", "sh", "-c", "echo started; sleep 3; echo ended"];
+    let mut run = Svadev::new(&program).unscaled().start();
     run.wait_for_output("started");
     let qemu = run.wait_for_qemu();
     nix::sys::signal::kill(qemu, Signal::SIGSTOP).unwrap();
+    run.wait_for_error("the guest is stopped");
+    std::thread::sleep(Duration::from_secs(33));
+    nix::sys::signal::kill(qemu, Signal::SIGCONT).unwrap();
     let output = run.finish();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr_of(&output));
+    assert!(stdout_of(&output).contains("ended"), "{}", stdout_of(&output));
+}
+
+/// PID 1 is frozen, and with it everything that it would say.
+#[test]
+fn a_guest_that_is_silent_is_a_hang() {
+    let freeze = "mkdir /tmp/c && mount -t cgroup2 none /tmp/c && mkdir /tmp/c/f && echo 1 > /tmp/c/f/cgroup.procs && \
+                  echo 1 > /tmp/c/f/cgroup.freeze; sleep 1000";
+    let output = Svadev::new(&["vm", "--", "sh", "-c", freeze]).unscaled().run();
     assert_eq!(output.status.code(), Some(123), "{}", stderr_of(&output));
     assert!(stderr_of(&output).contains("silent for 30 s"), "{}", stderr_of(&output));
 }

@@ -171,7 +171,9 @@ impl<P: Platform> Engine<P> {
 
     /// Does what it was told, ends every wait, and goes offline: it uses no translation until it runs again, and then
     /// what waited asks again.
-    pub(crate) fn pause(&mut self) {
+    pub(crate) fn pause(&mut self, now_ns: u64) {
+        // What it is told now has its time limits from now on.
+        self.cx.now_ns = now_ns;
         if self.presence.is_online() {
             self.take_messages();
         } else {

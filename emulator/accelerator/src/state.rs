@@ -32,8 +32,9 @@ impl Function {
     /// Lets the engines do what they were told, and end what waits for a page. Until they run again they hold no
     /// translation, and whatever is asked of the function is answered at once. To be called on every function of a
     /// machine before the first of them is saved.
-    pub fn pause<P: Platform>(&self, engines: &mut [Engine<P>]) {
-        engines.iter_mut().for_each(Engine::pause);
+    /// `now_ns` is as for [`Engine::run`].
+    pub fn pause<P: Platform>(&self, engines: &mut [Engine<P>], now_ns: u64) {
+        engines.iter_mut().for_each(|engine| engine.pause(now_ns));
     }
 
     /// The state of a function whose engines are paused.

@@ -126,8 +126,9 @@ impl<P: Platform> Accelerator<P> {
 
     /// Stops the engines between two turns: what they were told is done, and they hold no translation. Every function
     /// of a machine is paused before the first is saved.
-    pub fn pause(&self, engines: &mut [Engine<On<P::Memory, Bus<P>>>]) {
-        self.function.pause(engines);
+    /// `now_ns` is as for [`Engine::run`].
+    pub fn pause(&self, engines: &mut [Engine<On<P::Memory, Bus<P>>>], now_ns: u64) {
+        self.function.pause(engines, now_ns);
     }
 
     /// The state of a function that is paused. Resets and unmaps that were asked for are answered by now.

@@ -216,11 +216,11 @@ impl Accelerator {
     }
 
     /// The engines stop between two turns, and the VMM takes what they sent. Every command is answered then.
-    pub fn pause(&mut self) {
+    pub fn pause(&mut self, now_ns: u64) {
         self.vmm.deliver_all();
         let Self { vmm, engines, threads, .. } = self;
         threads.iter().for_each(|thread| thread.state.begin_turn());
-        vmm.device().pause(engines);
+        vmm.device().pause(engines, now_ns);
         vmm.settle();
     }
 

@@ -52,7 +52,7 @@ fn every_caching_mode_is_clean() {
 /// their own.
 #[test]
 fn seeds_that_found_something_are_clean() {
-    for seed in [260, 266, 284, 330, 367, 865, 2169, 2927, 3102, 911_088_485] {
+    for seed in [260, 266, 284, 330, 367, 865, 2169, 2927, 3102, 4477, 911_088_485] {
         assert_eq!(run(seed, Options::default()).failure, None, "seed {seed}");
     }
 }

@@ -2,8 +2,8 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use super::World;
 use super::build::make_machine;
+use super::{STEP_NS, World};
 use crate::checker::Checker;
 use crate::coverage::Group;
 use crate::mutant::Mutant;
@@ -15,7 +15,8 @@ impl World {
         self.log.event(format_args!("the machine is saved and restored"));
         self.log.count(Group::Path, "machine saved and restored");
         // All of them before the first is saved: what one does on the way may reach another by way of the unit.
-        self.functions.iter_mut().for_each(|function| function.pause());
+        let now_ns = self.step * STEP_NS;
+        self.functions.iter_mut().for_each(|function| function.pause(now_ns));
         let states: Vec<_> = self.functions.iter().map(|function| function.save()).collect();
         let unit = self.unit.save();
         let mut platform = Simulated::new(Arc::clone(&self.ram), Arc::clone(&self.log), self.mutant);

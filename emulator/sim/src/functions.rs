@@ -1,4 +1,5 @@
 //! The driver's half of an accelerator: bring-up, queues and their rings.
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use svadev_accelerator::{FunctionShared, Progress};
@@ -8,7 +9,8 @@ use svadev_spec::device::{
     BAR_DOORBELLS, BAR_REGISTERS, Command, CommandStatus, DOORBELL_STRIDE, QueuePasid, QueueSize, QueueStatus,
     QueueVector, Status, bar_doorbells_size, command, doorbell, regs,
 };
-use svadev_spec::pcie::{self, PageRequestControl, capability, extended_capability, header};
+use svadev_spec::pcie::{self, PageRequestControl, capability, extended_capability};
+use svadev_vfio_user::client::config;
 
 use crate::excuse;
 use crate::log::Log;
@@ -151,33 +153,15 @@ impl Accelerator {
         worked
     }
 
-    fn capability(&mut self, id: u8) -> u64 {
-        let mut byte = [0; 1];
-        self.vmm.config_read(header::CAPABILITIES_POINTER.into(), &mut byte);
-        while byte[0] != 0 {
-            let at = u64::from(byte[0]);
-            let mut head = [0; 2];
-            self.vmm.config_read(at, &mut head);
-            if head[0] == id {
-                return at;
-            }
-            byte[0] = head[1];
-        }
-        panic!("the function has no capability {id:#x}");
+    fn config_read<const N: usize>(&mut self, at: u64) -> Result<[u8; N], Infallible> {
+        let mut data = [0; N];
+        self.vmm.config_read(at, &mut data);
+        Ok(data)
     }
 
     fn extended_capability(&mut self, id: u16) -> u64 {
-        let mut at = 0x100;
-        while at != 0 {
-            let mut dword = [0; 4];
-            self.vmm.config_read(at, &mut dword);
-            let dword = u32::from_le_bytes(dword);
-            if dword & 0xffff == u32::from(id) {
-                return at;
-            }
-            at = u64::from(dword >> 20);
-        }
-        panic!("the function has no extended capability {id:#x}");
+        let Ok(at) = config::extended_capability(id, |at| self.config_read(at));
+        at.expect("the function has the capability")
     }
 
     fn config_write16(&mut self, at: u64, value: u16) {
@@ -257,7 +241,8 @@ impl Accelerator {
             }
             // PCIe 6.0 §6.6.2.
             _ => {
-                let at = self.capability(capability::PCI_EXPRESS) + u64::from(pcie::pci_express::DEVICE_CONTROL);
+                let Ok(at) = config::capability(capability::PCI_EXPRESS, |at| self.config_read(at));
+                let at = at.expect("every function has it") + u64::from(pcie::pci_express::DEVICE_CONTROL);
                 self.vmm.function_level_reset(at);
             }
         }

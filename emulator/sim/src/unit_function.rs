@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use svadev_host::{Bus, IommuDevice, IommuState};
 use svadev_spec::device::BAR_UNIT;
-use svadev_spec::pcie::{self, capability, header};
+use svadev_spec::pcie::{self, capability};
 use svadev_spec::vfio_user::{command, region};
 use svadev_spec::vtd::registers::offset;
-use svadev_vfio_user::client::{LoopbackClient, request};
+use svadev_vfio_user::client::{LoopbackClient, config, request};
 use svadev_vfio_user::{Device, Server};
 use zerocopy::IntoBytes;
 
@@ -105,7 +105,12 @@ impl UnitFunction {
         let before = KEPT.map(|at| self.read32(at));
         {
             let device = &mut *self.device.borrow_mut();
-            let at = pci_express(device) + u64::from(pcie::pci_express::DEVICE_CONTROL);
+            let at = config::capability(capability::PCI_EXPRESS, |at| {
+                let mut data = [0; 2];
+                device.region_read(region::CONFIG, at, &mut data).map(|()| data)
+            });
+            let at = at.expect("configuration space can be read").expect("every function has it");
+            let at = at + u64::from(pcie::pci_express::DEVICE_CONTROL);
             let initiate = pcie::DeviceControl::new().with_initiate_flr(true);
             device.region_write(region::CONFIG, at, &initiate.into_bits().to_le_bytes()).expect("it is there");
         }
@@ -143,22 +148,4 @@ impl UnitFunction {
             self.log.check(Checker::ResetAndRelease, value == 0, || format!("{at:#x} is {value:#x} after a reset"));
         }
     }
-}
-
-/// Offset of the PCI Express capability.
-fn pci_express(device: &mut IommuDevice<Simulated>) -> u64 {
-    let mut read = |at: u64| {
-        let mut pair = [0; 2];
-        device.region_read(region::CONFIG, at, &mut pair).expect("configuration space can be read");
-        pair
-    };
-    let mut at = read(header::CAPABILITIES_POINTER.into())[0];
-    while at != 0 {
-        let [id, next] = read(at.into());
-        if id == capability::PCI_EXPRESS {
-            return at.into();
-        }
-        at = next;
-    }
-    panic!("the function has a PCI Express capability");
 }

@@ -23,9 +23,7 @@ use svadev_host::Accelerator;
 use svadev_pci::ConfigSpace;
 use svadev_spec::device::{BAR_DOORBELLS, BAR_MSIX, BAR_REGISTERS, MSIX_PBA_OFFSET, Status, regs};
 use svadev_spec::pcie::{self, CONFIG_SPACE_SIZE, header};
-use svadev_spec::vfio_user::{
-    self as spec, DmaAccess, Header, IrqSet, IrqSetFlags, RegionAccess, command, irq, region,
-};
+use svadev_spec::vfio_user::{self as spec, DmaAccess, Header, IrqSetFlags, RegionAccess, command, irq, region};
 use svadev_vfio_user::client::{LoopbackClient, Message, request};
 use svadev_vfio_user::{Device, Server};
 use zerocopy::{FromBytes, IntoBytes};
@@ -430,8 +428,7 @@ impl Vmm {
     }
 
     fn set_irqs(&mut self, flags: IrqSetFlags, start: u32, count: u32, fds: Vec<OwnedFd>) {
-        let argsz = u32::try_from(size_of::<IrqSet>()).expect("it is small");
-        let set = IrqSet { argsz, flags: flags.bits(), index: irq::MSIX, start, count };
+        let set = request::irq_set(irq::MSIX, flags, start, count);
         self.call(command::DEVICE_SET_IRQS, set.as_bytes(), fds);
     }
 

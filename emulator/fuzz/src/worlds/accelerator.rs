@@ -1,5 +1,6 @@
 //! An accelerator with an IOMMU in front of it, as the host runs them, over flat memory: the tables of
 //! [`super::tables`], four queues, one engine, and a VMM that is connected.
+use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -14,10 +15,10 @@ use svadev_spec::device::{
     QueueSize, QueueStatus, QueueVector, Status, doorbell, opcode, regs,
 };
 use svadev_spec::pcie::{self, extended_capability, header};
-use svadev_spec::vfio_user::{IrqSet, IrqSetFlags, command, irq, region};
+use svadev_spec::vfio_user::{IrqSetFlags, command, irq, region};
 use svadev_spec::vtd::page_request::{DESCRIPTOR_SIZE, PageRequestHigh, PageRequestLow};
 use svadev_spec::vtd::registers::{Global, offset};
-use svadev_vfio_user::client::{LoopbackClient, request};
+use svadev_vfio_user::client::{self, LoopbackClient, request};
 use svadev_vfio_user::{Device, Server};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -144,9 +145,8 @@ impl World {
         self.eventfds = (0..QUEUES).map(|_| eventfd()).collect();
         let fds = self.eventfds.iter().map(|eventfd| eventfd.as_fd().try_clone_to_owned());
         let fds = fds.collect::<Result<_, _>>().expect("a descriptor is left");
-        let argsz = u32::try_from(size_of::<IrqSet>()).expect("it is small");
-        let flags = (IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER).bits();
-        let set = IrqSet { argsz, flags, index: irq::MSIX, start: 0, count: QUEUES.into() };
+        let flags = IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER;
+        let set = request::irq_set(irq::MSIX, flags, 0, QUEUES.into());
         self.send(command::DEVICE_SET_IRQS, set.as_bytes(), fds);
     }
 
@@ -467,16 +467,11 @@ fn build_tables(ram: &Ram) {
 }
 
 /// Offset of an extended capability.
-pub(crate) fn find_capability(config: &ConfigSpace, id: u16) -> u64 {
-    let mut at = 0x100;
-    loop {
-        assert!(at != 0, "the function has capability {id:#x}");
-        let mut dword = [0; 4];
-        config.read(at, &mut dword);
-        let dword = u32::from_le_bytes(dword);
-        if dword & 0xffff == u32::from(id) {
-            return at;
-        }
-        at = u64::from(dword >> 20);
-    }
+pub(crate) fn find_capability(space: &ConfigSpace, id: u16) -> u64 {
+    let Ok(at) = client::config::extended_capability(id, |at| {
+        let mut data = [0; 4];
+        space.read(at, &mut data);
+        Ok::<_, Infallible>(data)
+    });
+    at.expect("the function has the capability")
 }

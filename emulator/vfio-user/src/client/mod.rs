@@ -2,6 +2,7 @@
 //!
 //! [`LoopbackClient`] runs in the server's own thread, without a socket. [`SocketClient`] waits on a unix socket for
 //! each reply, as QEMU's threads do. Both build their messages with [`request`] and receive [`Message`]s.
+pub mod config;
 mod loopback;
 pub mod request;
 mod socket;

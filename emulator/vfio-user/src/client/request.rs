@@ -1,6 +1,6 @@
 //! The bytes of a client's messages.
 use svadev_spec::vfio_user::{
-    DmaMap, DmaMapFlags, DmaUnmap, Header, RegionAccess, VERSION_MAJOR, VERSION_MINOR, Version,
+    DmaMap, DmaMapFlags, DmaUnmap, Header, IrqSet, IrqSetFlags, RegionAccess, VERSION_MAJOR, VERSION_MINOR, Version,
 };
 use zerocopy::IntoBytes as _;
 
@@ -43,7 +43,12 @@ pub fn dma_unmap(address: u64, size: u64) -> DmaUnmap {
     DmaUnmap { argsz: argsz::<DmaUnmap>(), flags: 0, address, size }
 }
 
+/// The payload of DEVICE_SET_IRQS for interrupts `start..start + count` of a type, without data but for descriptors.
+pub fn irq_set(index: u32, flags: IrqSetFlags, start: u32, count: u32) -> IrqSet {
+    IrqSet { argsz: argsz::<IrqSet>(), flags: flags.bits(), index, start, count }
+}
+
 /// The size of a payload whose first field is `argsz`.
-pub(super) fn argsz<T>() -> u32 {
+fn argsz<T>() -> u32 {
     u32::try_from(size_of::<T>()).expect("a payload is small")
 }

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use svadev_spec::vfio_user::{Header, IrqSet, IrqSetFlags, RegionAccess, RegionInfo, command, region};
+use svadev_spec::vfio_user::{Header, IrqSetFlags, RegionAccess, RegionInfo, command, region};
 use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
-use super::{Message, request};
+use super::{Message, config, request};
 use crate::unix::socket;
 
 /// How long the client waits for the server, seconds.
@@ -151,8 +151,7 @@ impl SocketClient {
 
     /// Connects an eventfd to one interrupt of a type.
     pub fn set_irq(&self, index: u32, start: u32, eventfd: BorrowedFd<'_>) -> Result<(), ClientError> {
-        let flags = (IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER).bits();
-        let set = IrqSet { argsz: request::argsz::<IrqSet>(), flags, index, start, count: 1 };
+        let set = request::irq_set(index, IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER, start, 1);
         self.call(command::DEVICE_SET_IRQS, set.as_bytes(), &[eventfd]).map(drop)
     }
 
@@ -167,15 +166,7 @@ impl SocketClient {
 
     /// Offset of an extended capability in configuration space (PCIe 6.0 §7.6.3); `None` if the function lacks it.
     pub fn extended_capability(&self, id: u16) -> Result<Option<u64>, ClientError> {
-        let mut at = 0x100;
-        while at != 0 {
-            let word = u32::from_le_bytes(self.read(region::CONFIG, at)?);
-            if word & 0xffff == u32::from(id) {
-                return Ok(Some(at));
-            }
-            at = u64::from(word >> 20);
-        }
-        Ok(None)
+        config::extended_capability(id, |at| self.read(region::CONFIG, at))
     }
 
     fn take_id(&self) -> u16 {

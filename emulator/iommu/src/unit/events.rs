@@ -14,9 +14,9 @@ impl<M: GuestMemory> Unit<M> {
     /// harmless: its handler finds nothing to do.
     pub fn repeat_interrupts(&mut self, ports: &dyn Downstream) {
         for (kind, pending) in [
-            (EventKind::PageRequest, self.page_requests.status != PageRequestStatus::new()),
-            (EventKind::Fault, self.faults.any_status()),
-            (EventKind::Invalidation, self.queue.wait_completed && !mutant!(CompletionEventNotRepeated)),
+            (EventKind::PageRequest, self.state.page_requests.status != PageRequestStatus::new()),
+            (EventKind::Fault, self.state.faults.any_status()),
+            (EventKind::Invalidation, self.state.queue.wait_completed && !mutant!(CompletionEventNotRepeated)),
         ] {
             if pending {
                 self.raise_event(kind, None, ports);
@@ -59,7 +59,7 @@ impl<M: GuestMemory> Unit<M> {
     /// Software wrote an event's control register. If it cleared IM, a pending message is sent.
     pub(super) fn write_event_control(&mut self, kind: EventKind, value: u32, ports: &dyn Downstream) {
         self.event(kind).write_control(value);
-        self.send_event(kind, self.last_requester, ports);
+        self.send_event(kind, self.state.last_requester, ports);
     }
 
     /// Software cleared every status bit behind an event: a pending message is not sent any more.
@@ -72,9 +72,9 @@ impl<M: GuestMemory> Unit<M> {
 
     fn event(&mut self, kind: EventKind) -> &mut Event {
         match kind {
-            EventKind::Fault => &mut self.fault_event,
-            EventKind::Invalidation => &mut self.invalidation_event,
-            EventKind::PageRequest => &mut self.page_request_event,
+            EventKind::Fault => &mut self.state.fault_event,
+            EventKind::Invalidation => &mut self.state.invalidation_event,
+            EventKind::PageRequest => &mut self.state.page_request_event,
         }
     }
 }

@@ -51,8 +51,8 @@ impl<M: GuestMemory> Unit<M> {
 
     /// Puts a fault into a recording register, and sends the fault event if it is the first.
     pub(super) fn log_fault(&mut self, record: FaultRecord, requester: Bdf, ports: &dyn Downstream) {
-        let quiet = !self.faults.any_status();
-        if self.faults.push(record) {
+        let quiet = !self.state.faults.any_status();
+        if self.state.faults.push(record) {
             self.counters.faults_recorded += 1;
         } else {
             self.counters.faults_lost += 1;
@@ -69,8 +69,8 @@ impl<M: GuestMemory> Unit<M> {
         via: Option<Bdf>,
         ports: &dyn Downstream,
     ) {
-        let quiet = !self.faults.any_status();
-        set(&mut self.faults.sticky);
+        let quiet = !self.state.faults.any_status();
+        set(&mut self.state.faults.sticky);
         if quiet {
             self.raise_event(EventKind::Fault, via, ports);
         }
@@ -79,7 +79,7 @@ impl<M: GuestMemory> Unit<M> {
     /// A write to FSTS clears the bits that are 1 in it, but for PPF, which follows the records (§11.4.7.1).
     pub(crate) fn write_fault_status(&mut self, value: u32, ports: &dyn Downstream) {
         let clear = FaultStatus::from(value);
-        let sticky = &mut self.faults.sticky;
+        let sticky = &mut self.state.faults.sticky;
         let was_stopped = sticky.invalidation_queue_error() || sticky.invalidation_timeout_error();
         sticky.set_primary_fault_overflow(sticky.primary_fault_overflow() && !clear.primary_fault_overflow());
         sticky.set_invalidation_queue_error(sticky.invalidation_queue_error() && !clear.invalidation_queue_error());
@@ -88,9 +88,9 @@ impl<M: GuestMemory> Unit<M> {
         );
         sticky
             .set_invalidation_timeout_error(sticky.invalidation_timeout_error() && !clear.invalidation_timeout_error());
-        self.queue.forget_errors(self.faults.sticky);
+        self.state.queue.forget_errors(self.state.faults.sticky);
         self.fault_status_changed();
-        if was_stopped && !self.faults.queue_stopped() {
+        if was_stopped && !self.state.faults.queue_stopped() {
             self.process_queue(ports);
         }
     }
@@ -98,7 +98,7 @@ impl<M: GuestMemory> Unit<M> {
     /// A write to the high half of a recording register: F is write-1-to-clear, the rest is read-only (§11.4.7.6).
     pub(crate) fn write_fault_record(&mut self, index: usize, value: u64) {
         if FaultRecordHigh::from(value).fault()
-            && let Some(record) = self.faults.records.get_mut(index)
+            && let Some(record) = self.state.faults.records.get_mut(index)
         {
             record.high.set_fault(false);
             self.fault_status_changed();
@@ -106,7 +106,7 @@ impl<M: GuestMemory> Unit<M> {
     }
 
     fn fault_status_changed(&mut self) {
-        if !self.faults.any_status() {
+        if !self.state.faults.any_status() {
             self.event_serviced(EventKind::Fault);
         }
     }

@@ -110,7 +110,7 @@ impl<M: GuestMemory> Unit<M> {
             Point::FaultEvent => self.send_event(EventKind::Fault, None, ports),
             Point::PrgResponse { to, response } => ports.page_group_response(to, response),
             Point::IqTake { .. } => {
-                self.queue.begun = true;
+                self.state.queue.begun = true;
                 self.process_queue(ports);
             }
             Point::IqWait { status, interrupt, .. } => {

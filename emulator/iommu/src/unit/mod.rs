@@ -10,11 +10,9 @@ mod state;
 mod translate;
 
 pub use state::UnitState;
-use svadev_fabric::{Bdf, SourceId};
+use svadev_fabric::SourceId;
 use svadev_memory::GuestMemory;
 use svadev_mutation::mutant;
-use svadev_spec::vtd::invalidation::InvalidateAddress;
-use svadev_spec::vtd::registers::{ContextCommand, Global, IotlbInvalidate, RootTableAddress};
 
 use crate::admission::Admission;
 use crate::audit::Auditor;
@@ -22,12 +20,9 @@ use crate::cache::{Clock, TranslationCaches};
 use crate::config::{Caching, Limits, UnitConfig};
 use crate::counters::Counters;
 use crate::entry_cache::EntryCaches;
-use crate::fault_log::FaultLog;
 use crate::gate::Gate;
-use crate::interrupts::Event;
-use crate::invalidation::{InvalidationQueue, Ledger};
+use crate::invalidation::Ledger;
 use crate::observe::Observer;
-use crate::page_request_queue::PageRequestQueue;
 
 /// One remapping unit. See the crate's documentation.
 #[derive(Debug)]
@@ -38,28 +33,7 @@ pub struct Unit<M: GuestMemory> {
     /// The view of `memory` that the last walk used, kept so that the next one loads it without atomic operations.
     pub(crate) kept: M::Kept,
     pub(crate) counters: Counters,
-    /// The function that was heard last. Interrupts that no function caused go out through it.
-    pub(crate) last_requester: Option<Bdf>,
-
-    /// GSTS.
-    pub(crate) global: Global,
-    /// RTADDR as written.
-    pub(crate) root_register: RootTableAddress,
-    /// RTADDR as latched by GCMD.SRTP.
-    pub(crate) root: RootTableAddress,
-    /// CCMD.
-    pub(crate) context_command: ContextCommand,
-    /// IVA.
-    pub(crate) invalidate_address: InvalidateAddress,
-    /// IOTLB.
-    pub(crate) iotlb_command: IotlbInvalidate,
-    pub(crate) faults: FaultLog,
-    pub(crate) fault_event: Event,
-    pub(crate) queue: InvalidationQueue,
-    pub(crate) invalidation_event: Event,
-    pub(crate) page_requests: PageRequestQueue,
-    pub(crate) page_request_event: Event,
-
+    pub(crate) state: UnitState,
     pub(crate) clock: Clock,
     pub(crate) entries: EntryCaches,
     pub(crate) caches: TranslationCaches,
@@ -81,19 +55,7 @@ impl<M: GuestMemory> Unit<M> {
             memory,
             kept: M::Kept::default(),
             counters: Counters::default(),
-            last_requester: None,
-            global: Global::new(),
-            root_register: RootTableAddress::new(),
-            root: RootTableAddress::new(),
-            context_command: ContextCommand::new(),
-            invalidate_address: InvalidateAddress::new(),
-            iotlb_command: IotlbInvalidate::new(),
-            faults: FaultLog::new(config.fault_records),
-            fault_event: Event::new(),
-            queue: InvalidationQueue::new(Ledger::new(SourceId::UNIT)),
-            invalidation_event: Event::new(),
-            page_requests: PageRequestQueue::new(),
-            page_request_event: Event::new(),
+            state: UnitState::new(&config, Ledger::new(SourceId::UNIT)),
             clock: Clock::default(),
             entries: EntryCaches::new(&config),
             caches: TranslationCaches::new(config.iotlb_entries, config.caching == Caching::Adversarial),
@@ -106,44 +68,9 @@ impl<M: GuestMemory> Unit<M> {
     /// Back to the state after power-on. Counters go on; acknowledgements that are still to come are ignored.
     pub fn reset(&mut self) {
         // Destructured, so that a new field does not compile before it has a line here.
-        let Self {
-            config,
-            limits: _,
-            memory: _,
-            kept: _,
-            counters: _,
-            last_requester,
-            global,
-            root_register,
-            root,
-            context_command,
-            invalidate_address,
-            iotlb_command,
-            faults,
-            fault_event,
-            queue,
-            invalidation_event,
-            page_requests,
-            page_request_event,
-            clock,
-            entries,
-            caches,
-            audit,
-            gate,
-        } = self;
-        *last_requester = None;
-        *global = Global::new();
-        *root_register = RootTableAddress::new();
-        *root = RootTableAddress::new();
-        *context_command = ContextCommand::new();
-        *invalidate_address = InvalidateAddress::new();
-        *iotlb_command = IotlbInvalidate::new();
-        *faults = FaultLog::new(config.fault_records);
-        *fault_event = Event::new();
-        *queue = InvalidationQueue::new(queue.ledger.successor());
-        *invalidation_event = Event::new();
-        *page_requests = PageRequestQueue::new();
-        *page_request_event = Event::new();
+        let Self { config, limits: _, memory: _, kept: _, counters: _, state, clock, entries, caches, audit, gate } =
+            self;
+        *state = UnitState::new(config, state.queue.ledger.successor());
         entries.invalidate_contexts(clock);
         caches.invalidate_all(clock);
         if let Some(audit) = audit {
@@ -205,6 +132,6 @@ use walker;
 
 impl<M: GuestMemory> Unit<M> {
     pub(crate) fn admission(&mut self) -> Admission<'_, M> {
-        Admission { root: self.root, entries: &mut self.entries, walker: walker!(self) }
+        Admission { root: self.state.root, entries: &mut self.entries, walker: walker!(self) }
     }
 }

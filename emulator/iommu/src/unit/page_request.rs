@@ -15,7 +15,7 @@ use crate::request::{Request, RequestKind};
 impl<M: GuestMemory> Unit<M> {
     /// Takes a page request message: puts it into the queue, or answers it, or drops it (§7.4).
     pub fn page_request(&mut self, request: PageRequest, ports: &dyn Downstream) -> PageRequestOutcome {
-        self.last_requester = Some(request.requester);
+        self.state.last_requester = Some(request.requester);
         self.report(|observer| observer.page_requested(request));
         if !self.translation_enabled() || self.aborts_dma() {
             // While remapping is off or all DMA is aborted, the message is unsupported: nobody answers it.
@@ -39,10 +39,10 @@ impl<M: GuestMemory> Unit<M> {
     /// Puts a page request that may be served into the queue. If there is no room, the unit answers it, or drops it.
     pub(super) fn queue_page_request(&mut self, request: PageRequest, ports: &dyn Downstream) -> PageRequestOutcome {
         let requester = request.requester;
-        if self.page_requests.status.overflow() {
+        if self.state.page_requests.status.overflow() {
             return self.answer_group(&request, ResponseCode::Success, ports);
         }
-        let queue = &self.page_requests;
+        let queue = &self.state.page_requests;
         let tail = queue.inside(queue.tail);
         let next = queue.inside(tail + DESCRIPTOR_SIZE);
         if next == queue.inside(queue.head) {
@@ -57,7 +57,7 @@ impl<M: GuestMemory> Unit<M> {
         if mutant!(PageRequestTailBeforeEntry) {
             self.raise_page_request_event(requester, |status| status.set_pending(true), ports);
         }
-        let queue = &self.page_requests;
+        let queue = &self.state.page_requests;
         let written = (queue.address.frame() << 12)
             .checked_add(tail)
             .is_some_and(|at| self.memory.write(GuestAddress(at), &descriptor(&request)).is_ok());
@@ -65,7 +65,7 @@ impl<M: GuestMemory> Unit<M> {
             // The ring lies outside memory: software will never see the request.
             return self.answer_group(&request, ResponseCode::Failure, ports);
         }
-        self.page_requests.tail = next;
+        self.state.page_requests.tail = next;
         self.counters.page_requests_queued += 1;
         self.raise_page_request_event(requester, |status| status.set_pending(true), ports);
         PageRequestOutcome::Accepted
@@ -117,8 +117,8 @@ impl<M: GuestMemory> Unit<M> {
 
     /// Sets a bit of PRS, and sends the page request event if none was set before (§7.7).
     fn raise_page_request_event(&mut self, via: Bdf, set: impl FnOnce(&mut PageRequestStatus), ports: &dyn Downstream) {
-        let quiet = self.page_requests.status == PageRequestStatus::new();
-        set(&mut self.page_requests.status);
+        let quiet = self.state.page_requests.status == PageRequestStatus::new();
+        set(&mut self.state.page_requests.status);
         if quiet {
             self.raise_event(EventKind::PageRequest, Some(via), ports);
         }
@@ -127,7 +127,7 @@ impl<M: GuestMemory> Unit<M> {
     /// A write to PRS clears the bits that are 1 in it (§11.4.11.4).
     pub(crate) fn write_page_request_status(&mut self, value: u32) {
         let clear = PageRequestStatus::from(value);
-        let status = &mut self.page_requests.status;
+        let status = &mut self.state.page_requests.status;
         status.set_pending(status.pending() && !clear.pending());
         status.set_overflow(status.overflow() && !clear.overflow());
         if *status == PageRequestStatus::new() {

@@ -59,22 +59,22 @@ impl<M: GuestMemory> Unit<M> {
         }
         match at {
             offset::VER => VERSION,
-            offset::GSTS => self.global.into(),
-            offset::FSTS => self.faults.status().into(),
-            offset::FECTL => self.fault_event.control(),
-            offset::FEDATA => self.fault_event.data,
-            offset::FEADDR => self.fault_event.address,
-            offset::FEUADDR => self.fault_event.upper_address,
-            offset::ICS => u32::from(self.queue.wait_completed),
-            offset::IECTL => self.invalidation_event.control(),
-            offset::IEDATA => self.invalidation_event.data,
-            offset::IEADDR => self.invalidation_event.address,
-            offset::IEUADDR => self.invalidation_event.upper_address,
-            offset::PRS => self.page_requests.status.into(),
-            offset::PECTL => self.page_request_event.control(),
-            offset::PEDATA => self.page_request_event.data,
-            offset::PEADDR => self.page_request_event.address,
-            offset::PEUADDR => self.page_request_event.upper_address,
+            offset::GSTS => self.state.global.into(),
+            offset::FSTS => self.state.faults.status().into(),
+            offset::FECTL => self.state.fault_event.control(),
+            offset::FEDATA => self.state.fault_event.data,
+            offset::FEADDR => self.state.fault_event.address,
+            offset::FEUADDR => self.state.fault_event.upper_address,
+            offset::ICS => u32::from(self.state.queue.wait_completed),
+            offset::IECTL => self.state.invalidation_event.control(),
+            offset::IEDATA => self.state.invalidation_event.data,
+            offset::IEADDR => self.state.invalidation_event.address,
+            offset::IEUADDR => self.state.invalidation_event.upper_address,
+            offset::PRS => self.state.page_requests.status.into(),
+            offset::PECTL => self.state.page_request_event.control(),
+            offset::PEDATA => self.state.page_request_event.data,
+            offset::PEADDR => self.state.page_request_event.address,
+            offset::PEUADDR => self.state.page_request_event.upper_address,
             _ => 0,
         }
     }
@@ -83,20 +83,21 @@ impl<M: GuestMemory> Unit<M> {
         match at {
             offset::CAP => self.config.capability().into(),
             offset::ECAP => self.config.extended_capability().into(),
-            offset::RTADDR => self.root_register.into(),
-            offset::CCMD => self.context_command.into(),
-            offset::IQH => self.queue.head,
-            offset::IQT => self.queue.tail,
-            offset::IQA => self.queue.address.into(),
-            offset::IQERCD => self.queue.error.into(),
-            offset::PQH => self.page_requests.head,
-            offset::PQT => self.page_requests.tail,
-            offset::PQA => self.page_requests.address.into(),
+            offset::RTADDR => self.state.root_register.into(),
+            offset::CCMD => self.state.context_command.into(),
+            offset::IQH => self.state.queue.head,
+            offset::IQT => self.state.queue.tail,
+            offset::IQA => self.state.queue.address.into(),
+            offset::IQERCD => self.state.queue.error.into(),
+            offset::PQH => self.state.page_requests.head,
+            offset::PQT => self.state.page_requests.tail,
+            offset::PQA => self.state.page_requests.address.into(),
             IVA => 0,
-            IOTLB => self.iotlb_command.into(),
+            IOTLB => self.state.iotlb_command.into(),
             FAULT_RECORD_OFFSET.. => {
                 let index = usize::try_from((at - FAULT_RECORD_OFFSET) / 16).expect("offsets fit any usize");
-                self.faults
+                self.state
+                    .faults
                     .records
                     .get(index)
                     .map_or(0, |record| if at & 8 == 0 { record.low.into() } else { record.high.into() })
@@ -115,22 +116,22 @@ impl<M: GuestMemory> Unit<M> {
             offset::GCMD => self.global_command(value.into(), ports),
             offset::FSTS => self.write_fault_status(value, ports),
             offset::FECTL => self.write_event_control(EventKind::Fault, value, ports),
-            offset::FEDATA => self.fault_event.data = value,
-            offset::FEADDR => self.fault_event.address = value,
-            offset::FEUADDR => self.fault_event.upper_address = value,
+            offset::FEDATA => self.state.fault_event.data = value,
+            offset::FEADDR => self.state.fault_event.address = value,
+            offset::FEUADDR => self.state.fault_event.upper_address = value,
             offset::ICS if value & 1 != 0 => {
-                self.queue.wait_completed = false;
+                self.state.queue.wait_completed = false;
                 self.event_serviced(EventKind::Invalidation);
             }
             offset::IECTL => self.write_event_control(EventKind::Invalidation, value, ports),
-            offset::IEDATA => self.invalidation_event.data = value,
-            offset::IEADDR => self.invalidation_event.address = value,
-            offset::IEUADDR => self.invalidation_event.upper_address = value,
+            offset::IEDATA => self.state.invalidation_event.data = value,
+            offset::IEADDR => self.state.invalidation_event.address = value,
+            offset::IEUADDR => self.state.invalidation_event.upper_address = value,
             offset::PRS => self.write_page_request_status(value),
             offset::PECTL => self.write_event_control(EventKind::PageRequest, value, ports),
-            offset::PEDATA => self.page_request_event.data = value,
-            offset::PEADDR => self.page_request_event.address = value,
-            offset::PEUADDR => self.page_request_event.upper_address = value,
+            offset::PEDATA => self.state.page_request_event.data = value,
+            offset::PEADDR => self.state.page_request_event.address = value,
+            offset::PEUADDR => self.state.page_request_event.upper_address = value,
             _ => {}
         }
     }
@@ -142,31 +143,35 @@ impl<M: GuestMemory> Unit<M> {
         match at {
             offset::RTADDR => {
                 // Bits 9:0 are reserved. It takes effect with GCMD.SRTP only (§11.4.5).
-                self.root_register = RootTableAddress::from(merge(self.root_register.into()) & !0x3ff);
+                self.state.root_register = RootTableAddress::from(merge(self.state.root_register.into()) & !0x3ff);
             }
             offset::CCMD => {
-                let command = ContextCommand::from(merge(self.context_command.into()));
-                self.context_command = if command.invalidate() { self.context_command(command) } else { command };
+                let command = ContextCommand::from(merge(self.state.context_command.into()));
+                self.state.context_command = if command.invalidate() { self.context_command(command) } else { command };
             }
             offset::IQT => {
-                self.queue.tail = merge(self.queue.tail) & QUEUE_OFFSET_MASK;
+                self.state.queue.tail = merge(self.state.queue.tail) & QUEUE_OFFSET_MASK;
                 self.process_queue(ports);
             }
             // Software changes the queue only while it is disabled; a change under a running head would lead it astray.
-            offset::IQA if !self.global.queued_invalidation_enable() || mutant!(QueueAddressWritable) => {
-                let address = merge(self.queue.address.into()) & !0x7f8;
-                self.queue.address = InvalidationQueueAddress::from(address);
+            offset::IQA if !self.state.global.queued_invalidation_enable() || mutant!(QueueAddressWritable) => {
+                let address = merge(self.state.queue.address.into()) & !0x7f8;
+                self.state.queue.address = InvalidationQueueAddress::from(address);
             }
-            offset::PQH => self.page_requests.head = merge(self.page_requests.head) & PAGE_REQUEST_OFFSET_MASK,
-            offset::PQT => self.page_requests.tail = merge(self.page_requests.tail) & PAGE_REQUEST_OFFSET_MASK,
+            offset::PQH => {
+                self.state.page_requests.head = merge(self.state.page_requests.head) & PAGE_REQUEST_OFFSET_MASK
+            }
+            offset::PQT => {
+                self.state.page_requests.tail = merge(self.state.page_requests.tail) & PAGE_REQUEST_OFFSET_MASK
+            }
             offset::PQA => {
-                let address = merge(self.page_requests.address.into()) & !0xff8;
-                self.page_requests.address = PageRequestQueueAddress::from(address);
+                let address = merge(self.state.page_requests.address.into()) & !0xff8;
+                self.state.page_requests.address = PageRequestQueueAddress::from(address);
             }
-            IVA => self.invalidate_address = InvalidateAddress::from(merge(self.invalidate_address.into())),
+            IVA => self.state.invalidate_address = InvalidateAddress::from(merge(self.state.invalidate_address.into())),
             IOTLB => {
-                let command = IotlbInvalidate::from(merge(self.iotlb_command.into()));
-                self.iotlb_command = if command.invalidate() { self.iotlb_command(command) } else { command };
+                let command = IotlbInvalidate::from(merge(self.state.iotlb_command.into()));
+                self.state.iotlb_command = if command.invalidate() { self.iotlb_command(command) } else { command };
             }
             FAULT_RECORD_OFFSET.. if at & 8 != 0 => {
                 let index = usize::try_from((at - FAULT_RECORD_OFFSET) / 16).expect("offsets fit any usize");
@@ -180,8 +185,8 @@ impl<M: GuestMemory> Unit<M> {
     /// once.
     fn global_command(&mut self, command: Global, ports: &dyn Downstream) {
         if command.root_table_pointer() {
-            self.root = self.root_register;
-            self.global.set_root_table_pointer(true);
+            self.state.root = self.state.root_register;
+            self.state.global.set_root_table_pointer(true);
             // CAP.ESRTPS: every cache is emptied with it.
             self.report(|observer| observer.emptied());
             if !mutant!(RootPointerKeepsCaches) {
@@ -189,20 +194,20 @@ impl<M: GuestMemory> Unit<M> {
                 self.caches.invalidate_all(&mut self.clock);
             }
         }
-        if command.queued_invalidation_enable() != self.global.queued_invalidation_enable() {
-            self.global.set_queued_invalidation_enable(command.queued_invalidation_enable());
-            self.queue.restart();
+        if command.queued_invalidation_enable() != self.state.global.queued_invalidation_enable() {
+            self.state.global.set_queued_invalidation_enable(command.queued_invalidation_enable());
+            self.state.queue.restart();
             self.forget_queue(ports);
             self.report(|observer| observer.abandoned());
             self.process_queue(ports);
         }
-        if command.translation_enable() != self.global.translation_enable() {
+        if command.translation_enable() != self.state.global.translation_enable() {
             tracing::debug!(enable = command.translation_enable(), "translation");
-            if command.translation_enable() && !self.global.root_table_pointer() {
+            if command.translation_enable() && !self.state.global.root_table_pointer() {
                 // The specification leaves open what comes of it. Here the tables are those at address 0.
                 tracing::warn!("remapping is enabled before a root table was set (GCMD.SRTP)");
             }
-            self.global.set_translation_enable(command.translation_enable());
+            self.state.global.set_translation_enable(command.translation_enable());
             if !command.translation_enable() {
                 self.forget_requests(ports);
             }
@@ -212,12 +217,13 @@ impl<M: GuestMemory> Unit<M> {
     }
 
     pub(crate) fn translation_enabled(&self) -> bool {
-        self.global.translation_enable()
+        self.state.global.translation_enable()
     }
 
     /// §3.4.5: every request is aborted, and no fault is recorded.
     pub(crate) fn aborts_dma(&self) -> bool {
-        self.global.translation_enable() && self.root.translation_table_mode() == translation_table_mode::ABORT_DMA
+        self.state.global.translation_enable()
+            && self.state.root.translation_table_mode() == translation_table_mode::ABORT_DMA
     }
 }
 

@@ -1,13 +1,14 @@
-//! The unit's state as a plain value, to be saved and restored.
+//! The unit's state as a plain value: made new at a reset, saved and restored.
 use svadev_fabric::Bdf;
 use svadev_memory::GuestMemory;
 use svadev_spec::vtd::invalidation::InvalidateAddress;
 use svadev_spec::vtd::registers::{ContextCommand, Global, IotlbInvalidate, RootTableAddress};
 
 use super::Unit;
+use crate::config::UnitConfig;
 use crate::fault_log::FaultLog;
 use crate::interrupts::Event;
-use crate::invalidation::InvalidationQueue;
+use crate::invalidation::{InvalidationQueue, Ledger};
 use crate::page_request_queue::PageRequestQueue;
 
 /// Everything that a guest can see of a unit: registers, queues, and what the unit waits for.
@@ -16,19 +17,48 @@ use crate::page_request_queue::PageRequestQueue;
 /// runs the unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitState {
-    last_requester: Option<Bdf>,
-    global: Global,
-    root_register: RootTableAddress,
-    root: RootTableAddress,
-    context_command: ContextCommand,
-    invalidate_address: InvalidateAddress,
-    iotlb_command: IotlbInvalidate,
-    faults: FaultLog,
-    fault_event: Event,
-    queue: InvalidationQueue,
-    invalidation_event: Event,
-    page_requests: PageRequestQueue,
-    page_request_event: Event,
+    /// The function that was heard last. Interrupts that no function caused go out through it.
+    pub(crate) last_requester: Option<Bdf>,
+
+    /// GSTS.
+    pub(crate) global: Global,
+    /// RTADDR as written.
+    pub(crate) root_register: RootTableAddress,
+    /// RTADDR as latched by GCMD.SRTP.
+    pub(crate) root: RootTableAddress,
+    /// CCMD.
+    pub(crate) context_command: ContextCommand,
+    /// IVA.
+    pub(crate) invalidate_address: InvalidateAddress,
+    /// IOTLB.
+    pub(crate) iotlb_command: IotlbInvalidate,
+    pub(crate) faults: FaultLog,
+    pub(crate) fault_event: Event,
+    pub(crate) queue: InvalidationQueue,
+    pub(crate) invalidation_event: Event,
+    pub(crate) page_requests: PageRequestQueue,
+    pub(crate) page_request_event: Event,
+}
+
+impl UnitState {
+    /// The state after power-on. `ledger` goes on from the state before, across resets.
+    pub(crate) fn new(config: &UnitConfig, ledger: Ledger) -> Self {
+        Self {
+            last_requester: None,
+            global: Global::new(),
+            root_register: RootTableAddress::new(),
+            root: RootTableAddress::new(),
+            context_command: ContextCommand::new(),
+            invalidate_address: InvalidateAddress::new(),
+            iotlb_command: IotlbInvalidate::new(),
+            faults: FaultLog::new(config.fault_records),
+            fault_event: Event::new(),
+            queue: InvalidationQueue::new(ledger),
+            invalidation_event: Event::new(),
+            page_requests: PageRequestQueue::new(),
+            page_request_event: Event::new(),
+        }
+    }
 }
 
 impl<M: GuestMemory> Unit<M> {
@@ -38,80 +68,13 @@ impl<M: GuestMemory> Unit<M> {
     /// If the gate holds something: release it first ([`Unit::set_schedule`]).
     pub fn save(&self) -> UnitState {
         assert!(self.held().next().is_none(), "what a schedule holds back is not saved");
-        // Taken apart whole: a new field must be given a line here.
-        let Self {
-            config: _,
-            limits: _,
-            memory: _,
-            kept: _,
-            counters: _,
-            last_requester,
-            global,
-            root_register,
-            root,
-            context_command,
-            invalidate_address,
-            iotlb_command,
-            faults,
-            fault_event,
-            queue,
-            invalidation_event,
-            page_requests,
-            page_request_event,
-            clock: _,
-            entries: _,
-            caches: _,
-            audit: _,
-            gate: _,
-        } = self;
-        UnitState {
-            last_requester: *last_requester,
-            global: *global,
-            root_register: *root_register,
-            root: *root,
-            context_command: *context_command,
-            invalidate_address: *invalidate_address,
-            iotlb_command: *iotlb_command,
-            faults: faults.clone(),
-            fault_event: fault_event.clone(),
-            queue: queue.clone(),
-            invalidation_event: invalidation_event.clone(),
-            page_requests: page_requests.clone(),
-            page_request_event: page_request_event.clone(),
-        }
+        self.state.clone()
     }
 
-    /// Goes on with a state that was saved from a unit of the same configuration. Invalidations that it waits for are
+    /// Continues with a state that was saved from a unit of the same configuration. Invalidations that it waits for are
     /// acknowledged by their functions, or by nobody.
     pub fn restore(&mut self, state: &UnitState) {
         self.reset();
-        let UnitState {
-            last_requester,
-            global,
-            root_register,
-            root,
-            context_command,
-            invalidate_address,
-            iotlb_command,
-            faults,
-            fault_event,
-            queue,
-            invalidation_event,
-            page_requests,
-            page_request_event,
-        } = state.clone();
-        self.last_requester = last_requester;
-        self.global = global;
-        self.root_register = root_register;
-        self.root = root;
-        self.context_command = context_command;
-        self.invalidate_address = invalidate_address;
-        self.iotlb_command = iotlb_command;
-        self.faults = faults;
-        self.fault_event = fault_event;
-        self.queue = queue;
-        self.invalidation_event = invalidation_event;
-        self.page_requests = page_requests;
-        self.page_request_event = page_request_event;
+        self.state.clone_from(state);
     }
 }

@@ -18,7 +18,7 @@ impl<M: GuestMemory> Unit<M> {
     /// is set.
     pub fn translate(&mut self, request: TranslationRequest, ports: &dyn Downstream) -> Result<Translation, AtsError> {
         self.counters.translation_requests += 1;
-        self.last_requester = Some(request.requester);
+        self.state.last_requester = Some(request.requester);
         if !self.translation_enabled() {
             // §4.2.3: with remapping disabled there is no translation agent.
             self.counters.translations_refused += 1;
@@ -74,7 +74,7 @@ impl<M: GuestMemory> Unit<M> {
         ports: &dyn Downstream,
     ) -> Result<Translation, Blocked> {
         self.counters.untranslated_accesses += 1;
-        self.last_requester = Some(requester);
+        self.state.last_requester = Some(requester);
         if self.aborts_dma() {
             return Err(Blocked::AbortDma);
         }
@@ -102,7 +102,7 @@ impl<M: GuestMemory> Unit<M> {
     /// but FPD of the requester's entries counts (§7.1.3).
     #[cold]
     fn interrupt_range_fault(&mut self, request: &Request) -> Fault {
-        let reason = match self.root.translation_table_mode() {
+        let reason = match self.state.root.translation_table_mode() {
             translation_table_mode::LEGACY => FaultReason::LegacyInterruptAddress,
             _ => FaultReason::InterruptAddress,
         };
@@ -119,7 +119,7 @@ impl<M: GuestMemory> Unit<M> {
         ports: &dyn Downstream,
     ) -> Result<(), Blocked> {
         self.counters.translated_accesses += 1;
-        self.last_requester = Some(requester);
+        self.state.last_requester = Some(requester);
         if self.aborts_dma() {
             return Err(Blocked::AbortDma);
         }
@@ -142,7 +142,7 @@ impl<M: GuestMemory> Unit<M> {
     #[inline]
     fn find_page(&mut self, request: &Request) -> Result<Leaf, Fault> {
         let cached = self.config.caching != Caching::None
-            && self.root.translation_table_mode() == translation_table_mode::SCALABLE;
+            && self.state.root.translation_table_mode() == translation_table_mode::SCALABLE;
         let Some(entry) = cached.then(|| self.entries.serving(request)).flatten() else {
             return self.admission().find_page(request);
         };

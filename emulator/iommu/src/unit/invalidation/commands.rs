@@ -10,7 +10,7 @@ use crate::unit::Unit;
 impl<M: GuestMemory> Unit<M> {
     /// Whether register-based commands are carried out.
     fn takes_commands(&self) -> bool {
-        !self.global.queued_invalidation_enable() && !self.scalable()
+        !self.state.global.queued_invalidation_enable() && !self.scalable()
     }
 
     /// Carries out a write to CCMD with ICC set (§11.4.6.1). CAIG stays 0 if it is refused.
@@ -25,7 +25,7 @@ impl<M: GuestMemory> Unit<M> {
 
     /// Carries out a write to IOTLB with IVT set (§11.4.6.3). IAIG stays 0 if it is refused.
     pub(crate) fn iotlb_command(&mut self, command: IotlbInvalidate) -> IotlbInvalidate {
-        let address = self.invalidate_address;
+        let address = self.state.invalidate_address;
         let done = self.takes_commands()
             && self.invalidate_iotlb(command.requested_granularity(), command.domain_id(), address).is_ok();
         let actual = if done { command.requested_granularity() } else { 0 };

@@ -30,7 +30,7 @@ pub(crate) enum Step {
 
 impl<M: GuestMemory> Unit<M> {
     fn report_invalidation(&mut self, scope: Scope) {
-        let by_register = !self.global.queued_invalidation_enable();
+        let by_register = !self.state.global.queued_invalidation_enable();
         self.report(|observer| {
             observer.invalidated(scope);
             if by_register {
@@ -41,7 +41,7 @@ impl<M: GuestMemory> Unit<M> {
     }
 
     pub(super) fn scalable(&self) -> bool {
-        self.root.translation_table_mode() == translation_table_mode::SCALABLE
+        self.state.root.translation_table_mode() == translation_table_mode::SCALABLE
     }
 
     pub(super) fn carry_out(&mut self, [low, high]: [u64; 2], ports: &dyn Downstream) -> Result<Step, QueueError> {
@@ -49,7 +49,7 @@ impl<M: GuestMemory> Unit<M> {
         if header.type_high() != 0 {
             return Err(QueueError::InvalidType);
         }
-        let wide = self.queue.address.descriptor_width();
+        let wide = self.state.queue.address.descriptor_width();
         match header.type_low() {
             descriptor_type::CONTEXT_CACHE => self.context_cache(low.into(), high),
             descriptor_type::IOTLB => self.iotlb_descriptor(low.into(), high.into()),
@@ -225,17 +225,17 @@ impl<M: GuestMemory> Unit<M> {
         range: InvalidateRange,
         ports: &dyn Downstream,
     ) -> Step {
-        if self.queue.ledger.is_full() {
+        if self.state.queue.ledger.is_full() {
             return Step::Park(Parked::Invalidation);
         }
         self.report_invalidation(Scope::Function { to, pasid, global, range });
         if mutant!(SkipDeviceTlbFlush) {
             return Step::Done;
         }
-        let tag = self.queue.ledger.new_tag();
+        let tag = self.state.queue.ledger.new_tag();
         match ports.invalidate(to, InvalidateRequest { tag, pasid, global, range }) {
             InvalidateAck::Done if !self.holds(|| Point::DevTlbAck { from: to, tag }) => {}
-            InvalidateAck::Done | InvalidateAck::Pending => self.queue.ledger.expect(tag, to),
+            InvalidateAck::Done | InvalidateAck::Pending => self.state.queue.ledger.expect(tag, to),
         }
         Step::Done
     }
@@ -249,7 +249,7 @@ impl<M: GuestMemory> Unit<M> {
     /// a translation sends no request for it once it has acknowledged the invalidation, for which this wait waited.
     fn wait(&mut self, low: Wait, high: u64, ports: &dyn Downstream) -> Result<Step, QueueError> {
         reserved(low.reserved0() || low.reserved1() != 0 || high & 3 != 0)?;
-        if !self.queue.ledger.is_empty() && !mutant!(WaitBeforeAcknowledgements) {
+        if !self.state.queue.ledger.is_empty() && !mutant!(WaitBeforeAcknowledgements) {
             if mutant!(StatusBeforeInvalidations) && low.status_write() {
                 let _ = self.memory.store_u32(GuestAddress(high), low.status_data());
             }
@@ -281,9 +281,9 @@ impl<M: GuestMemory> Unit<M> {
         }
         self.counters.waits += 1;
         // A second completion while IWC is set sends nothing: software has not looked at the first (§6.5.2.8).
-        if interrupt && !self.queue.wait_completed {
-            self.queue.wait_completed = true;
-            self.raise_event(EventKind::Invalidation, self.last_requester, ports);
+        if interrupt && !self.state.queue.wait_completed {
+            self.state.queue.wait_completed = true;
+            self.raise_event(EventKind::Invalidation, self.state.last_requester, ports);
         }
         Ok(())
     }

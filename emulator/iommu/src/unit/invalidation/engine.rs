@@ -29,44 +29,44 @@ impl<M: GuestMemory> Unit<M> {
     /// Carries descriptors out until the queue is empty, parked, held by the gate, or stopped by an error, or until
     /// this call has done enough ([`Unit::queue_is_unfinished`]).
     pub(crate) fn process_queue(&mut self, ports: &dyn Downstream) {
-        self.queue.unfinished = false;
+        self.state.queue.unfinished = false;
         let mut descriptors = 0;
-        while self.global.queued_invalidation_enable()
-            && !self.faults.queue_stopped()
-            && self.queue.head != self.queue.tail
+        while self.state.global.queued_invalidation_enable()
+            && !self.state.faults.queue_stopped()
+            && self.state.queue.head != self.state.queue.tail
             && !self.holds_queue()
         {
             if descriptors == self.descriptors_per_call() {
-                self.queue.unfinished = true;
+                self.state.queue.unfinished = true;
                 return;
             }
             descriptors += 1;
             let descriptor = self.next_descriptor();
             if let Ok([low, _]) = descriptor
-                && !self.queue.begun
+                && !self.state.queue.begun
                 && self.holds(|| Point::IqTake { descriptor_type: descriptor_type(low.into()) })
             {
                 return;
             }
-            self.queue.begun = true;
+            self.state.queue.begun = true;
             match descriptor.and_then(|descriptor| self.carry_out(descriptor, ports)) {
                 Ok(Step::Done) => {
-                    self.queue.parked = None;
-                    self.queue.advance();
+                    self.state.queue.parked = None;
+                    self.state.queue.advance();
                 }
                 Ok(Step::Park(parked)) => {
-                    if self.queue.parked.replace(parked).is_none() {
+                    if self.state.queue.parked.replace(parked).is_none() {
                         self.counters.waits_parked += 1;
                     }
                     if mutant!(ParkSkipsWait) {
-                        self.queue.advance();
+                        self.state.queue.advance();
                     }
                     return;
                 }
                 Err(error) => {
-                    tracing::debug!(?error, head = self.queue.head, "invalidation queue error");
+                    tracing::debug!(?error, head = self.state.queue.head, "invalidation queue error");
                     if mutant!(QueueErrorGoesOn) {
-                        self.queue.advance();
+                        self.state.queue.advance();
                         continue;
                     }
                     self.stop_queue(error, ports);
@@ -90,12 +90,12 @@ impl<M: GuestMemory> Unit<M> {
     /// Whether the invalidation queue could go on and waits for [`Unit::continue_queue`] only. The call that left it so
     /// had done enough: whoever holds the unit is to let others at it before it goes on.
     pub fn queue_is_unfinished(&self) -> bool {
-        self.queue.unfinished
+        self.state.queue.unfinished
     }
 
     /// Goes on with an unfinished invalidation queue.
     pub fn continue_queue(&mut self, ports: &dyn Downstream) {
-        if self.queue.unfinished {
+        if self.state.queue.unfinished {
             self.process_queue(ports);
         }
     }
@@ -104,22 +104,22 @@ impl<M: GuestMemory> Unit<M> {
     pub(in crate::unit) fn stop_queue(&mut self, error: QueueError, ports: &dyn Downstream) {
         self.counters.queue_errors += 1;
         // Software may put another descriptor in its place.
-        self.queue.begun = false;
-        self.queue.error.set_queue_error_information(error as u8);
-        self.set_queue_status(|status| status.set_invalidation_queue_error(true), self.last_requester, ports);
+        self.state.queue.begun = false;
+        self.state.queue.error.set_queue_error_information(error as u8);
+        self.set_queue_status(|status| status.set_invalidation_queue_error(true), self.state.last_requester, ports);
     }
 
     /// Reads the descriptor at the head. The third and fourth quadword of wide ones are reserved. They held private data
     /// of page group responses until revision 4.0; no page request of this unit has private data to give back.
     fn next_descriptor(&self) -> Result<[u64; 2], QueueError> {
-        let queue = &self.queue;
+        let queue = &self.state.queue;
         if queue.tail >= queue.bytes() {
             return Err(QueueError::InvalidTail);
         }
         if queue.tail & (queue.descriptor_bytes() - 1) != 0 {
             return Err(QueueError::UnalignedTail);
         }
-        let mode = self.root.translation_table_mode();
+        let mode = self.state.root.translation_table_mode();
         if mode == translation_table_mode::RESERVED {
             return Err(QueueError::InvalidMode);
         }
@@ -146,15 +146,15 @@ impl<M: GuestMemory> Unit<M> {
 
     /// Counts an acknowledgement, and goes on with a queue that waited for it.
     pub(in crate::unit) fn acknowledged(&mut self, requester: Bdf, tag: InvalidateTag, ports: &dyn Downstream) {
-        match self.queue.ledger.acknowledge(requester, tag) {
+        match self.state.queue.ledger.acknowledge(requester, tag) {
             Acknowledged::Expected => {
-                if self.queue.parked.is_some() {
+                if self.state.queue.parked.is_some() {
                     self.process_queue(ports);
                 }
             }
             Acknowledged::Late => {}
             Acknowledged::Unexpected => {
-                self.queue.error.set_completion_source_id(requester.0);
+                self.state.queue.error.set_completion_source_id(requester.0);
                 self.set_queue_status(|status| status.set_invalidation_completion_error(true), Some(requester), ports);
             }
         }
@@ -165,22 +165,22 @@ impl<M: GuestMemory> Unit<M> {
     /// clears FSTS.ITE. An invalidation that was not sent yet is sent then: software has no sign that it was not. If no
     /// acknowledgement of `requester` is missing, nothing happens.
     pub fn invalidate_timed_out(&mut self, requester: Bdf, ports: &dyn Downstream) {
-        if !self.queue.ledger.waits_for(requester) {
+        if !self.state.queue.ledger.waits_for(requester) {
             return;
         }
-        self.queue.ledger.give_up();
+        self.state.queue.ledger.give_up();
         self.report(|observer| observer.abandoned());
-        match self.queue.parked.take() {
-            Some(Parked::Wait) if !mutant!(TimeoutKeepsWait) => self.queue.advance(),
-            Some(Parked::Invalidation) if mutant!(TimeoutSkipsInvalidation) => self.queue.advance(),
+        match self.state.queue.parked.take() {
+            Some(Parked::Wait) if !mutant!(TimeoutKeepsWait) => self.state.queue.advance(),
+            Some(Parked::Invalidation) if mutant!(TimeoutSkipsInvalidation) => self.state.queue.advance(),
             _ => {}
         }
-        self.queue.error.set_timeout_source_id(requester.0);
+        self.state.queue.error.set_timeout_source_id(requester.0);
         self.set_queue_status(|status| status.set_invalidation_timeout_error(true), Some(requester), ports);
     }
 
     /// A function's device-TLB invalidations that are not acknowledged, as tag and function, oldest first.
     pub fn outstanding_invalidations(&self) -> impl Iterator<Item = (InvalidateTag, Bdf)> + '_ {
-        self.queue.ledger.outstanding()
+        self.state.queue.ledger.outstanding()
     }
 }

@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use svadev_endpoint::{Invalidation, Mailbox, Obligation, Platform, Presence, Requester, Slice};
+use svadev_endpoint::{Invalidation, Mailbox, Obligation, Platform, Presence, Requester, Resume, Slice};
 use svadev_mutation::mutant;
 
 use crate::context::Context;
@@ -180,7 +180,7 @@ impl<P: Platform> Engine<P> {
             self.unpark();
         }
         for position in 0..self.queues.len() {
-            self.queues[position].end_waits(&mut self.cx);
+            self.queues[position].end_waits(&mut self.cx, |_, _| Some(Resume::Retry));
             self.queues[position].arm(&self.cx, false);
             self.schedule.activate(position);
         }

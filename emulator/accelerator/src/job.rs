@@ -109,29 +109,6 @@ impl Job {
         job
     }
 
-    /// The job as it is, for a state that is saved. It must not wait.
-    pub(crate) fn save(&self) -> Self {
-        debug_assert!(self.wait.is_none(), "who waits asks again");
-        // Taken apart whole: a new field must be given a line here.
-        let Self { index, space, flags, phase, wait: _, patience, cookie, operation, src, dst, length, done, crc } =
-            self;
-        Self {
-            index: *index,
-            space: *space,
-            flags: *flags,
-            phase: *phase,
-            wait: None,
-            patience: *patience,
-            cookie: *cookie,
-            operation: *operation,
-            src: src.clone(),
-            dst: dst.clone(),
-            length: *length,
-            done: *done,
-            crc: *crc,
-        }
-    }
-
     /// Number of lists that it has room for.
     pub(crate) fn lists(&self) -> usize {
         [&self.src, &self.dst].into_iter().flatten().filter(|cursor| cursor.list_entries() != 0).count()
@@ -327,6 +304,31 @@ impl Job {
             cursor.advance(n);
         }
         self.done += n;
+    }
+}
+
+/// A job that does not wait, for a state that is saved. A wait cannot be copied: its page request group is answered once.
+impl Clone for Job {
+    fn clone(&self) -> Self {
+        debug_assert!(self.wait.is_none(), "who waits asks again");
+        // Taken apart whole: a new field must be given a line here.
+        let Self { index, space, flags, phase, wait: _, patience, cookie, operation, src, dst, length, done, crc } =
+            self;
+        Self {
+            index: *index,
+            space: *space,
+            flags: *flags,
+            phase: *phase,
+            wait: None,
+            patience: *patience,
+            cookie: *cookie,
+            operation: *operation,
+            src: src.clone(),
+            dst: dst.clone(),
+            length: *length,
+            done: *done,
+            crc: *crc,
+        }
     }
 }
 

@@ -372,9 +372,25 @@ impl Queue {
         }
     }
 
-    /// Ends or retries the waits whose time is up; notes the times of the others.
+    /// Ends or retries the waits whose time is up; notes the times of the others. Whether one ended.
     pub(crate) fn expire<P: Platform>(&mut self, cx: &mut Context<P>) -> bool {
-        let mut changed = false;
+        self.end_waits(cx, |cx, wait| match cx.expired(wait) {
+            Expiry::Waiting => None,
+            Expiry::Retry => Some(Resume::Retry),
+            Expiry::Failed => {
+                cx.endpoint_counters().page_request_timeouts.add(1);
+                Some(Resume::Fail(Failure::Timeout))
+            }
+        })
+    }
+
+    /// Ends the waits for which `ends` says how work goes on. Whether there was one.
+    pub(crate) fn end_waits<P: Platform>(
+        &mut self,
+        cx: &mut Context<P>,
+        mut ends: impl FnMut(&mut Context<P>, &Wait) -> Option<Resume>,
+    ) -> bool {
+        let mut ended = false;
         let slots = u16::try_from(self.jobs.len()).expect("at most 256 slots");
         let parts = [Part::Submission, Part::Completion].into_iter().chain((0..slots).map(Part::Job));
         for part in parts {
@@ -382,23 +398,16 @@ impl Queue {
                 continue;
             }
             let Some(wait) = self.wait_mut(part).take() else { continue };
-            let resume = match cx.expired(&wait) {
-                Expiry::Waiting => {
-                    *self.wait_mut(part) = Some(wait);
-                    continue;
-                }
-                Expiry::Retry => Resume::Retry,
-                Expiry::Failed => {
-                    cx.endpoint_counters().page_request_timeouts.add(1);
-                    Resume::Fail(Failure::Timeout)
-                }
+            let Some(resume) = ends(cx, &wait) else {
+                *self.wait_mut(part) = Some(wait);
+                continue;
             };
             let target = wait.target;
             cx.cancel(self.waiter(part), wait);
             self.resume(cx, part, target, resume);
-            changed = true;
+            ended = true;
         }
-        changed
+        ended
     }
 
     /// Stops by itself. A completion ring that cannot be used takes everything down at once.

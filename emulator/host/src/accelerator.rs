@@ -4,8 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::errno::Errno;
-use svadev_accelerator::{Engine, Function, FunctionPorts, FunctionShared, FunctionState};
-use svadev_endpoint::On;
+use svadev_accelerator::{Function, FunctionPorts, FunctionShared, FunctionState};
 use svadev_fabric::InvalidateAck;
 use svadev_mutation::mutant;
 use svadev_pci::ConfigEffect;
@@ -16,7 +15,7 @@ use svadev_vfio_user::{
     UnmapReply,
 };
 
-use crate::bus::Bus;
+use crate::bus::{Bus, HostEngine};
 use crate::events::{Events, HostEvent};
 use crate::interrupts::VectorState;
 use crate::link::Link;
@@ -126,19 +125,19 @@ impl<P: Platform> Accelerator<P> {
 
     /// Stops the engines between two turns: what they were told is done, and they hold no translation. Every function
     /// of a machine is paused before the first is saved.
-    /// `now_ns` is as for [`Engine::run`].
-    pub fn pause(&self, engines: &mut [Engine<On<P::Memory, Bus<P>>>], now_ns: u64) {
+    /// `now_ns` is as for [`Engine::run`](svadev_accelerator::Engine::run).
+    pub fn pause(&self, engines: &mut [HostEngine<P>], now_ns: u64) {
         self.function.pause(engines, now_ns);
     }
 
     /// The state of a function that is paused. Resets and unmaps that were asked for are answered by now.
-    pub fn save(&self, engines: &[Engine<On<P::Memory, Bus<P>>>]) -> AcceleratorState {
+    pub fn save(&self, engines: &[HostEngine<P>]) -> AcceleratorState {
         AcceleratorState { function: self.function.save(engines), vectors: self.ports.link.interrupts.save() }
     }
 
     /// Goes on with a state that was saved from a function of the same settings, before a VMM connects. This function
     /// and its engines must be new, and its unit must have its state already.
-    pub fn restore(&mut self, engines: &mut [Engine<On<P::Memory, Bus<P>>>], state: &AcceleratorState) {
+    pub fn restore(&mut self, engines: &mut [HostEngine<P>], state: &AcceleratorState) {
         let AcceleratorState { function, vectors } = state;
         self.function.restore(engines, function);
         self.ports.link.interrupts.restore(vectors);

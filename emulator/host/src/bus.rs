@@ -1,7 +1,8 @@
 //! The way between the functions and the unit: which function has which BDF, and the unit's one mutex.
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use svadev_accelerator::FunctionShared;
+use svadev_accelerator::{Engine, FunctionShared};
+use svadev_endpoint::On;
 use svadev_fabric::{
     AtsError, Bdf, CachedUse, Delivery, Downstream, InvalidateAck, InvalidateRequest, InvalidateTag, Msi,
     PageGroupResponse, PageRequest, PageRequestOutcome, Translation, TranslationRequest, Upstream,
@@ -39,6 +40,9 @@ impl<P: Platform> std::fmt::Debug for Bus<P> {
         f.debug_struct("Bus").field("iommu", &self.iommu).finish_non_exhaustive()
     }
 }
+
+/// An engine of a machine.
+pub type HostEngine<P> = Engine<On<<P as Platform>::Memory, Bus<P>>>;
 
 /// The functions that the unit reaches.
 struct Ports(Vec<Port>);

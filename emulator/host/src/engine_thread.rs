@@ -8,9 +8,9 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use svadev_accelerator::Progress;
 
+use crate::bus::HostEngine;
 use crate::config::AcceleratorConfig;
 use crate::events::PanicWatch;
-use crate::machine::HostEngine;
 use crate::spin::Spin;
 use crate::threads::Threads;
 use crate::waker::Waker;

@@ -47,11 +47,11 @@ mod threads;
 mod waker;
 
 pub use accelerator::{Accelerator, AcceleratorState};
-pub use bus::{Bus, Down};
+pub use bus::{Bus, Down, HostEngine};
 pub use config::{AcceleratorConfig, HostConfig};
 pub use counters::{CounterSource, Counters, FunctionCounters};
 pub use events::HostEvent;
 pub use host::{Host, socket_path};
 pub use iommu_function::{IommuDevice, IommuState};
-pub use machine::{HostEngine, Machine, MachineConfig, MachineFunction};
+pub use machine::{Machine, MachineConfig, MachineFunction};
 pub use platform::{Doorbells, GuestMaps, Platform, Tap, Wake};

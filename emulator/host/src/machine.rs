@@ -3,15 +3,14 @@
 //! A [`Host`](crate::Host) gives each part a thread. A simulated world calls them in turn, in an order of its own.
 use std::sync::Arc;
 
-use svadev_accelerator::{Engine, Function, FunctionSettings};
-use svadev_endpoint::On;
+use svadev_accelerator::{Function, FunctionSettings};
 use svadev_fabric::Bdf;
 use svadev_iommu::{AuditConfig, UnitConfig};
 use svadev_vfio_user::{Limits, Server};
 
 use crate::accelerator::{Accelerator, Ports};
 use crate::audit_clock::AuditClock;
-use crate::bus::Bus;
+use crate::bus::{Bus, HostEngine};
 use crate::events::{Events, HostEvent};
 use crate::iommu_function::IommuDevice;
 use crate::link::Link;
@@ -43,9 +42,6 @@ pub struct Machine<P: Platform> {
     /// The auditor's clock, if there is an auditor.
     pub(crate) audit_clock: Option<Arc<AuditClock>>,
 }
-
-/// An engine of a machine.
-pub type HostEngine<P> = Engine<On<<P as Platform>::Memory, Bus<P>>>;
 
 /// One accelerator function of a machine.
 pub struct MachineFunction<P: Platform> {

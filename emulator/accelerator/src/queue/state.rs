@@ -2,12 +2,12 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 
-use svadev_endpoint::{Patience, Platform, Resume};
+use svadev_endpoint::{Patience, Platform};
 use svadev_fabric::Pasid;
 use svadev_mutation::mutant;
 use svadev_spec::device::{Descriptor, doorbell};
 
-use super::{Part, Queue, State};
+use super::{Queue, State};
 use crate::context::Context;
 use crate::job::{Job, Phase};
 use crate::moderation::Moderation;
@@ -15,7 +15,7 @@ use crate::policy::WATCH_NS;
 use crate::queue_config::QueueConfig;
 
 /// Everything of a queue that has to outlive its engine. No part of it waits for a page.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct QueueState {
     state: State,
     config: QueueConfig,
@@ -34,62 +34,8 @@ pub(crate) struct QueueState {
     aborts: Vec<(Pasid, u64)>,
 }
 
-impl Clone for QueueState {
-    fn clone(&self) -> Self {
-        let Self {
-            state,
-            config,
-            enable_next,
-            run,
-            sq_head,
-            cq_tail,
-            shown,
-            moderation,
-            held,
-            jobs,
-            runnable,
-            completing,
-            sq_patience,
-            cq_patience,
-            aborts,
-        } = self;
-        Self {
-            state: *state,
-            config: *config,
-            enable_next: *enable_next,
-            run: *run,
-            sq_head: *sq_head,
-            cq_tail: *cq_tail,
-            shown: *shown,
-            moderation: *moderation,
-            held: *held,
-            jobs: jobs.iter().map(|job| job.as_ref().map(Job::save)).collect(),
-            runnable: runnable.clone(),
-            completing: completing.clone(),
-            sq_patience: *sq_patience,
-            cq_patience: *cq_patience,
-            aborts: aborts.clone(),
-        }
-    }
-}
-
 impl Queue {
-    /// Ends every wait, so that what waited asks again when the queue is served.
-    pub(crate) fn end_waits<P: Platform>(&mut self, cx: &mut Context<P>) {
-        let slots = u16::try_from(self.jobs.len()).expect("at most 256 slots");
-        let parts = [Part::Submission, Part::Completion].into_iter().chain((0..slots).map(Part::Job));
-        for part in parts {
-            if matches!(part, Part::Job(slot) if self.jobs[usize::from(slot)].is_none()) {
-                continue;
-            }
-            let Some(wait) = self.wait_mut(part).take() else { continue };
-            let target = wait.target;
-            cx.cancel(self.waiter(part), wait);
-            self.resume(cx, part, target, Resume::Retry);
-        }
-    }
-
-    /// The state now. Nothing may wait ([`Self::end_waits`]).
+    /// The state now. Nothing may wait (`end_waits`).
     pub(crate) fn save(&self) -> QueueState {
         // Taken apart whole: a new field must be given a line here.
         let Self {
@@ -133,7 +79,7 @@ impl Queue {
             shown: *shown,
             moderation: *moderation,
             held: held.filter(|_| !mutant!(SaveForgetsDescriptor)),
-            jobs: jobs.iter().map(|job| job.as_ref().map(Job::save)).collect(),
+            jobs: jobs.clone(),
             runnable: runnable.clone(),
             completing: completing.clone(),
             sq_patience: *sq_patience,

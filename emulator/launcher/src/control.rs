@@ -81,19 +81,19 @@ impl Lines {
     fn take(&mut self) -> Option<String> {
         let line = std::mem::take(&mut self.partial);
         let line = line.strip_suffix(b"\r").unwrap_or(&line);
-        Some(String::from_utf8_lossy(line).chars().map(|c| if is_harmless(c) { c } else { '\u{fffd}' }).collect())
+        Some(without_control(&String::from_utf8_lossy(line)))
     }
 }
 
-/// Whether a terminal or a CI log shows the character and does nothing else with it.
-fn is_harmless(c: char) -> bool {
-    c == '\t' || !c.is_control()
+/// The text with U+FFFD in place of control characters but tabs: a terminal shows what is left and does nothing else.
+fn without_control(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
 /// The guest's text as one may print it: no control characters, which could move the terminal's cursor or retitle its
 /// window, and no `::` at the start, which is a command to some CI runners.
 pub fn printable(text: &str) -> String {
-    let clean: String = text.chars().map(|c| if is_harmless(c) { c } else { '\u{fffd}' }).collect();
+    let clean = without_control(text);
     match clean.trim_start().strip_prefix("::") {
         Some(rest) => format!(": :{rest}"),
         None => clean,

@@ -68,13 +68,8 @@ fn push_scope(scopes: &mut Vec<u8>, bdf: Bdf) {
 /// Errors: the file is there and is no DMAR table, or it cannot be written.
 pub fn write_table(topology: &Topology, address: u64, file: &Path) -> Outcome<()> {
     refuse_other_files(file).or_exit(Exit::Usage)?;
-    files::write(file, &table(topology, address)).or_exit(Exit::Usage)?;
-    if file.is_file() {
-        // QEMU may run as another user, as it does under libvirt. The table is no secret.
-        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        _ = std::fs::set_permissions(file, readable);
-    }
-    Ok(())
+    // QEMU may run as another user, as it does under libvirt. The table is no secret.
+    files::write_as(file, &table(topology, address), Some(0o644)).or_exit(Exit::Usage)
 }
 
 /// A person's file is not replaced by a table: only an empty file, and a table as this program writes it.

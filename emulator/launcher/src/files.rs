@@ -1,5 +1,5 @@
 //! Files that a person names: written whole or not at all.
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -28,6 +28,11 @@ pub fn check_writable(path: &Path) -> anyhow::Result<()> {
 ///
 /// Errors: those of the file system. Then the old content is still there.
 pub fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    write_as(path, bytes, None)
+}
+
+/// As [`write`]. With `mode`, a regular file has these rights from the moment that it has its content.
+pub(crate) fn write_as(path: &Path, bytes: &[u8], mode: Option<u32>) -> anyhow::Result<()> {
     let write = || -> io::Result<()> {
         if path == Path::new(STANDARD_OUTPUT) {
             let mut output = io::stdout().lock();
@@ -41,11 +46,12 @@ pub fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let mut builder = tempfile::Builder::new();
         // The umask is applied to it; a file that is there keeps its rights.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
+        builder.permissions(Permissions::from_mode(0o666));
         let mut temporary = builder.tempfile_in(folder_of(&target))?;
         temporary.write_all(bytes)?;
-        if let Ok(old) = target.metadata() {
-            temporary.as_file().set_permissions(old.permissions())?;
+        let old = || target.metadata().ok().map(|metadata| metadata.permissions());
+        if let Some(rights) = mode.map(Permissions::from_mode).or_else(old) {
+            temporary.as_file().set_permissions(rights)?;
         }
         temporary.as_file().sync_all()?;
         temporary.persist(&target)?;
@@ -87,7 +93,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (file, link) = (folder.path().join("f"), folder.path().join("l"));
         write(&file, b"one").unwrap();
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+        std::fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
         check_writable(&link).unwrap();
         write(&link, b"two").unwrap();

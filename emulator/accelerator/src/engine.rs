@@ -39,11 +39,12 @@ pub enum Progress {
 struct Pending {
     command: Command,
     obligation: Obligation<Done>,
-    /// When it ends whatever is missing, ns (L7): a drain, and an abort's wait for answers to page requests.
+    /// Time at which the command ends even if something is missing, ns (L7): for a drain, work that has not completed;
+    /// for an abort, answers to page requests.
     until_ns: u64,
 }
 
-/// What an engine has to do, as a plain value, to be saved and restored.
+/// The work of an engine as a plain value, to be saved and restored.
 #[derive(Clone, Debug)]
 pub(crate) struct EngineState {
     queues: Box<[QueueState]>,
@@ -172,7 +173,7 @@ impl<P: Platform> Engine<P> {
     /// Does what it was told, ends every wait, and goes offline: it uses no translation until it runs again, and then
     /// what waited asks again.
     pub(crate) fn pause(&mut self, now_ns: u64) {
-        // What it is told now has its time limits from now on.
+        // The time limit of a command that is in the mailbox begins now.
         self.cx.now_ns = now_ns;
         if self.presence.is_online() {
             self.take_messages();
@@ -339,8 +340,7 @@ impl<P: Platform> Engine<P> {
         }
     }
 
-    /// Function reset: nothing of before is left, but page requests that are outstanding stay so until they are
-    /// answered.
+    /// Resets the engine: no work is left. A page request that is outstanding stays outstanding until it is answered.
     fn reset(&mut self) {
         for queue in &mut self.queues {
             if !mutant!(ResetKeepsQueues) {

@@ -307,7 +307,8 @@ impl Job {
     }
 }
 
-/// A job that does not wait, for a state that is saved. A wait cannot be copied: its page request group is answered once.
+/// A job that does not wait, for a state that is saved. A wait cannot be copied: its page request group is answered
+/// once.
 impl Clone for Job {
     fn clone(&self) -> Self {
         debug_assert!(self.wait.is_none(), "who waits asks again");

@@ -6,13 +6,13 @@
 //! queues with work thus get shares in proportion to their weights, whatever their descriptors are made of. A queue
 //! that is alone in the ring takes from nobody: it may spend what it likes, and owes nothing for it.
 //!
-//! A queue without work is *watched*: its doorbell is looked at, a few queues a pass. One that stays idle while many are watched
-//! is *unwatched*: its doorbell says so, and software wakes it by the wake page. So a pass costs the same with one queue
-//! and with hundreds that have nothing to do.
+//! A queue without work is *watched*: its doorbell is looked at, a few queues a pass. One that stays idle while many
+//! are watched is *unwatched*: its doorbell says so, and software wakes it by the wake page. So a pass costs the same
+//! with one queue and with hundreds that have nothing to do.
 use std::collections::VecDeque;
 
-/// What a queue of weight 1 may spend in one turn. A round over `n` active queues delays each by `n` times this (and their
-/// weights), so it is small; a turn costs some cache misses, so it is not tiny.
+/// What a queue of weight 1 may spend in one turn. A round over `n` active queues delays each by `n` times this (and
+/// their weights), so it is small; a turn costs some cache misses, so it is not tiny.
 const QUANTUM: i64 = 8 << 10;
 
 /// Where a queue stands.
@@ -26,7 +26,8 @@ enum Place {
     Watched(usize),
 }
 
-/// The places of an engine's queues, which are named by their position in the engine. Nothing here allocates once it is made.
+/// The places of an engine's queues, which are named by their position in the engine. Nothing here allocates once it is
+/// made.
 #[derive(Debug)]
 pub(crate) struct Schedule {
     active: VecDeque<usize>,

@@ -279,14 +279,15 @@ impl FunctionShared {
         }
     }
 
-    /// What is neither in configuration space nor in an engine, from a saved state.
+    /// Restores what is neither in configuration space nor in an engine.
     pub(crate) fn restore(&self, enabled: bool, command: CommandStatus) {
         self.enabled.store(enabled, Ordering::Release);
         self.command_bad.store(command.bad(), Ordering::Relaxed);
         self.command_timed_out.store(command.timeout(), Ordering::Relaxed);
     }
 
-    /// Something of a saved state goes on, if it was under way: it is busy again. The caller's share of it.
+    /// Makes the function busy again with a command or a disable that a saved state has under way. Returns the caller's
+    /// share of it.
     pub(crate) fn go_on(&self, done: Done, under_way: bool) -> Option<Obligation<Done>> {
         under_way.then(|| {
             match done {

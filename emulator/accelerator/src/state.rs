@@ -29,10 +29,9 @@ pub struct FunctionState {
 }
 
 impl Function {
-    /// Lets the engines do what they were told, and end what waits for a page. Until they run again they hold no
-    /// translation, and whatever is asked of the function is answered at once. To be called on every function of a
-    /// machine before the first of them is saved.
-    /// `now_ns` is as for [`Engine::run`].
+    /// Pauses the engines: they do what they were told, end every wait for a page, and hold no translation. Until they
+    /// run again, an invalidation or a change of the memory map is done at once. Pause every function of a machine
+    /// before the first one is saved. `now_ns` is as for [`Engine::run`].
     pub fn pause<P: Platform>(&self, engines: &mut [Engine<P>], now_ns: u64) {
         engines.iter_mut().for_each(|engine| engine.pause(now_ns));
     }
@@ -56,8 +55,8 @@ impl Function {
         }
     }
 
-    /// Goes on with a state that was saved from a function of the same settings. This function and its engines must be
-    /// new. A disable or a command that was under way goes on.
+    /// Restores a state that was saved from a function of the same settings. This function and its engines must be new.
+    /// A disable or a command that was under way continues.
     pub fn restore<P: Platform>(&mut self, engines: &mut [Engine<P>], state: &FunctionState) {
         let FunctionState {
             config,

@@ -133,7 +133,7 @@ impl PrgTable {
     /// The table now.
     ///
     /// # Panics
-    /// If somebody waits for a group: who waits asks again after a restore, so that the group is to be abandoned first.
+    /// If an access waits for a group. Abandon the group first: after a restore the access asks again.
     pub fn save(&self) -> PrgState {
         let mut state = PrgState(self.lock().clone());
         state.0.starved.fill(false);

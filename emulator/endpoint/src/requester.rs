@@ -97,8 +97,8 @@ impl<P: Platform> Requester<P> {
         self.tlb.invalidate(invalidation);
     }
 
-    /// Forgets the translations of some bytes, at most 64 KiB and not across a multiple of it. What a slice holds stays good
-    /// for the slice: the translations are as valid as before.
+    /// Forgets the translations of some bytes, at most 64 KiB and not across a multiple of it. What a slice holds stays
+    /// good for the slice: the translations are as valid as before.
     pub fn drop_range(&mut self, space: SpaceId, iova: u64, len: u64) {
         debug_assert!((1..=64 << 10).contains(&len));
         let first = iova >> SIZES_LOG2[0];
@@ -108,8 +108,8 @@ impl<P: Platform> Requester<P> {
         }
     }
 
-    /// The memory at an address, to the end of its page. A cached translation without the needed right is asked for again:
-    /// software may raise rights in a table without invalidating, so that only asking tells.
+    /// The memory at an address, to the end of its page. A cached translation without the needed right is asked for
+    /// again: software may raise rights in a table without invalidating, so that only asking tells.
     pub fn access<'s>(&mut self, slice: &'s Slice, target: Target) -> Result<Span<'s>, Refusal> {
         if !slice.gate.allows(target.space) {
             return Err(Refusal::Blocked);
@@ -154,9 +154,9 @@ impl<P: Platform> Requester<P> {
     fn span<'s>(slice: &'s Slice, target: Target, placed: Placed) -> Span<'s> {
         debug_assert!(placed.rights.allow(target));
         let len = usize::try_from(1u64 << placed.size_log2).expect("at most 1 GiB");
-        // SAFETY: `place` found the whole page inside one host window, readable or writable as `rights` say. The window is
-        // valid until this engine acknowledges a memory change, which drops it from the TLB; that happens when the engine
-        // empties its mailbox, never during a slice (`copy::Slice`).
+        // SAFETY: `place` found the whole page inside one host window, readable or writable as `rights` say. The window
+        // is valid until this engine acknowledges a memory change, which drops it from the TLB; that happens when the
+        // engine empties its mailbox, never during a slice (`copy::Slice`).
         unsafe { Span::new(slice, placed.host, len) }
     }
 
@@ -179,7 +179,8 @@ impl<P: Platform> Requester<P> {
             return Err(Refusal::NotPresent);
         }
         let placed = self.place(target, translation)?;
-        // PCIe 6.0 §10.2.3: with U set, only untranslated requests are allowed; the answer serves this access and no other.
+        // PCIe 6.0 §10.2.3: with U set, only untranslated requests are allowed; the answer serves this access and no
+        // other.
         let page = Self::span(slice, target, placed);
         let span = page.skip(usize::try_from(target.iova & low_mask(placed.size_log2)).expect("below 1 GiB"));
         if translation.untranslated_only && !mutant!(UntranslatedOnlyIsKept) {
@@ -221,10 +222,12 @@ impl<P: Platform> Requester<P> {
         });
     }
 
-    /// Finds the page in guest memory: the largest size the TLB knows that both the translation and one host window cover.
+    /// Finds the page in guest memory: the largest size the TLB knows that both the translation and one host window
+    /// cover.
     fn place(&self, target: Target, translation: Translation) -> Result<Placed, Refusal> {
         for &size_log2 in SIZES_LOG2.iter().rev().filter(|&&s| s <= translation.size_log2.max(SIZES_LOG2[0])) {
-            // The translation covers `1 << translation.size_log2` bytes from `gpa`; this is the piece around the address.
+            // The translation covers `1 << translation.size_log2` bytes from `gpa`; this is the piece around the
+            // address.
             let within = target.iova & low_mask(translation.size_log2) & !low_mask(size_log2);
             let gpa = translation.gpa.0.checked_add(within).ok_or(Refusal::NoMemory)?;
             let Ok(window) = self.memory.window(GuestAddress(gpa)) else { return Err(Refusal::NoMemory) };
@@ -248,8 +251,8 @@ impl<P: Platform> Requester<P> {
     }
 }
 
-/// Where the entries of the device TLB lead in guest memory: they themselves know only the place in this process. Entries that are gone may
-/// stand here still; one that came again has replaced its predecessor.
+/// Where the entries of the device TLB lead in guest memory: they themselves know only the place in this process.
+/// Entries that are gone may stand here still; one that came again has replaced its predecessor.
 struct Given {
     /// By address space, log2 of the size, and page number.
     pages: BTreeMap<(SpaceId, u8, u64), u64>,

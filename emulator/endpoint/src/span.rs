@@ -1,7 +1,8 @@
 //! Guest memory as the data path touches it: spans that live no longer than a slice of work, and the loops over them.
 //!
 //! The guest's CPUs may write the same bytes at the same time. A Rust reference or slice into that memory would promise
-//! that they do not, so none is ever made: bytes move by `routines` (inline assembly, or volatile accesses), and what is computed on (CRC, comparison, descriptors) is copied into memory of our own first.
+//! that they do not, so none is ever made: bytes move by `routines` (inline assembly, or volatile accesses), and what
+//! is computed on (CRC, comparison, descriptors) is copied into memory of our own first.
 #![allow(unsafe_code, reason = "raw copies between host pointers into guest memory")]
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -16,8 +17,9 @@ use routines::{move_bytes, prefetch, prefetch_to_write, store_words};
 /// One bounded slice of an engine's work.
 ///
 /// # Why a span is never stale (rule L10)
-/// The engine makes a slice after it has emptied its mailbox, and drops it before it looks into the mailbox again; spans
-/// borrow the slice. So no span outlives the point where the engine acknowledges an invalidation or a memory change.
+/// The engine makes a slice after it has emptied its mailbox, and drops it before it looks into the mailbox again;
+/// spans borrow the slice. So no span outlives the point where the engine acknowledges an invalidation or a memory
+/// change.
 #[derive(Debug)]
 pub struct Slice {
     /// What configuration space allows, as read when the slice began.
@@ -39,7 +41,8 @@ impl Slice {
 #[derive(Clone, Copy, Debug)]
 pub struct Span<'slice> {
     host: NonNull<u8>,
-    /// Bytes, and [`ONCE`]. Two words, no flags of their own: a structure with a hole is copied in overlapping pieces, which processors stall on.
+    /// Bytes, and [`ONCE`]. Two words, no flags of their own: a structure with a hole is copied in overlapping pieces,
+    /// which processors stall on.
     len: usize,
     slice: PhantomData<&'slice Slice>,
 }
@@ -51,9 +54,9 @@ impl<'slice> Span<'slice> {
     /// `len` bytes at `host`.
     ///
     /// # Safety
-    /// They are mapped as long as the slice lives: they lie in a window of `GuestMemory` that was taken after the engine
-    /// last emptied its mailbox, or that every emptying since has left valid. They are mapped writable if the span is
-    /// given to a function that writes.
+    /// They are mapped as long as the slice lives: they lie in a window of `GuestMemory` that was taken after the
+    /// engine last emptied its mailbox, or that every emptying since has left valid. They are mapped writable if the
+    /// span is given to a function that writes.
     pub unsafe fn new(_slice: &'slice Slice, host: NonNull<u8>, len: usize) -> Self {
         debug_assert!(len < ONCE);
         Self { host, len, slice: PhantomData }
@@ -108,21 +111,21 @@ impl<'slice> Span<'slice> {
     /// Fills `buf` from the span's start.
     pub fn load(&self, buf: &mut [u8]) {
         assert!(buf.len() <= self.len(), "load beyond a span");
-        // SAFETY: the span is mapped for the slice (`new`) and long enough (above); `buf` is ours and cannot overlap it,
-        // being no guest memory.
+        // SAFETY: the span is mapped for the slice (`new`) and long enough (above); `buf` is ours and cannot overlap
+        // it, being no guest memory.
         unsafe { move_bytes(self.host.as_ptr(), buf.as_mut_ptr(), buf.len()) }
     }
 
-    /// Writes 8-byte words to the span's start, little-endian; the last one release: a guest that sees any of it sees all that
-    /// was written before.
+    /// Writes 8-byte words to the span's start, little-endian; the last one release: a guest that sees any of it sees
+    /// all that was written before.
     pub fn store_entry<const N: usize>(&self, words: [u64; N]) {
         assert!(8 * N <= self.len(), "store beyond a span");
         let first = self.host.cast::<u64>();
         assert!(first.is_aligned(), "a ring's entries are aligned");
         for (n, word) in words.into_iter().enumerate() {
             let order = if n + 1 == N { Ordering::Release } else { Ordering::Relaxed };
-            // SAFETY: aligned, and inside the span (above), which is mapped and writable (`new`); the guest's accesses to it
-            // are machine accesses, not Rust ones.
+            // SAFETY: aligned, and inside the span (above), which is mapped and writable (`new`); the guest's accesses
+            // to it are machine accesses, not Rust ones.
             unsafe { AtomicU64::from_ptr(first.as_ptr().add(n)) }.store(word.to_le(), order);
         }
     }

@@ -10,7 +10,8 @@ use crate::platform::Platform;
 
 /// Pause between two slices.
 const PERIOD: Duration = Duration::from_millis(1);
-/// Number of entries that a slice checks in each cache. It takes some 100 µs; engines and vCPUs may have to wait for it.
+/// Number of entries that a slice checks in each cache. It takes some 100 µs. Engines and vCPUs may have to wait for
+/// it.
 const BUDGET: usize = 256;
 /// Starts the thread.
 pub(crate) fn start<P: Platform>(bus: Arc<Bus<P>>, clock: Arc<AuditClock>, events: Events) -> anyhow::Result<Periodic> {

@@ -84,7 +84,7 @@ impl<P: Platform> Bus<P> {
             unit.queue_is_unfinished()
         };
         while !mutant!(LongQueueForgotten) && self.inside(continue_queue) {
-            // The lock is not fair: who waits for it must get a chance to take it.
+            // The lock is not fair: a thread that waits for it must get a chance to take it.
             std::thread::yield_now();
         }
     }

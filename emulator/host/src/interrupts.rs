@@ -29,7 +29,7 @@ pub(crate) struct VectorState {
     pending: bool,
 }
 
-/// What [`Interrupts`] locks.
+/// The vectors and bus mastering, under one lock.
 #[derive(Debug)]
 struct Table {
     vectors: Vec<Vector>,
@@ -75,7 +75,7 @@ impl Interrupts {
         self.lock().vectors.get(usize::from(vector)).is_some_and(|vector| vector.pending)
     }
 
-    /// What is masked and what is pending.
+    /// The mask and the pending bit of each vector.
     pub(crate) fn save(&self) -> Box<[VectorState]> {
         let state = |&Vector { eventfd: _, masked, pending }: &Vector| VectorState { masked, pending };
         self.lock().vectors.iter().map(state).collect()

@@ -1,4 +1,4 @@
-//! How long an engine without work looks for more before it sleeps. The time follows how often looking found work lately.
+//! How long an engine without work looks for more before it sleeps. The time follows how often looking has found work.
 
 /// Divisor of the longest spin: a spin is never shorter than this share, so that a change to a busy time is noticed.
 const LEAST: u64 = 16;
@@ -21,8 +21,8 @@ impl Spin {
         self.now_ns
     }
 
-    /// Notes that work came while the engine looked, or after `slept_ns` of sleep. If a longer look would have found it,
-    /// the next look is longer. If even the longest would not, the next is shorter, and the CPU is free for others.
+    /// Notes that work came while the engine looked, or after `slept_ns` of sleep. If a longer look would have found
+    /// it, the next look is longer. If even the longest would not, the next is shorter, and the CPU is free for others.
     pub(crate) fn work_came(&mut self, slept_ns: u64) {
         let least = self.most_ns / LEAST;
         let next = if slept_ns <= self.most_ns { self.now_ns.saturating_mul(2) } else { self.now_ns / 2 };

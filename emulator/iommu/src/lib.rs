@@ -32,7 +32,7 @@
 //! | a fault condition | `walk/fault.rs` and `fault_codes.rs` for a walk's, `tables` or `admission` for a structure's |
 //! | an observer | a type that implements `observe::Observer`, called by `Unit::report` or `audit::observing` |
 //! | a place to hold something back | a [`Point`]; `Unit::holds` where it arises, and `Unit::go_on` for its release |
-//! | state | a field of [`UnitState`], or of [`Unit`] if no guest can see it: `UnitState::new` or `Unit::reset` wants a line |
+//! | state | a field of [`UnitState`], or of [`Unit`] if no guest can see it |
 //!
 //! # What it does not implement
 //! Interrupt remapping and posted interrupts (ECAP.IR, CAP.PI), performance monitoring, enhanced and virtual commands,

@@ -42,7 +42,7 @@ pub(crate) fn write_as(path: &Path, bytes: &[u8], mode: Option<u32>) -> anyhow::
         if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
             return OpenOptions::new().write(true).open(path)?.write_all(bytes);
         }
-        // What a link leads to is replaced, and not the link.
+        // If the path is a link, the file that it leads to is replaced, and the link stays.
         let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let mut builder = tempfile::Builder::new();
         // The umask is applied to it; a file that is there keeps its rights.

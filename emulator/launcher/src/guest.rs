@@ -213,7 +213,7 @@ fn shared_folder(folder: &Path) -> Outcome<PathBuf> {
     Ok(path)
 }
 
-/// Chooses the kit's virtiofsd, unless nothing else of the kit is used and the host has one.
+/// Chooses a virtiofsd. If nothing else of the kit is used and the host has one, it is the host's, otherwise the kit's.
 fn choose_virtiofsd(host: &HostOptions, kit: &LazyKit) -> Outcome<PathBuf> {
     if host.qemu.is_some() {
         let usual = ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd"].map(PathBuf::from);

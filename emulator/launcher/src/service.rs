@@ -1,4 +1,4 @@
-//! What a backend needs that runs as a service: a folder of its own, and a word to whoever started it.
+//! A backend as a service: a socket folder that no other backend uses, and a message to the service manager.
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
@@ -30,7 +30,7 @@ impl ServeFolder {
         let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(folder);
         let file = file.with_context(|| folder.display().to_string())?;
         let metadata = file.metadata()?;
-        // Whoever can enter the folder can drive the devices; whoever can write to it can take a socket's place.
+        // A user who can enter the folder can drive the devices. One who can write to it can replace a socket.
         ensure!(
             metadata.uid() == nix::unistd::geteuid().as_raw() && metadata.mode() & 0o022 == 0,
             "{} belongs to somebody else, or others may write to it: use a folder of your own, with mode 700",
@@ -42,7 +42,7 @@ impl ServeFolder {
             }
             errno => anyhow!("cannot lock {}: {errno}", folder.display()),
         })?;
-        // Nobody else has the lock, so that nobody listens on these.
+        // No other backend has the lock, so no process listens on these sockets.
         for function in topology.functions() {
             let socket = socket_path(folder, function);
             if socket.symlink_metadata().is_ok_and(|metadata| metadata.file_type().is_socket()) {

@@ -1,4 +1,4 @@
-//! Bugs that can be planted in product code, to see whether the tests notice. Code asks at each place of a bug:
+//! Bugs that can be planted in product code, to see whether the tests notice. Product code asks at each such place:
 //!
 //! ```text
 //! if !self.outstanding.is_empty() && !mutant!(WaitBeforeAcknowledgements) {

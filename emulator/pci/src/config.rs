@@ -59,7 +59,7 @@ impl ConfigSpace {
         Self { bytes: Box::new(layout.reset), layout, description }
     }
 
-    /// What it holds now.
+    /// The bytes now.
     pub fn save(&self) -> ConfigState {
         ConfigState(self.bytes.clone())
     }

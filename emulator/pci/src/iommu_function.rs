@@ -43,7 +43,8 @@ impl IommuFunction {
         self.config.restore(state);
     }
 
-    /// Resets the function's configuration space, when the machine is reset. The owner of the unit resets that.
+    /// Resets the function's configuration space. The VMM resets the machine; the owner of the unit then resets the
+    /// unit.
     pub fn reset(&mut self) {
         self.config.reset();
     }

@@ -65,8 +65,8 @@ impl Layout {
         layout
     }
 
-    /// The header but for identity and BARs (§7.5.1). No power management capability, though §7.5.2 asks for one: software
-    /// would put the driverless IOMMU function into D3, and its registers with it.
+    /// The header but for identity and BARs (§7.5.1). No power management capability, though §7.5.2 asks for one:
+    /// software would put the driverless IOMMU function into D3, and its registers with it.
     fn header(&mut self) {
         let command = Command::new()
             .with_memory_space(true)
@@ -109,8 +109,8 @@ impl Layout {
         self.rw[usize::from(offset)..][..bytes.len()].copy_from_slice(bytes);
     }
 
-    /// PCI Express capability (§7.5.3). The function is a root complex integrated endpoint: it sits on the root bus, has no link,
-    /// and needs no ATSR entry to use ATS. QEMU makes it an endpoint where it is put behind a port.
+    /// PCI Express capability (§7.5.3). The function is a root complex integrated endpoint: it sits on the root bus,
+    /// has no link, and needs no ATSR entry to use ATS. QEMU makes it an endpoint where it is put behind a port.
     fn pci_express(&mut self, next: u8, has_pasid: bool, function_level_reset: bool) {
         let mut capabilities_2 = DeviceCapabilities2::new();
         if has_pasid {

@@ -402,8 +402,8 @@ fn any_write() -> impl Strategy<Value = (u64, Vec<u8>)> {
 }
 
 proptest! {
-    /// Read-only bits never change, effects tell every change of what is watched, and following them from the start gives
-    /// the space's own state.
+    /// Read-only bits never change, effects tell every change of what is watched, and following them from the start
+    /// gives the space's own state.
     #[test]
     fn random_writes_change_only_what_they_may(
         kind in prop_oneof![Just(IOMMU), Just(ACCELERATOR)],

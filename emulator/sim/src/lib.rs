@@ -15,9 +15,9 @@
 //! How the backend is wired: `svadev_host` is the production code, on a platform of this crate ([`platform`]).
 //!
 //! # The path through it
-//! [`run`] makes a world and gives turns until it ends. A turn is a step of a task of the kernel (`world/`), a read of
-//! completions, or a slice of an engine ([`functions`]). What a function sends to its VMM is checked in [`vmm`], what
-//! goes between functions and unit in [`watch`]. A new fault goes into [`faults`] and `world/inject.rs`, a new checker
+//! [`run`] makes a world and gives turns until it ends. A turn is a step of a kernel task (`world/`), a read of
+//! completions, or a slice of an engine ([`functions`]). [`vmm`] checks the messages from a function to its VMM, and
+//! [`watch`] those between functions and unit. A new fault goes into [`faults`] and `world/inject.rs`, a new checker
 //! into [`checker`], with a planted bug for it into [`mutant`].
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What a simulated machine stands on: plain memory, engines that the world wakes and runs, and mappings that record
+//! The platform of a simulated machine: plain memory, engines that the world wakes and runs, and mappings that record
 //! when memory is given back.
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -80,7 +80,7 @@ impl Remap {
     }
 }
 
-/// What a task does.
+/// The kinds of tasks.
 #[derive(Debug)]
 pub(crate) enum Kind {
     /// Change mappings.

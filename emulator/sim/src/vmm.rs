@@ -1,10 +1,9 @@
-//! The VMM of one function: what QEMU's vfio-user client does, with the guest's accesses on one side and messages on
-//! the other.
+//! The VMM of one function: it turns the guest's accesses into vfio-user messages, as QEMU's client does.
 //!
-//! Of three worlds, one has every register access as a message, in a stream that is cut where the seed says. Writes to
-//! BARs are posted there and may stay in the stream for a while; reads and configuration writes wait for their reply,
-//! and so for all that was sent before. In the other worlds register accesses are calls. Everything else is a message
-//! in every world: mappings, resets, interrupt setup, and the unit's interrupts, which come as memory writes.
+//! In one world of three, every register access is a message, in a stream that is cut where the seed says. There, a
+//! write to a BAR is posted and may stay in the stream for a while. A read or a configuration write waits for its
+//! reply, and so for all that was sent before it. In the other worlds register accesses are calls. Everything else is a
+//! message in every world: mappings, resets, interrupt setup, and the unit's interrupts, which are memory writes.
 //!
 //! | rule | seen here as |
 //! | --- | --- |
@@ -51,7 +50,7 @@ pub mod msi {
     pub const PAGE_REQUEST: u32 = 4;
 }
 
-/// What a reply is due to.
+/// The command that a reply is due to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
     /// Nothing that anybody waits for.
@@ -100,7 +99,7 @@ pub struct Vmm {
     mutant: Option<Mutant>,
 }
 
-/// What a VMM is made of.
+/// The parts of a VMM.
 pub struct Parts {
     /// The function.
     pub device: Accelerator<Simulated>,
@@ -522,7 +521,7 @@ impl Vmm {
         self.vectors.get_mut(vector).is_some_and(|vector| std::mem::take(&mut vector.fired))
     }
 
-    /// Whether the function itself is busy, whatever is still in the stream.
+    /// Whether the function itself is busy. Messages that are still in the stream do not count.
     fn is_function_busy(&mut self) -> bool {
         Status::from_bits(self.peek32(regs::STATUS)).busy()
     }
@@ -572,7 +571,7 @@ impl Vmm {
         self.due.values().any(|due| matches!(due, Due::Reset(_)))
     }
 
-    /// The client is gone, whatever it was just saying, and another one comes.
+    /// Ends the connection, also in the middle of a message, and makes another one.
     pub fn reconnect(&mut self) {
         self.resets += 1;
         let pieces = self.rng.index(self.pipe.len() + 1);

@@ -43,19 +43,19 @@ struct Group {
 #[derive(Debug, Default)]
 struct State {
     groups: BTreeMap<(Bdf, PrgIndex), Group>,
-    /// Groups that were answered and will be once more, and such as were forgotten: their answers are dropped.
+    /// Groups that get another answer, and groups that were forgotten: their answers are dropped.
     strays: BTreeSet<(Bdf, PrgIndex)>,
     /// Where `ABORT_PASID` has ended and nobody has bound since.
     stopped: BTreeSet<(Bdf, Pasid)>,
     /// Invalidations that a function has still to complete.
     pending: BTreeSet<(Bdf, InvalidateTag)>,
-    /// Such as do not arrive, there or back: in which step the unit gives up on them.
+    /// Invalidations that are lost on the way there or back, and the step in which the unit gives up on them.
     lost: BTreeMap<(Bdf, InvalidateTag), u64>,
-    /// Completions among them, which arrive after that.
+    /// Lost completions, which arrive after that step.
     late: Vec<(Bdf, InvalidateTag)>,
-    /// Such as the unit gave up on, which the function may still complete.
+    /// Invalidations that the unit gave up on, which the function may still complete.
     given_up: BTreeSet<(Bdf, InvalidateTag)>,
-    /// Which are lost: the chance, in one thousand.
+    /// The chance that one is lost, in one thousand.
     loss: Option<(Rng, u64)>,
     /// The unit gave up on some, and the kernel has not heard of it.
     timed_out: bool,

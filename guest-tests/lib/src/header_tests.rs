@@ -1,5 +1,6 @@
-//! The C headers and the Rust ABI say the same: names, values, offsets. No C compiler is needed: the headers keep to plain
-//! `#define NAME integer` and structures of fixed-width fields, and this reads just that, and says so where they stray.
+//! The C headers and the Rust ABI say the same: names, values, offsets. No C compiler is needed: the headers keep to
+//! plain `#define NAME integer` and structures of fixed-width fields, and this reads just that, and says so where they
+//! stray.
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::path::PathBuf;

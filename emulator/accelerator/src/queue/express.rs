@@ -1,7 +1,7 @@
 //! The short way: small work whose pages are all in the device TLB is done where it is fetched, without a job.
 //!
-//! Most descriptors of a busy queue are like that, and for them the job's slot, its lists and its place in two queues would be the larger
-//! part of the cost. Whatever is not, or not now, goes the long way, which does the same.
+//! Most descriptors of a busy queue are like that, and for them the job's slot, its lists and its place in two queues
+//! would be the larger part of the cost. Whatever is not, or not now, goes the long way, which does the same.
 use svadev_endpoint::{Platform, Slice, Span, Target};
 use svadev_mutation::mutant;
 use svadev_spec::device::{Code, Completion, Descriptor, DescriptorFlags};
@@ -18,8 +18,8 @@ use crate::policy::DESCRIPTOR_COST;
 const MOST: i64 = 8 << 10;
 
 impl Queue {
-    /// Fetches descriptors and does them, one after another, as long as that goes without a job; with jobs under way only one, so that those have
-    /// their turns. The cost is taken from `budget`. Whether anything changed.
+    /// Fetches descriptors and does them, one after another, as long as that goes without a job; with jobs under way
+    /// only one, so that those have their turns. The cost is taken from `budget`. Whether anything changed.
     pub(super) fn express<P: Platform>(
         &mut self,
         cx: &mut Context<P>,
@@ -52,8 +52,8 @@ impl Queue {
         flags.contains(DescriptorFlags::FENCE) && self.jobs_under_way() && !mutant!(FenceIgnored)
     }
 
-    /// Does a descriptor that was just fetched, of at most `most` bytes, and writes its completion. Bytes of an operand; `None`: nothing
-    /// was done.
+    /// Does a descriptor that was just fetched, of at most `most` bytes, and writes its completion. Bytes of an
+    /// operand; `None`: nothing was done.
     #[inline]
     fn do_now<P: Platform>(
         &mut self,

@@ -173,7 +173,8 @@ impl Queue {
         matches!(self.state, State::Off)
     }
 
-    /// The index below which software has written descriptors by now; what a tail that cannot be true stands for is not work.
+    /// The index below which software has written descriptors by now; what a tail that cannot be true stands for is not
+    /// work.
     pub(crate) fn horizon<P: Platform>(&self, cx: &Context<P>) -> Horizon {
         let index = match self.state {
             State::On => self.tail(cx.shared.doorbells().load(self.number, doorbell::SQ_TAIL)).unwrap_or(self.sq_head),
@@ -182,8 +183,8 @@ impl Queue {
         Horizon { run: self.run, index }
     }
 
-    /// Index up to which work belongs to the command. A horizon that was taken in an earlier run covers nothing of
-    /// this one.
+    /// The index below which descriptors belong to the command. A horizon from an earlier run covers no descriptor of
+    /// this run.
     fn below(&self, horizon: Horizon) -> u64 {
         if horizon.run == self.run { horizon.index } else { 0 }
     }
@@ -203,8 +204,8 @@ impl Queue {
             && self.jobs.iter().flatten().all(|job| job.space != Some(pasid) || job.index >= horizon)
     }
 
-    /// ABORT_PASID: ends the PASID's jobs, and remembers what of it may still be in the ring below `horizon`. A user queue
-    /// of the PASID halts: its very rings are accesses for it.
+    /// ABORT_PASID: ends the PASID's jobs, and remembers what of it may still be in the ring below `horizon`. A user
+    /// queue of the PASID halts: its very rings are accesses for it.
     pub(crate) fn abort<P: Platform>(&mut self, cx: &mut Context<P>, pasid: Pasid, horizon: Horizon) -> Aborting {
         let horizon = self.below(horizon);
         match self.config.user {

@@ -1,5 +1,5 @@
-//! A function with warm engines in this process: flat memory, an IOMMU that maps every address to itself, and a driver's side
-//! of the queues that allocates nothing once it is made.
+//! A function with warm engines in this process: flat memory, an IOMMU that maps every address to itself, and a
+//! driver's side of the queues that allocates nothing once it is made.
 #![allow(clippy::unwrap_used, reason = "a test's own set-up")]
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! The loops that move and fill bytes, chosen for the CPU and for the length.
 //!
-//! All of them are inline assembly, or volatile accesses where there is none: the guest's CPUs may write the same bytes at the same
-//! time, and a compiler must not reason about what it cannot know. Either operand's bytes may be any mix of old and new then.
-//! Nothing is promised about the order or the width of single accesses, as for a device on a bus.
+//! All of them are inline assembly, or volatile accesses where there is none: the guest's CPUs may write the same bytes
+//! at the same time, and a compiler must not reason about what it cannot know. Either operand's bytes may be any mix of
+//! old and new then. Nothing is promised about the order or the width of single accesses, as for a device on a bus.
 //!
 //! # Which is taken
 //! `cargo bench -p svadev-accelerator` measures it. On an Intel Xeon (family 6, model 207), out of the second-level
@@ -14,8 +14,8 @@
 //! moves avoids reading what it overwrites.
 //!
 //! # Faults
-//! An access to memory whose file was truncated raises `SIGBUS`; its handler replaces the memory and returns to the same
-//! instruction. Each instruction here can be repeated: none has changed anything when it faults, and the string
+//! An access to memory whose file was truncated raises `SIGBUS`; its handler replaces the memory and returns to the
+//! same instruction. Each instruction here can be repeated: none has changed anything when it faults, and the string
 //! instruction goes on where it stopped.
 #![allow(unsafe_code, reason = "raw moves between host pointers")]
 
@@ -26,8 +26,8 @@ const STRING_FROM: usize = 8 << 10;
 /// Copies bytes.
 ///
 /// # Safety
-/// `len` bytes at `src` are readable and at `dst` writable. Either may be changed by others meanwhile. Where the two overlap, what is
-/// in `dst` afterwards is any mix of bytes of `src`.
+/// `len` bytes at `src` are readable and at `dst` writable. Either may be changed by others meanwhile. Where the two
+/// overlap, what is in `dst` afterwards is any mix of bytes of `src`.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub(super) unsafe fn move_bytes(src: *const u8, dst: *mut u8, len: usize) {
@@ -80,8 +80,8 @@ pub(super) unsafe fn store_words(dst: *mut u8, word: u64, words: usize) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    //! Every function: reads and writes exactly the bytes that its caller vouches for, as for the ones above; the direction flag is
-    //! clear by the ABI.
+    //! Every function: reads and writes exactly the bytes that its caller vouches for, as for the ones above; the
+    //! direction flag is clear by the ABI.
     use std::arch::asm;
 
     /// `len <= 16`.

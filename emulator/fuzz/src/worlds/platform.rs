@@ -1,4 +1,4 @@
-//! What a fuzzed machine stands on: plain memory, one engine that the target runs, and asserts on the messages.
+//! The platform of a fuzzed machine: plain memory, one engine that the target runs, and assertions on messages.
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
@@ -71,7 +71,7 @@ impl GuestMaps for Maps {
     }
 }
 
-/// What holds for every message.
+/// Assertions that hold for every message.
 pub(crate) struct Asserts;
 
 impl Tap<Ram> for Asserts {

@@ -30,9 +30,9 @@ impl<M: GuestMemory> TableReader<'_, M> {
     /// Reads an entry of `N` quadwords as it stood at one moment, or fails with `reason`.
     ///
     /// Hardware reads structures in pieces of 128 bits or more (§9.3, §9.4, §9.6): P and the domain-id of a PASID table
-    /// entry come from one read. Here an entry is read by quadwords, and again until two readings in a row are the same.
-    /// Otherwise an entry that software clears meanwhile could be cached with domain 0, where no invalidation finds it.
-    /// If P (bit 0) is clear, the other quadwords are not read.
+    /// entry come from one read. Here an entry is read by quadwords, and again until two readings in a row are the
+    /// same. Otherwise an entry that software clears meanwhile could be cached with domain 0, where no invalidation
+    /// finds it. If P (bit 0) is clear, the other quadwords are not read.
     ///
     /// An entry that differs at each of [`ENTRY_READINGS`] readings counts as one that cannot be read: faults are not
     /// cached.

@@ -1,5 +1,5 @@
-//! Decoding of root, context and PASID tables (§3.4): from memory to a [`Context`] or an address space. Nothing is cached
-//! here.
+//! Decoding of root, context and PASID tables (§3.4): from memory to a [`Context`] or an address space. Nothing is
+//! cached here.
 mod context;
 mod entry;
 mod pasid;

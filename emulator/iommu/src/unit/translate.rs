@@ -98,8 +98,8 @@ impl<M: GuestMemory> Unit<M> {
         })
     }
 
-    /// The fault of an untranslated request to the interrupt range that is no interrupt (§3.14). Remapping is not asked,
-    /// but FPD of the requester's entries counts (§7.1.3).
+    /// The fault of an untranslated request to the interrupt range that is no interrupt (§3.14). Remapping is not
+    /// asked, but FPD of the requester's entries counts (§7.1.3).
     #[cold]
     fn interrupt_range_fault(&mut self, request: &Request) -> Fault {
         let reason = match self.state.root.translation_table_mode() {

@@ -39,7 +39,7 @@ impl World {
         }
         self.log.event(format_args!("{f} is reset by way {way}"));
         if self.functions[f].reset_by(way) {
-            // Who waited for these is gone with the connection.
+            // The connection has ended, and with it the waits for these.
             self.memory_tokens[f].clear();
         }
     }

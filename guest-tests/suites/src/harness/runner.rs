@@ -87,8 +87,9 @@ impl Run {
             .isolated(&name, case)
             .unwrap_or_else(|e| (Outcome::Failed(format!("cannot run it: {e}")), String::new()));
         if case.test.marked.is_some() {
-            // A fault's interrupt is still on its way when the test is over. The page request of a probe takes the same way
-            // after it, and is answered by a thread that the later interrupt wakes: the earlier one has printed by then.
+            // A fault's interrupt is still on its way when the test is over. The page request of a probe takes the same
+            // way after it, and is answered by a thread that the later interrupt wakes: the earlier one has printed by
+            // then.
             let broken: Vec<_> =
                 self.probe().into_iter().filter_map(|(line, serves)| (!serves).then_some(line)).collect();
             if matches!(outcome, Outcome::Passed) && !broken.is_empty() {

@@ -109,8 +109,8 @@ impl<M: GuestMemory> Unit<M> {
         self.set_queue_status(|status| status.set_invalidation_queue_error(true), self.state.last_requester, ports);
     }
 
-    /// Reads the descriptor at the head. The third and fourth quadword of wide ones are reserved. They held private data
-    /// of page group responses until revision 4.0; no page request of this unit has private data to give back.
+    /// Reads the descriptor at the head. The third and fourth quadword of wide ones are reserved. They held private
+    /// data of page group responses until revision 4.0; no page request of this unit has private data to give back.
     fn next_descriptor(&self) -> Result<[u64; 2], QueueError> {
         let queue = &self.state.queue;
         if queue.tail >= queue.bytes() {

@@ -23,8 +23,9 @@ fn failure(body: fn(&Context) -> Verdict, limit: Duration) -> String {
     }
 }
 
-// libtest runs tests in threads, and the runner forks: the child then must not meet a lock that another thread holds. One
-// test function, one after another, keeps what else runs small; the allocator's locks are reset by glibc in the child.
+// libtest runs tests in threads, and the runner forks: the child then must not meet a lock that another thread holds.
+// One test function, one after another, keeps what else runs small; the allocator's locks are reset by glibc in the
+// child.
 #[test]
 fn every_way_to_end_is_told_apart() {
     let (outcome, output) = run(

@@ -39,6 +39,19 @@ pub struct UnitConfig {
     pub levels5: bool,
     /// 1 GiB pages in both stages (CAP.FS1GP, CAP.SSLPS). Linux refuses SVA without it when the CPU has them.
     pub pages_1gib: bool,
+    /// 2 MiB pages in the second stage (CAP.SSLPS). The first stage always has them. Without, there are no 1 GiB pages
+    /// either.
+    pub pages_2mib: bool,
+    /// Scalable mode (ECAP.SMTS). Without it, nothing is there that needs a PASID table: see
+    /// [`UnitConfig::effective`].
+    pub scalable: bool,
+    /// First-stage translation (ECAP.FSTS). Nested translation needs it.
+    pub first_stage: bool,
+    /// Page requests (ECAP.PRS).
+    pub page_requests: bool,
+    /// Table walks are coherent with the processors' caches (ECAP.C, ECAP.SMPWCS). Here they always are; without the
+    /// bits, software flushes every entry that it writes.
+    pub coherent: bool,
     /// Nested translation (ECAP.NEST).
     pub nested: bool,
     /// Supervisor requests (ECAP.SRS).
@@ -62,6 +75,11 @@ impl Default for UnitConfig {
             max_pasid_bits: 20,
             levels5: true,
             pages_1gib: true,
+            pages_2mib: true,
+            scalable: true,
+            first_stage: true,
+            page_requests: true,
+            coherent: true,
             nested: true,
             supervisor_requests: true,
             execute_requests: true,
@@ -77,6 +95,24 @@ impl UnitConfig {
     /// The default host address width, which the DMAR table must tell the guest, too. It is the architectural maximum:
     /// no entry of a guest's own page tables is ever refused for its width.
     pub const HOST_ADDRESS_WIDTH: u8 = 52;
+
+    /// The configuration that counts: what needs a capability that is not there is not there either. Large pages of
+    /// the second stage come by size, nested translation needs a first stage, and legacy mode has none of scalable
+    /// mode's capabilities.
+    #[must_use]
+    pub fn effective(self) -> Self {
+        let Self { scalable, first_stage, pages_2mib, .. } = self;
+        let first_stage = first_stage && scalable;
+        Self {
+            pages_1gib: self.pages_1gib && pages_2mib,
+            first_stage,
+            nested: self.nested && first_stage,
+            page_requests: self.page_requests && scalable,
+            supervisor_requests: self.supervisor_requests && scalable,
+            execute_requests: self.execute_requests && scalable,
+            ..self
+        }
+    }
 
     /// # Panics
     /// On a value outside its range: configurations come from the host, never from the guest.
@@ -102,7 +138,7 @@ impl UnitConfig {
             .with_second_stage_widths(if self.levels5 { 0b1110 } else { 0b0110 })
             .with_maximum_guest_address_width(self.guest_address_width() - 1)
             .with_fault_recording_offset(units_of_16(FAULT_RECORD_OFFSET))
-            .with_second_stage_large_pages(if self.pages_1gib { 0b11 } else { 0b01 })
+            .with_second_stage_large_pages(u8::from(self.pages_2mib) | u8::from(self.pages_1gib) << 1)
             .with_page_selective_invalidation(true)
             .with_fault_recording_registers(self.fault_records - 1)
             .with_maximum_address_mask(MAX_ADDRESS_MASK)
@@ -116,31 +152,35 @@ impl UnitConfig {
 
     /// The extended capability register (§11.4.3).
     pub fn extended_capability(&self) -> ExtendedCapability {
-        ExtendedCapability::new()
-            .with_page_walk_coherency(true)
+        let common = ExtendedCapability::new()
+            .with_page_walk_coherency(self.coherent)
             .with_queued_invalidation(true)
             .with_device_tlb(true)
             .with_pass_through(true)
             .with_snoop_control(true)
             .with_iotlb_register_offset(units_of_16(IOTLB_REGISTER_OFFSET))
+            .with_abort_dma_mode(true);
+        if !self.scalable {
+            return common;
+        }
+        common
             .with_nested(self.nested)
-            .with_page_request(true)
+            .with_page_request(self.page_requests)
             .with_execute_request(self.execute_requests)
             .with_supervisor_request(self.supervisor_requests)
             .with_no_write_flag(true)
-            .with_extended_accessed_flag(true)
+            .with_extended_accessed_flag(self.first_stage)
             .with_pasid_size(self.max_pasid_bits - 1)
             .with_pasid(true)
-            .with_page_request_drain(true)
+            .with_page_request_drain(self.page_requests)
             .with_scalable_mode(true)
             .with_second_stage_accessed_dirty(true)
             .with_second_stage(true)
-            .with_first_stage(true)
-            .with_scalable_mode_page_walk_coherency(true)
+            .with_first_stage(self.first_stage)
+            .with_scalable_mode_page_walk_coherency(self.coherent)
             .with_rid_pasid(true)
             .with_rid_privileged(self.supervisor_requests)
-            .with_abort_dma_mode(true)
-            .with_stop_marker(true)
+            .with_stop_marker(self.page_requests)
     }
 }
 
@@ -151,8 +191,10 @@ pub(crate) struct Limits {
     reserved: u64,
     /// CAP.MGAW + 1.
     pub(crate) guest_address_width: u8,
-    /// Level-3 entries may map pages.
-    pub(crate) pages_1gib: bool,
+    /// The highest level whose entries may map pages, in the first stage.
+    pub(crate) largest_first: Level,
+    /// The same in the second stage.
+    pub(crate) largest_second: Level,
 }
 
 impl Limits {
@@ -160,7 +202,12 @@ impl Limits {
         Self {
             reserved: !0 << config.host_address_width,
             guest_address_width: config.guest_address_width(),
-            pages_1gib: config.pages_1gib,
+            largest_first: if config.pages_1gib { Level::THREE } else { Level::TWO },
+            largest_second: match (config.pages_1gib, config.pages_2mib) {
+                (true, _) => Level::THREE,
+                (false, true) => Level::TWO,
+                (false, false) => Level::ONE,
+            },
         }
     }
 

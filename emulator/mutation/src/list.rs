@@ -70,6 +70,8 @@ mutants! {
     LegacyWidthIgnored,
     /// Nested translation works though the unit does not offer it.
     NestedUnconfigured,
+    /// First-stage translation works though the unit does not offer it.
+    FirstStageUnconfigured,
 
     // The unit's registers.
 

@@ -36,6 +36,8 @@ const EXPECTED: &[(Group, &[&str])] = &[
             "transport vfio-user",
             "levels 4",
             "levels 5",
+            "unit nested",
+            "unit not nested",
             "processes first-stage",
             "processes nested",
             "kernel DMA first-stage",

@@ -91,8 +91,9 @@ impl<M: GuestMemory> TableReader<'_, M> {
         if !low.present() {
             return Err(fault(FaultReason::ContextNotPresent, fpd));
         }
-        // RID_PRIV is reserved without ECAP.RPRIVS.
-        let unsupported = high.rid_privileged() && !self.config.supervisor_requests;
+        // RID_PRIV is reserved without ECAP.RPRIVS, and PRE without ECAP.PRS.
+        let unsupported = high.rid_privileged() && !self.config.supervisor_requests
+            || low.page_request_enable() && !self.config.page_requests;
         if low.reserved() != 0
             || high.reserved() != 0
             || third | fourth != 0

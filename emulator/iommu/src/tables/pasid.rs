@@ -71,6 +71,9 @@ impl<M: GuestMemory> TableReader<'_, M> {
     }
 
     fn first_stage(&self, qw1: PasidTable1, qw2: PasidTable2) -> Result<FirstStage, FaultReason> {
+        if !self.config.first_stage && !mutant!(FirstStageUnconfigured) {
+            return Err(FaultReason::PasidTableInvalid);
+        }
         if self.limits.frame_too_wide(qw2.first_stage_frame()) {
             return Err(FaultReason::PasidTableReserved);
         }

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use svadev_fabric::{Access, AtsError, Iova, Pasid, TranslationRequest};
 use svadev_memory::{GuestAddress, GuestMemory};
 use svadev_spec::vtd::fault::TranslationResponse;
+use svadev_spec::vtd::registers::offset;
 use svadev_spec::vtd::tables::Level;
 
 use super::model::{Asked, Model, Page, fault_record};
@@ -35,10 +36,12 @@ struct Plan {
     second_top: Level,
     /// SRE, ERE, WPE and EAFE; PWSNP; SSADE.
     flags: [bool; 6],
-    narrow: bool,
-    pages_1gib: bool,
-    nested: bool,
-    supervisor_requests: bool,
+    /// What the unit was built to be, but for caching.
+    config: UnitConfig,
+    /// Tables of legacy mode: only of kinds 2 and 4.
+    legacy: bool,
+    /// PDTS.
+    directory_size: u8,
     /// RID_PRIV.
     rid_privileged: bool,
     /// Bits of each leaf.
@@ -80,35 +83,59 @@ fn leaf_bits() -> impl Strategy<Value = u64> {
     })
 }
 
+/// A unit's capabilities: usually most are there.
+fn config() -> impl Strategy<Value = UnitConfig> {
+    (
+        prop_oneof![3 => Just(52u8), 2 => Just(40), 1 => 36u8..=52],
+        prop_oneof![3 => Just(20u8), 1 => 1u8..=20],
+        any::<bool>(),
+        prop::array::uniform7(prop::bool::weighted(0.95)),
+    )
+        .prop_map(
+            |(
+                host_address_width,
+                max_pasid_bits,
+                pages_1gib,
+                [levels5, pages_2mib, first_stage, page_requests, nested, supervisor_requests, execute_requests],
+            )| {
+                let config = UnitConfig {
+                    host_address_width,
+                    max_pasid_bits,
+                    levels5,
+                    pages_1gib,
+                    pages_2mib,
+                    first_stage,
+                    page_requests,
+                    nested,
+                    supervisor_requests,
+                    execute_requests,
+                    ..UnitConfig::default()
+                };
+                config.effective()
+            },
+        )
+}
+
 fn plan() -> impl Strategy<Value = Plan> {
     (
         prop_oneof![3 => Just(1u64), 3 => Just(2u64), 4 => Just(3u64), 1 => Just(4u64)],
         level(4),
         level(3),
         prop::array::uniform6(prop::bool::weighted(0.7)),
-        (any::<bool>(), any::<bool>(), prop::array::uniform3(prop::bool::weighted(0.9))),
+        (config(), prop::bool::weighted(0.1), prop_oneof![4 => Just(7u8), 1 => 0u8..7], prop::bool::weighted(0.1)),
         prop::array::uniform8(leaf_bits()),
         prop::collection::vec((any::<prop::sample::Index>(), change()), 0..5),
     )
         .prop_map(
-            |(
-                kind,
+            |(kind, top, second_top, flags, (config, legacy, directory_size, rid_privileged), leaves, damage)| Plan {
+                kind: if legacy && kind != 4 { 2 } else { kind },
                 top,
                 second_top,
                 flags,
-                (narrow, pages_1gib, [nested, supervisor_requests, user]),
-                leaves,
-                damage,
-            )| Plan {
-                kind,
-                top,
-                second_top,
-                flags,
-                narrow,
-                pages_1gib,
-                nested,
-                supervisor_requests,
-                rid_privileged: !user,
+                config,
+                legacy,
+                directory_size,
+                rid_privileged,
                 leaves,
                 damage,
             },
@@ -135,40 +162,23 @@ fn address() -> impl Strategy<Value = u64> {
 
 impl Plan {
     fn config(&self, caching: Caching) -> UnitConfig {
-        UnitConfig {
-            host_address_width: if self.narrow { 40 } else { 52 },
-            pages_1gib: self.pages_1gib,
-            caching,
-            nested: self.nested,
-            supervisor_requests: self.supervisor_requests,
-            ..UnitConfig::default()
-        }
+        UnitConfig { caching, ..self.config.clone() }
+    }
+
+    /// RTADDR.
+    fn root(&self) -> u64 {
+        ROOT | if self.legacy { 0 } else { 1 << 10 }
     }
 
     /// The tables. Returns the addresses of every word in them, and those of the structures above them.
     fn build(&self, caching: Caching) -> World {
         let mut world = World::with(self.config(caching));
         let (root, second_root) = (world.page(), world.page());
-        let mode = match self.kind {
-            1 => Mode::First { root, top: self.top },
-            2 => Mode::Second { root: second_root, top: self.second_top },
-            3 => Mode::Nested { root, second_root },
-            _ => Mode::PassThrough,
+        let structures = match self.legacy {
+            true => self.legacy_structures(&mut world, second_root),
+            false => self.scalable_structures(&mut world, root, second_root),
         };
-        let entry = world.bind(DEVICE, PASID, DOMAIN, mode);
-        world.bind(DEVICE, 0, DOMAIN, mode);
-        let context = world.context_entry(DEVICE);
-        world.store(context + 8, u64::from(self.rid_privileged) << 20);
-        let second_top = if self.kind == 3 { Level::FOUR } else { self.second_top };
-        let top = self.top;
-        // FSPM; `bind` has set it for a first stage alone.
-        let five = u64::from(self.kind == 3 && top == Level::FIVE);
-        let [sre, ere, wpe, eafe, snoop, marks] = self.flags.map(u64::from);
-        for entry in [entry, world.pasid_entry(DEVICE, 0)] {
-            world.store(entry, world.load(entry) | marks << 9);
-            world.store(entry + 8, u64::from(DOMAIN) | snoop << 23);
-            world.store(entry + 16, world.load(entry + 16) | sre | ere << 1 | five << 2 | wpe << 4 | eafe << 7);
-        }
+        let (top, second_top) = (self.top, if self.kind == 3 { Level::FOUR } else { self.second_top });
         for (i, (&(iova, size_log2), &bits)) in PAGES.iter().zip(&self.leaves).enumerate() {
             let iova = if top == Level::FOUR { iova & 0xffff_ffff_ffff } else { iova };
             let frame = (i as u64 + 1) << size_log2;
@@ -187,12 +197,18 @@ impl Plan {
                 world.map(second_root, Level::FOUR, page, page | if page < 0x40_0000 { 3 } else { 1 }, 21);
             }
             for page in 1..8 {
-                world.map(second_root, Level::FOUR, page << 30, page << 30 | 3, if self.pages_1gib { 30 } else { 21 });
+                world.map(
+                    second_root,
+                    Level::FOUR,
+                    page << 30,
+                    page << 30 | 3,
+                    if self.config.pages_1gib { 30 } else { 21 },
+                );
             }
         }
         let mut words = words(&world);
         // Also the reserved words of the structures, which are zero.
-        words.extend((8..32).step_by(8).map(|i| context + i).chain((24..64).step_by(8).map(|i| entry + i)));
+        words.extend(structures);
         for (index, change) in &self.damage {
             let at = *index.get(&words);
             let old = world.load(at);
@@ -204,6 +220,48 @@ impl Plan {
             world.store(at, new);
         }
         world
+    }
+}
+
+impl Plan {
+    /// Root, context and PASID tables of scalable mode. Returns the words in them that are zero.
+    fn scalable_structures(&self, world: &mut World, root: u64, second_root: u64) -> Vec<u64> {
+        let mode = match self.kind {
+            1 => Mode::First { root, top: self.top },
+            2 => Mode::Second { root: second_root, top: self.second_top },
+            3 => Mode::Nested { root, second_root },
+            _ => Mode::PassThrough,
+        };
+        let entry = world.bind(DEVICE, PASID, DOMAIN, mode);
+        world.bind(DEVICE, 0, DOMAIN, mode);
+        let context = world.context_entry(DEVICE);
+        world.store(context, world.load(context) & !(7 << 9) | u64::from(self.directory_size) << 9);
+        world.store(context + 8, u64::from(self.rid_privileged) << 20);
+        let top = self.top;
+        // FSPM; `bind` has set it for a first stage alone.
+        let five = u64::from(self.kind == 3 && top == Level::FIVE);
+        let [sre, ere, wpe, eafe, snoop, marks] = self.flags.map(u64::from);
+        for entry in [entry, world.pasid_entry(DEVICE, 0)] {
+            world.store(entry, world.load(entry) | marks << 9);
+            world.store(entry + 8, u64::from(DOMAIN) | snoop << 23);
+            world.store(entry + 16, world.load(entry + 16) | sre | ere << 1 | five << 2 | wpe << 4 | eafe << 7);
+        }
+        (8..32).step_by(8).map(|i| context + i).chain((24..64).step_by(8).map(|i| entry + i)).collect()
+    }
+
+    /// Root and context tables of legacy mode. Returns the words in them that are zero.
+    fn legacy_structures(&self, world: &mut World, second_root: u64) -> Vec<u64> {
+        let contexts = world.page();
+        let root_entry = ROOT + 16 * u64::from(DEVICE.bus());
+        world.store(root_entry, contexts | 1);
+        let at = contexts + 16 * u64::from(DEVICE.devfn());
+        // TT 2 passes through, TT 1 serves translation requests, TT 0 does not.
+        let kind = if self.kind == 4 { 2 } else { u64::from(self.flags[0]) };
+        world.store(at + 8, u64::from(self.second_top.number() - 2) | u64::from(DOMAIN) << 8);
+        world.store(at, second_root | kind << 2 | 1);
+        world.write64(offset::RTADDR, ROOT);
+        world.write32(offset::GCMD, 1 << 26 | 1 << 30 | 1 << 31);
+        vec![root_entry + 8]
     }
 }
 
@@ -288,6 +346,8 @@ proptest! {
         let config = plan.config(Caching::None);
         let words = words(&world);
         for (iova, access, ats, with_pasid) in requests {
+            // Legacy mode knows no PASID.
+            let with_pasid = with_pasid != plan.legacy;
             if !with_pasid && iova >> 20 == 0xfee {
                 continue;
             }
@@ -296,7 +356,7 @@ proptest! {
             let (expected, record, updates) = {
                 let ram = &world.ram;
                 let mut load = |at: u64, _| ram.load_u64(GuestAddress(at)).ok();
-                let mut model = Model::new(&config, ROOT, &mut load);
+                let mut model = Model::new(&config, plan.root(), &mut load);
                 let result = model.translate(&asked);
                 let record = result.err().filter(|reason| {
                     let told = ats && reason.translation_response() == TranslationResponse::NoRights;
@@ -428,7 +488,7 @@ impl History {
                 step += 1;
                 Some(candidates[script[step - 1].0])
             };
-            let mut model = Model::new(config, ROOT, &mut load);
+            let mut model = Model::new(config, ROOT | 1 << 10, &mut load);
             answers.insert(as_seen(Answer::of(model.translate(asked), asked.ats), asked.ats));
             while let Some((choice, of)) = script.pop() {
                 if choice + 1 < of {
@@ -556,7 +616,7 @@ proptest! {
         adversarial in any::<bool>(),
         events in prop::collection::vec(event(), 1..40),
     ) {
-        let plan = Plan { kind: if second { 2 } else { 1 }, damage: Vec::new(), ..plan };
+        let plan = Plan { kind: if second { 2 } else { 1 }, legacy: false, damage: Vec::new(), ..plan };
         run(&plan, if adversarial { Caching::Adversarial } else { Caching::Strict }, focus, &events)?;
     }
 }

@@ -26,7 +26,7 @@ pub(super) type Load<'a> = dyn FnMut(u64, u8) -> Option<u64> + 'a;
 
 pub(super) struct Model<'a> {
     pub(super) config: &'a UnitConfig,
-    /// RTADDR, in scalable mode.
+    /// RTADDR.
     pub(super) root: u64,
     pub(super) load: &'a mut Load<'a>,
     /// Accessed and dirty bits that were set.
@@ -81,6 +81,7 @@ struct Need {
 }
 
 /// Fields of a PASID table entry (§9.6).
+#[derive(Default)]
 struct Entry {
     first_root: u64,
     first_levels: u8,
@@ -96,6 +97,16 @@ struct Entry {
 
 fn bit(word: u64, bit: u32) -> bool {
     word >> bit & 1 == 1
+}
+
+/// §3.14: 0xfeex_xxxx belongs to interrupts. A large page around it is served in small ones.
+fn beside_interrupts(page: Page, iova: u64) -> Option<Page> {
+    let exact = page.gpa + iova % (1 << page.size_log2);
+    if exact >> 20 == 0xfee {
+        return None;
+    }
+    let overlaps = (page.gpa..=page.gpa + ((1 << page.size_log2) - 1)).contains(&0xfee0_0000);
+    Some(if overlaps { Page { gpa: exact & !0xfff, size_log2: 12, ..page } } else { page })
 }
 
 /// Bits `high` to `low`.
@@ -121,6 +132,77 @@ impl<'a> Model<'a> {
     }
 
     pub(super) fn translate(&mut self, asked: &Asked) -> Result<Page, FaultReason> {
+        // TTM, §11.4.5.
+        match bits(self.root, 11, 10) {
+            0 => self.translate_legacy(asked),
+            1 => self.translate_scalable(asked),
+            _ => Err(FaultReason::RootTableMode),
+        }
+    }
+
+    /// §3.4.2, §9.1, §9.3.
+    fn translate_legacy(&mut self, asked: &Asked) -> Result<Page, FaultReason> {
+        use FaultReason as F;
+        let Asked { requester, pasid, iova, access, ats } = *asked;
+        if pasid.is_some() {
+            return Err(F::PasidInLegacyMode);
+        }
+        let at = (self.root & !0xfff) + 16 * u64::from(requester.bus());
+        let root = self.read(at, 0).ok_or(F::LegacyRootAccess)?;
+        if !bit(root, 0) {
+            return Err(F::LegacyRootNotPresent);
+        }
+        let upper = self.read(at + 8, 0).ok_or(F::LegacyRootAccess)?;
+        if bits(root, 11, 1) != 0 || upper != 0 || self.beyond_host(root & !0xfff) {
+            return Err(F::LegacyRootReserved);
+        }
+        let at = (root & !0xfff) + 16 * u64::from(requester.devfn());
+        let c0 = self.read(at, 0).ok_or(F::LegacyContextAccess)?;
+        self.fault_processing_disable = bit(c0, 1);
+        if !bit(c0, 0) {
+            return Err(F::LegacyContextNotPresent);
+        }
+        let c1 = self.read(at + 8, 0).ok_or(F::LegacyContextAccess)?;
+        if bits(c0, 11, 4) != 0 || bit(c1, 7) || bits(c1, 63, 24) != 0 || self.beyond_host(c0 & !0xfff) {
+            return Err(F::LegacyContextReserved);
+        }
+        let (kind, width) = (bits(c0, 3, 2), bits(c1, 2, 0));
+        let widest = if self.config.levels5 { 3 } else { 2 };
+        if kind == 3 || (kind != 2 && !(1..=widest).contains(&width)) {
+            return Err(F::LegacyContextInvalid);
+        }
+        if ats && kind != 1 {
+            return Err(F::LegacyContextBlocks);
+        }
+        let page = if kind == 2 {
+            if self.beyond_host(iova) {
+                return Err(F::LegacyAddressTooWide);
+            }
+            Page { gpa: iova - iova % 0x20_0000, size_log2: 21, read: true, write: true, execute: false }
+        } else {
+            let (read, write) = (access.read && !ats, access.write && !ats);
+            let may_write = access.write;
+            let need = Need { read, write, execute: false, privileged: false, wants_execute: false, may_write };
+            let entry = Entry {
+                second_root: c0 & !0xfff,
+                second_levels: if width == 1 { 3 } else { 2 + u8::try_from(width).unwrap() },
+                ..Entry::default()
+            };
+            let page = self.second_stage(&entry, iova, need).map_err(|reason| match reason {
+                F::SecondStagePointer | F::SecondStageAccess => F::LegacySecondStageAccess,
+                F::SecondStageReserved => F::LegacySecondStageReserved,
+                F::AddressTooWide => F::LegacyAddressTooWide,
+                F::SecondStageNotPresent if write => F::LegacyNoWrite,
+                F::NoWrite => F::LegacyNoWrite,
+                F::SecondStageNotPresent | F::NoRead => F::LegacyNoRead,
+                other => unreachable!("{other:?} in legacy mode"),
+            })?;
+            Page { write: page.write && may_write, execute: false, ..page }
+        };
+        beside_interrupts(page, iova).ok_or(F::LegacyInterruptAddress)
+    }
+
+    fn translate_scalable(&mut self, asked: &Asked) -> Result<Page, FaultReason> {
         use FaultReason as F;
         let Asked { requester, pasid, iova, access, ats } = *asked;
         // Root entry, §9.2.
@@ -146,6 +228,7 @@ impl<'a> Model<'a> {
             || bits(c1, 63, 21) != 0
             || c23 != 0
             || (bit(c1, 20) && !self.config.supervisor_requests)
+            || (bit(c0, 4) && !self.config.page_requests)
         {
             return Err(F::ContextReserved);
         }
@@ -217,7 +300,7 @@ impl<'a> Model<'a> {
         }
         let kind = bits(p0, 8, 6);
         let (first, second) = (kind == 1 || kind == 3, kind == 2 || kind == 3);
-        if !(1..=4).contains(&kind) || (kind == 3 && !config.nested) {
+        if !(1..=4).contains(&kind) || (kind == 3 && !config.nested) || (first && !config.first_stage) {
             return Err(F::PasidTableInvalid);
         }
         if first && self.beyond_host(p2 & !0xfff) {
@@ -271,13 +354,7 @@ impl<'a> Model<'a> {
             _ if self.beyond_host(iova) => return Err(F::AddressBeyondHost),
             _ => Page { gpa: iova - iova % 0x20_0000, size_log2: 21, read: true, write: true, execute: false },
         };
-        // §3.14: 0xfeex_xxxx belongs to interrupts.
-        let exact = page.gpa + iova % (1 << page.size_log2);
-        if exact >> 20 == 0xfee {
-            return Err(F::InterruptAddress);
-        }
-        let overlaps = (page.gpa..=page.gpa + ((1 << page.size_log2) - 1)).contains(&0xfee0_0000);
-        Ok(if overlaps { Page { gpa: exact & !0xfff, size_log2: 12, ..page } } else { page })
+        beside_interrupts(page, iova).ok_or(F::InterruptAddress)
     }
 
     /// §3.6.
@@ -386,7 +463,7 @@ impl<'a> Model<'a> {
             }
             let large = level > 1 && bit(raw, 7);
             let reserved = match level {
-                2 if large => bits(raw, 20, 12) != 0,
+                2 if large => !self.config.pages_2mib || bits(raw, 20, 12) != 0,
                 3 if large => !self.config.pages_1gib || bits(raw, 29, 12) != 0,
                 _ => large,
             };

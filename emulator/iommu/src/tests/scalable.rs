@@ -347,6 +347,59 @@ fn a_unit_without_nested_translation_refuses_its_entries() {
 }
 
 #[test]
+fn a_unit_without_a_first_stage_refuses_its_entries() {
+    let mut world = World::with(UnitConfig { first_stage: false, ..UnitConfig::default() });
+    let (root, second_root) = (world.page(), world.page());
+    let ecap = world.read64(offset::ECAP);
+    assert_eq!((ecap >> 26 & 1, ecap >> 46 & 3), (0, 1), "ECAP.NEST, ECAP.SSTS and ECAP.FSTS");
+    for mode in [Mode::First { root, top: Level::FOUR }, Mode::Nested { root, second_root }] {
+        world.bind(DEVICE, PASID.get(), DOMAIN, mode);
+        assert_eq!(world.blocked(0x7000, Access::READ), FaultReason::PasidTableInvalid);
+    }
+    world.bind(DEVICE, PASID.get(), DOMAIN, Mode::PassThrough);
+    assert_eq!(world.access(Some(PASID), 0x7000, Access::READ).unwrap().gpa, Gpa(0));
+}
+
+#[test]
+fn a_unit_without_page_requests_has_pre_reserved_and_refuses_requests() {
+    let mut world = World::with(UnitConfig { page_requests: false, ..UnitConfig::default() });
+    let ecap = world.read64(offset::ECAP);
+    assert_eq!((ecap >> 29 & 1, ecap >> 42 & 1), (0, 0), "ECAP.PRS and ECAP.PDS");
+    world.bind(DEVICE, PASID.get(), DOMAIN, Mode::PassThrough);
+    assert_eq!(world.blocked(0x7000, Access::READ), FaultReason::ContextReserved);
+    let context = world.context_entry(DEVICE);
+    world.store(context, world.load(context) & !(1 << 4));
+    assert_eq!(world.translate_ok(0x7000, Access::READ), (0, 21));
+    assert_eq!(world.page_request(0x7000, Access::READ, 1, true), PageRequestOutcome::Accepted);
+    assert_eq!(world.ports.responses.borrow()[0].1.code, svadev_fabric::ResponseCode::Failure);
+    assert_eq!(world.take_fault(), Some((FaultReason::PageRequestDisabled.code(), 0x7000)));
+}
+
+#[test]
+fn a_unit_without_scalable_mode_has_nothing_that_needs_it() {
+    let mut world = World::cold(UnitConfig { scalable: false, ..UnitConfig::default() });
+    // C, QI, DT, PT, SC, IRO, and ADMS.
+    let iotlb = crate::IOTLB_REGISTER_OFFSET / 16;
+    assert_eq!(world.read64(offset::ECAP), 1 | 1 << 1 | 1 << 2 | 1 << 6 | 1 << 7 | iotlb << 8 | 1 << 52);
+    world.write64(offset::IQA, 0x10_0000 | 1 << 11);
+    assert_eq!(world.read64(offset::IQA), 0x10_0000, "DW is reserved");
+    world.write64(offset::RTADDR, ROOT | 1 << 10);
+    world.write32(offset::GCMD, 1 << 30 | 1 << 31);
+    assert_eq!(world.blocked(0x7000, Access::READ), FaultReason::RootTableMode);
+    world.write64(offset::RTADDR, ROOT);
+    world.write32(offset::GCMD, 1 << 30 | 1 << 31);
+    let blocked = world.access(None, 0x7000, Access::READ);
+    assert_eq!(blocked, Err(Blocked::Fault(FaultReason::LegacyRootNotPresent)));
+}
+
+#[test]
+fn an_incoherent_unit_says_so_in_both_modes() {
+    let mut world = World::cold(UnitConfig { coherent: false, ..UnitConfig::default() });
+    let ecap = world.read64(offset::ECAP);
+    assert_eq!((ecap & 1, ecap >> 48 & 1), (0, 0), "ECAP.C and ECAP.SMPWCS");
+}
+
+#[test]
 fn legacy_tables_have_as_many_levels_as_aw_says() {
     for (width, top, beyond) in [(1u64, Level::THREE, 39), (2, Level::FOUR, 48), (3, Level::FIVE, 57)] {
         let mut world = World::new();

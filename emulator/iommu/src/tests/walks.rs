@@ -1,4 +1,5 @@
 use svadev_fabric::{Access, AtsError, Translation};
+use svadev_spec::vtd::registers::offset;
 use svadev_spec::vtd::tables::Level;
 
 use super::world::{
@@ -199,6 +200,23 @@ fn one_gib_pages_can_be_left_out() {
     let root = world.bind_first_stage(Level::FOUR);
     world.map(root, Level::FOUR, 0, USER_PAGE, 30);
     assert_eq!(world.blocked(0, Access::READ), FaultReason::FirstStageReserved);
+}
+
+#[test]
+fn second_stage_pages_of_2_mib_can_be_left_out() {
+    let mut world = World::with(UnitConfig { pages_2mib: false, ..UnitConfig::default() });
+    assert_eq!((world.read64(offset::CAP) >> 34 & 0xf, world.read64(offset::CAP) >> 56 & 1), (0, 0), "SSLPS and FS1GP");
+    for (size_log2, frame) in [(21, 0x20_0000), (30, 0x4000_0000)] {
+        let root = world.page();
+        world.bind(DEVICE, PASID.get(), DOMAIN, Mode::Second { root, top: Level::FOUR });
+        world.map(root, Level::FOUR, 0, frame | SS_R, size_log2);
+        assert_eq!(world.blocked(0, Access::READ), FaultReason::SecondStageReserved);
+        world.submit_and_wait(&[pasid_cache(DOMAIN, PASID.get())]);
+    }
+    // The first stage has them always.
+    let root = world.bind_first_stage(Level::FOUR);
+    world.map(root, Level::FOUR, 0, 0x20_0000 | USER_PAGE, 21);
+    assert_eq!(world.translate_ok(0, Access::READ), (0x20_0000, 21));
 }
 
 #[test]

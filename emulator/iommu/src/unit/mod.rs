@@ -50,6 +50,7 @@ impl<M: GuestMemory> Unit<M> {
     /// On a configuration out of range.
     pub fn new(config: UnitConfig, memory: M) -> Self {
         config.check();
+        let config = config.effective();
         Self {
             limits: Limits::new(&config),
             memory,

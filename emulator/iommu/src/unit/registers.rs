@@ -155,8 +155,10 @@ impl<M: GuestMemory> Unit<M> {
             }
             // Software changes the queue only while it is disabled; a change under a running head would lead it astray.
             offset::IQA if !self.state.global.queued_invalidation_enable() || mutant!(QueueAddressWritable) => {
-                let address = merge(self.state.queue.address.into()) & !0x7f8;
-                self.state.queue.address = InvalidationQueueAddress::from(address);
+                let address = InvalidationQueueAddress::from(merge(self.state.queue.address.into()) & !0x7f8);
+                // DW is reserved without scalable mode: nothing there has 256 bits.
+                let wide = address.descriptor_width() && self.config.scalable;
+                self.state.queue.address = address.with_descriptor_width(wide);
             }
             offset::PQH => {
                 self.state.page_requests.head = merge(self.state.page_requests.head) & PAGE_REQUEST_OFFSET_MASK
@@ -186,6 +188,10 @@ impl<M: GuestMemory> Unit<M> {
     fn global_command(&mut self, command: Global, ports: &dyn Downstream) {
         if command.root_table_pointer() {
             self.state.root = self.state.root_register;
+            // Scalable mode is reserved without ECAP.SMTS (§11.4.5).
+            if !self.config.scalable && self.scalable() {
+                self.state.root.set_translation_table_mode(translation_table_mode::RESERVED);
+            }
             self.state.global.set_root_table_pointer(true);
             // CAP.ESRTPS: every cache is emptied with it.
             self.report(|observer| observer.emptied());

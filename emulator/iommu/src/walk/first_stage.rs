@@ -116,5 +116,6 @@ impl FirstStage {
 /// inside a large page but for bit 12, PAT (§9.7).
 #[inline]
 fn has_reserved_bits(entry: FirstStageEntry, level: Level, limits: Limits) -> bool {
-    limits.frame_too_wide(entry.frame()) || entry.page_size() && large_page_reserved(entry.frame() & !1, level, limits)
+    limits.frame_too_wide(entry.frame())
+        || entry.page_size() && large_page_reserved(entry.frame() & !1, level, limits.largest_first)
 }

@@ -16,7 +16,6 @@ pub(crate) use structures::StructureAccess;
 use svadev_spec::vtd::tables::Level;
 
 use crate::cache::{Leaf, PartialWalk};
-use crate::config::Limits;
 
 /// Attempts that lose a race for an accessed or dirty bit before the walk is given up (SFS.10, SSS.6). A guest that
 /// changes an entry for ever must not hold the unit for ever.
@@ -90,10 +89,10 @@ fn from_the_lowest<T: Tables>(
 }
 
 /// Whether an entry with PS at `level` has a reserved bit: PS itself where there are no large pages, or a bit of
-/// `frame` inside the page.
+/// `frame` inside the page. `largest` is the highest level that has large pages.
 #[inline]
-fn large_page_reserved(frame: u64, level: Level, limits: Limits) -> bool {
+fn large_page_reserved(frame: u64, level: Level, largest: Level) -> bool {
     let inside = (1 << (level.covers_log2() - 12)) - 1;
     // At level 1 the bit is not PS: it is PAT, or ignored.
-    level > Level::ONE && (!level.has_large_pages(limits.pages_1gib) || frame & inside != 0)
+    level > Level::ONE && (!level.has_large_pages(largest) || frame & inside != 0)
 }

@@ -99,5 +99,6 @@ impl SecondStage {
 /// inside a large page (§9.8).
 #[inline]
 fn has_reserved_bits(entry: SecondStageEntry, level: Level, limits: Limits) -> bool {
-    limits.frame_too_wide(entry.frame()) || entry.page_size() && large_page_reserved(entry.frame(), level, limits)
+    limits.frame_too_wide(entry.frame())
+        || entry.page_size() && large_page_reserved(entry.frame(), level, limits.largest_second)
 }

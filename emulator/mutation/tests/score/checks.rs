@@ -118,6 +118,7 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         Mutant::PasidDirectoryHalved => iommu(&["a_directory_has_room_for_every_pasid"]),
         Mutant::RidPrivIgnored => iommu(&["rid_priv_makes_requests_without_pasid"]),
         Mutant::LegacyWidthIgnored => iommu(&["legacy_tables_have_as_many_levels"]),
+        Mutant::FirstStageUnconfigured => iommu(&["a_unit_without_a_first_stage"]),
         Mutant::NestedUnconfigured => iommu(&["a_unit_without_nested_translation"]),
         Mutant::ContextCommandOfDeviceDoesNothing => iommu(&["a_context_command_of_a_device"]),
         Mutant::QueueAddressWritable => iommu(&["the_queue_address_is_fixed"]),

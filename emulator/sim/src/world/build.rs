@@ -41,10 +41,13 @@ impl World {
         let drawn = rng.pick(&[Caching::None, Caching::Strict, Caching::Adversarial]);
         let caching = options.caching.unwrap_or(drawn);
         let iotlb_entries = rng.pick(&[64, 1024]);
-        let config = UnitConfig { caching, iotlb_entries, pasid_cache_entries: 64, ..UnitConfig::default() };
+        let by_seed = unit_options(seed, levels);
+        let config = UnitConfig { caching, iotlb_entries, pasid_cache_entries: 64, ..by_seed };
+        log.count(Group::World, if config.nested { "unit nested" } else { "unit not nested" });
         log.count(Group::World, if levels == 4 { "levels 4" } else { "levels 5" });
         log.count(Group::World, caching_name(caching));
         log.event(format_args!("seed {seed}: levels {levels} {:?} {faults}", config.caching));
+        log.event(format_args!("{config:?}"));
         let mut settings = Vec::new();
         let mut allocations = Vec::new();
         for bdf in FUNCTIONS {
@@ -134,7 +137,8 @@ impl World {
                 self.enable_kernel_queue(f, q);
             }
         }
-        self.process_second = self.rng.chance(250).then(|| {
+        let nested = self.rng.chance(250) && self.machine_config.unit.nested;
+        self.process_second = nested.then(|| {
             // A hypervisor's stage below the kernel's: one for all processes, who have domains of their own.
             let size_log2 = self.rng.pick(&[21, 30]);
             second_stage(&self.ram, &mut self.frames, SECOND_STAGE, MEMORY_BYTES, size_log2)
@@ -154,7 +158,11 @@ impl World {
         let count = 2 * FUNCTIONS.len() * QUEUES;
         self.kernel_frames = (0..count).map(|_| self.frames.allocate()).collect();
         let size_log2 = self.rng.pick(&[12, 21]);
-        let (name, stages) = match self.rng.below(4) {
+        let choice = match self.rng.below(4) {
+            2 if !self.machine_config.unit.nested => 0,
+            choice => choice,
+        };
+        let (name, stages) = match choice {
             0 => {
                 let root = self.kernel_tables(0);
                 ("kernel DMA first-stage", Stages::First { root, levels: self.levels })
@@ -235,6 +243,22 @@ impl World {
                 }
             }
         }
+    }
+}
+
+/// What the unit can do beyond what its driver needs, by a sequence of its own. The driver uses five levels if it has
+/// them, PASIDs below 8, and memory below 2^33.
+fn unit_options(seed: u64, levels: u8) -> UnitConfig {
+    let mut rng = Rng::new(!seed);
+    UnitConfig {
+        host_address_width: u8::try_from(rng.within(36, 52)).expect("few bits"),
+        max_pasid_bits: u8::try_from(rng.within(3, 20)).expect("few bits"),
+        levels5: levels == 5 || rng.chance(500),
+        nested: !rng.chance(125),
+        supervisor_requests: rng.chance(500),
+        execute_requests: rng.chance(500),
+        coherent: rng.chance(500),
+        ..UnitConfig::default()
     }
 }
 

@@ -75,11 +75,11 @@ impl Level {
         address >> (9 * self.0 as u32) & 0xff8
     }
 
-    /// Whether PS makes an entry at this level map a large page, in a unit with or without 1 GiB pages (CAP.FS1GP,
-    /// CAP.SSLPS). At levels where it does not, PS is reserved; at level 1 there is no PS.
+    /// Whether PS makes an entry at this level map a large page, where `largest` is the level of the largest pages
+    /// (CAP.FS1GP, CAP.SSLPS). At levels where it does not, PS is reserved; at level 1 there is no PS.
     #[inline]
-    pub const fn has_large_pages(self, pages_1gib: bool) -> bool {
-        self.0 == 2 || self.0 == 3 && pages_1gib
+    pub const fn has_large_pages(self, largest: Self) -> bool {
+        self.0 > 1 && self.0 <= largest.0
     }
 }
 
@@ -122,8 +122,9 @@ mod tests {
 
     #[test]
     fn large_pages_are_at_levels_two_and_three() {
-        let with = |gib: bool| (1..=5).filter_map(Level::new).filter(move |level| level.has_large_pages(gib));
-        assert!(with(false).eq([Level::TWO]));
-        assert!(with(true).eq([Level::TWO, Level::THREE]));
+        let with = |largest| (1..=5).filter_map(Level::new).filter(move |level| level.has_large_pages(largest));
+        assert!(with(Level::ONE).eq([]));
+        assert!(with(Level::TWO).eq([Level::TWO]));
+        assert!(with(Level::THREE).eq([Level::TWO, Level::THREE]));
     }
 }

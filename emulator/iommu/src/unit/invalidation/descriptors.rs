@@ -40,7 +40,7 @@ impl<M: GuestMemory> Unit<M> {
         });
     }
 
-    pub(super) fn scalable(&self) -> bool {
+    pub(in crate::unit) fn scalable(&self) -> bool {
         self.state.root.translation_table_mode() == translation_table_mode::SCALABLE
     }
 

@@ -1,7 +1,7 @@
 //! KTAP, the Kernel Test Anything Protocol version 1 (Linux, `Documentation/dev-tools/ktap.rst`).
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Most diagnostic lines that are kept for one test: the guest decides how many it prints.
 const MAX_DIAGNOSTICS: usize = 100;
@@ -14,19 +14,20 @@ const MAX_DEPTH: usize = 8;
 const MAX_PROBLEMS: usize = 100;
 
 /// How a test ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// `ok`
     Pass,
     /// `not ok`
     Fail,
-    /// `# SKIP`
+    /// `# SKIP`, and the failures that are known: `# TODO` and `# XFAIL`.
     Skip,
 }
 
 /// One test's result, as it also stands in the JSON file.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TestResult {
     /// Its name, with its parents' before it: `parent/child`.
     pub name: String,
@@ -34,15 +35,15 @@ pub struct TestResult {
     pub verdict: Verdict,
     /// Duration in seconds: what the suite reports, otherwise the wall-clock time since the previous result.
     pub seconds: f64,
-    /// Why it was skipped.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    /// Why it was skipped, or what failed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
     /// What it said.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub diagnostics: Vec<String>,
     /// The auditor's reports, only in the auditor's own result.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub reports: Vec<svadev_iommu::Finding>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reports: Vec<serde_json::Value>,
 }
 
 /// A level of nesting.
@@ -53,6 +54,52 @@ struct Level {
     subtest: Option<String>,
     /// Deeper levels came since the last result.
     had_children: bool,
+    /// How many results there were before the first of this level.
+    since: usize,
+}
+
+/// The forms of a line, without its indentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line<'a> {
+    Version,
+    /// What stands for the number of tests.
+    Plan(&'a str),
+    /// The name of the test that the lines of this level belong to.
+    Subtest(&'a str),
+    /// The verdict, the number, and the rest.
+    Result(Verdict, &'a str, &'a str),
+    /// The reason.
+    BailOut(&'a str),
+    /// Everything else: diagnostics and lines of no known form.
+    Diagnostic,
+}
+
+impl<'a> Line<'a> {
+    fn of(text: &'a str) -> Self {
+        let text = text.trim_end();
+        if text.starts_with("KTAP version") || text.starts_with("TAP version") {
+            return Self::Version;
+        }
+        if let Some(plan) = text.strip_prefix("1..") {
+            return Self::Plan(plan.split_whitespace().next().unwrap_or_default());
+        }
+        if let Some(name) = text.strip_prefix("# Subtest: ") {
+            return Self::Subtest(name.trim());
+        }
+        if let Some(reason) = text.strip_prefix("Bail out!") {
+            return Self::BailOut(reason);
+        }
+        let failed = text.strip_prefix("not ok ").map(|rest| (Verdict::Fail, rest));
+        let Some((verdict, rest)) = failed.or_else(|| text.strip_prefix("ok ").map(|rest| (Verdict::Pass, rest)))
+        else {
+            return Self::Diagnostic;
+        };
+        let (number, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+        match !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()) {
+            true => Self::Result(verdict, number, rest),
+            false => Self::Diagnostic,
+        }
+    }
 }
 
 /// Reads KTAP line by line.
@@ -80,40 +127,44 @@ impl Parser {
     /// Takes one line; gives the result it completes. A test that only gathers subtests gives none unless it failed.
     pub fn line(&mut self, line: &str, now: Instant) -> Option<&TestResult> {
         let text = line.trim_start_matches(' ');
-        // "Subtests are indented by two spaces more than their parent" (§ Nested tests).
+        let kind = Line::of(text);
+        if kind == Line::Diagnostic {
+            // Lines of no known form may be indented as they like, and begin no subtest (§ Unknown lines).
+            if !text.is_empty() {
+                self.diagnose(text.strip_prefix("# ").unwrap_or(text));
+            }
+            return None;
+        }
+        // "One level of indentation is two spaces" (§ Nested tests).
         // A guest that indents by thousands must not allocate thousands of levels.
         let depth = ((line.len() - text.len()) / 2).min(MAX_DEPTH);
         self.enter(depth);
-        let level = &mut self.levels[depth];
-        if let Some(plan) = text.strip_prefix("1..") {
-            match plan
-                .split_whitespace()
-                .next()
-                .and_then(|count| count.parse().ok())
-                .filter(|&count: &usize| count <= MAX_TESTS)
-            {
-                Some(count) => level.planned = Some(count),
-                None => self.problem(format!("malformed KTAP plan: {text}")),
+        match kind {
+            Line::Plan(count) => {
+                match count.parse().ok().filter(|&count: &usize| count <= MAX_TESTS) {
+                    Some(count) => self.levels[depth].planned = Some(count),
+                    None => self.problem(format!("malformed KTAP plan: {text}")),
+                }
+                None
             }
-        } else if let Some(name) = text.strip_prefix("# Subtest: ") {
             // It is announced at the level of the subtests themselves and names their parent.
-            level.subtest = Some(name.trim().to_owned());
-        } else if let Some(rest) = text.strip_prefix("not ok ") {
-            return self.result(depth, Verdict::Fail, rest, now);
-        } else if let Some(rest) = text.strip_prefix("ok ") {
-            return self.result(depth, Verdict::Pass, rest, now);
-        } else if let Some(reason) = text.strip_prefix("Bail out!") {
-            self.problem(format!("the suite gave up:{reason}"));
-        } else if !text.is_empty() && !text.starts_with("KTAP version") && !text.starts_with("TAP version") {
-            self.diagnose(text.strip_prefix("# ").unwrap_or(text));
+            Line::Subtest(name) => {
+                self.levels[depth].subtest = Some(name.to_owned());
+                None
+            }
+            Line::BailOut(reason) => {
+                self.problem(format!("the suite gave up:{reason}"));
+                None
+            }
+            Line::Result(verdict, number, rest) => self.result(depth, verdict, number, rest, now),
+            Line::Version | Line::Diagnostic => None,
         }
-        None
     }
 
     fn enter(&mut self, depth: usize) {
         while self.levels.len() <= depth {
             self.levels.last_mut().expect("level 0 is always there").had_children = true;
-            self.levels.push(Level::default());
+            self.levels.push(Level { since: self.results.len(), ..Level::default() });
         }
     }
 
@@ -129,17 +180,34 @@ impl Parser {
         }
     }
 
-    fn result(&mut self, depth: usize, verdict: Verdict, rest: &str, now: Instant) -> Option<&TestResult> {
-        let (number, rest) = rest.split_once(' ').unwrap_or((rest, ""));
-        // The directive is a `#` with a blank before it.
-        let (name, directive) = rest.split_once(" # ").or_else(|| rest.split_once("# ")).unwrap_or((rest, ""));
+    fn result(
+        &mut self,
+        depth: usize,
+        verdict: Verdict,
+        number: &str,
+        rest: &str,
+        now: Instant,
+    ) -> Option<&TestResult> {
+        // A description has no `#`.
+        let (name, directive) = rest.split_once('#').unwrap_or((rest, ""));
+        let directive = directive.trim();
         let name = name.trim().trim_start_matches("- ").trim();
+        let unnamed = format!("test {number}");
+        let name = if name.is_empty() { &unnamed } else { name };
         let parents: Vec<&str> = self.levels[1..=depth].iter().filter_map(|level| level.subtest.as_deref()).collect();
         let name = parents.iter().copied().chain([name]).collect::<Vec<_>>().join("/");
         // Deeper levels belong to this test: their plans end here.
         let children = self.levels.split_off(depth + 1);
         for child in &children {
             self.check_plan(child, &name);
+        }
+        // Without a `# Subtest` line, subtests learn only now whose they are.
+        if let Some(child) = children.first().filter(|child| child.subtest.is_none()) {
+            let own = name.rsplit('/').next().unwrap_or_default().len();
+            let at = name.len() - own;
+            for result in self.results.iter_mut().skip(child.since) {
+                result.name.insert_str(at.min(result.name.len()), &format!("{}/", &name[at..]));
+            }
         }
         let level = &mut self.levels[depth];
         let had_children = std::mem::take(&mut level.had_children);
@@ -155,7 +223,9 @@ impl Parser {
             .filter(|s| (0.0..1e6).contains(s));
         let (verdict, reason) = match directive.split_once(' ').unwrap_or((directive, "")) {
             (word, reason) if word.eq_ignore_ascii_case("SKIP") => (Verdict::Skip, reason),
-            (word, reason) if word.eq_ignore_ascii_case("TIMEOUT") => (Verdict::Fail, reason),
+            // A failure that is known is neither a success nor news.
+            ("TODO" | "XFAIL", _) => (Verdict::Skip, directive),
+            ("TIMEOUT" | "ERROR", _) => (Verdict::Fail, directive),
             _ => (verdict, ""),
         };
         let seconds = told.unwrap_or_else(|| now.saturating_duration_since(self.last).as_secs_f64());
@@ -233,6 +303,27 @@ impl Summary {
     }
 }
 
+/// Results as a KTAP document, flat, whole even if the guest's own ended early.
+pub fn document(results: &[TestResult]) -> String {
+    let mut text = format!("KTAP version 1\n1..{}\n", results.len());
+    for (number, result) in (1..).zip(results) {
+        for line in result.diagnostics.iter().flat_map(|text| text.lines()) {
+            text += &format!("# {}\n", line.trim_end());
+        }
+        let ok = if result.verdict == Verdict::Fail { "not ok" } else { "ok" };
+        // A description ends at a `#`, and a line at its end.
+        let plain = |text: &str| text.replace('#', "").replace(['\n', '\r'], " ");
+        let (name, reason) = (plain(&result.name), plain(&result.reason));
+        let data = match result.verdict {
+            Verdict::Skip => format!("SKIP {reason}"),
+            Verdict::Pass | Verdict::Fail => format!("{:.3}s", result.seconds),
+        };
+        text += format!("{ok} {number} {name} # {data}").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,6 +383,76 @@ mod tests {
         assert_eq!(run("1..1\nok 2 a\n").problems, ["a: expected result number 1, got 2"]);
         assert_eq!(run("1..1\n  1..2\n  ok 1 x\nok 1 a\n").problems, ["a: 2 tests were planned, but 1 ran"]);
         assert_eq!(run("1..1\nok 1 a\nBail out! no device\n").problems, ["the suite gave up: no device"]);
+    }
+
+    /// The example of the specification: subtests know their parent only when its result comes.
+    #[test]
+    fn the_specifications_example_is_read_as_it_explains() {
+        let summary = run("KTAP version 1\n1..1\n  KTAP version 1\n  1..3\n    KTAP version 1\n    1..1\n    \
+             # test_1: initializing test_1\n    ok 1 test_1\n  ok 1 example_test_1\n    KTAP version 1\n    1..2\n    \
+             ok 1 test_1 # SKIP test_1 skipped\n    ok 2 test_2\n  ok 2 example_test_2\n    KTAP version 1\n    \
+             1..3\n    \
+             ok 1 test_1\n    # test_2: FAIL\n    not ok 2 test_2\n    ok 3 test_3 # SKIP test_3 skipped\n  \
+             not ok 3 example_test_3\nnot ok 1 main_test\n");
+        assert!(summary.problems.is_empty(), "{:?}", summary.problems);
+        let brief: Vec<_> = summary.results.iter().map(|r| (r.name.as_str(), r.verdict)).collect();
+        use Verdict::{Fail, Pass, Skip};
+        assert_eq!(
+            brief,
+            [
+                ("main_test/example_test_1/test_1", Pass),
+                ("main_test/example_test_2/test_1", Skip),
+                ("main_test/example_test_2/test_2", Pass),
+                ("main_test/example_test_3/test_1", Pass),
+                ("main_test/example_test_3/test_2", Fail),
+                ("main_test/example_test_3/test_3", Skip),
+                ("main_test/example_test_3", Fail),
+                ("main_test", Fail),
+            ]
+        );
+        assert_eq!(summary.results[0].diagnostics, ["test_1: initializing test_1"]);
+        assert_eq!(summary.results[1].reason, "test_1 skipped");
+    }
+
+    #[test]
+    fn lines_of_no_known_form_influence_no_result() {
+        let summary =
+            run("KTAP version 1\n1..2\n        a kernel line\nok then\nok 1 a\nnot ok, says b\nok 2 b # rcode=0\n");
+        assert!(summary.problems.is_empty(), "{:?}", summary.problems);
+        let brief: Vec<_> = summary.results.iter().map(|r| (r.name.as_str(), r.verdict)).collect();
+        assert_eq!(brief, [("a", Verdict::Pass), ("b", Verdict::Pass)]);
+        assert_eq!(summary.results[0].diagnostics, ["a kernel line", "ok then"]);
+    }
+
+    #[test]
+    fn every_directive_has_its_meaning_and_an_unknown_one_has_none() {
+        use Verdict::{Fail, Pass, Skip};
+        for (line, verdict, reason) in [
+            ("not ok 1 a # SKIP no device", Skip, "no device"),
+            ("ok 1 # SKIP", Skip, ""),
+            ("not ok 1 a # TODO known", Skip, "TODO known"),
+            ("ok 1 a # XFAIL known", Skip, "XFAIL known"),
+            ("not ok 1 a # TIMEOUT 30 seconds", Fail, "TIMEOUT 30 seconds"),
+            ("not ok 1 a # ERROR no memory", Fail, "ERROR no memory"),
+            ("ok 1 a # LATER maybe", Pass, ""),
+            ("not ok 1 a", Fail, ""),
+        ] {
+            let summary = run(&format!("KTAP version 1\n1..1\n{line}\n"));
+            assert!(summary.problems.is_empty(), "{line}: {:?}", summary.problems);
+            assert_eq!((summary.results[0].verdict, summary.results[0].reason.as_str()), (verdict, reason), "{line}");
+        }
+        assert_eq!(run("1..1\nok 1\n").results[0].name, "test 1");
+    }
+
+    #[test]
+    fn a_written_document_is_read_back() {
+        let text = "KTAP version 1\n1..3\n# one\nok 1 a.b/svadev0 # 0.250s\n# x\n# y\n\
+                    not ok 2 c # 1.000s\nok 3 d # SKIP no page\n";
+        assert_eq!(document(&run(text).results), text);
+        let mut results = run(text).results;
+        results[0].name = "a#b\nok 9 forged".into();
+        assert_eq!(run(&document(&results)).results.len(), 3);
+        assert!(run(&document(&results)).problems.is_empty());
     }
 
     #[test]

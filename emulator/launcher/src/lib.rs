@@ -30,6 +30,7 @@ pub mod kit;
 pub mod ktap;
 pub mod kvm;
 pub mod qemu;
+pub mod results;
 pub mod run;
 pub mod runtime;
 pub mod service;

@@ -7,6 +7,7 @@ use svadev_bench::row::Suite;
 use svadev_launcher::{
     exit::{Exit, OrExit as _, Outcome},
     guest::HostOptions,
+    results::Shard,
     topology::{self, Accel, Caching, Levels, Topology},
 };
 
@@ -45,6 +46,9 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Measure everything against baselines of the same run: a table, JSON, and a page with plots.
     Bench(BenchArgs),
+    /// Join and convert the results of tests.
+    #[command(subcommand)]
+    Report(ReportCommand),
     /// Manage the kit: QEMU, the guest kernel and its build tools.
     #[command(subcommand)]
     Kit(KitCommand),
@@ -288,12 +292,12 @@ pub(crate) struct TestArgs {
     /// Skip the tests after one that failed.
     #[arg(long)]
     pub(crate) fail_fast: bool,
-    /// Run part I of N: N runs with the same filters run each test once.
-    #[arg(long, value_name = "I/N", value_parser = parse_shard)]
-    pub(crate) shard: Option<String>,
-    /// Write the results to this file, as JSON with one object for each test.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) json: Option<PathBuf>,
+    /// Run part I of N: N runs with the same filters run each test once. `report merge` joins their JSON files.
+    #[arg(long, value_name = "I/N")]
+    pub(crate) shard: Option<Shard>,
+    /// The files to write.
+    #[command(flatten)]
+    pub(crate) files: ResultFiles,
     /// The machine.
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
@@ -302,21 +306,19 @@ pub(crate) struct TestArgs {
     pub(crate) host: HostArgs,
 }
 
-fn parse_shard(text: &str) -> Result<String, String> {
-    let parse = |(part, parts): (&str, &str)| Some((part.parse::<u32>().ok()?, parts.parse::<u32>().ok()?));
-    let numbers = text.split_once('/').and_then(parse);
-    let good = numbers.is_some_and(|(part, parts)| (1..=parts).contains(&part));
-    good.then(|| text.to_owned()).ok_or_else(|| "invalid shard: write I/N, with I from 1 to N".into())
-}
-
 impl TestArgs {
     /// The arguments of the guest's program.
     pub(crate) fn argv(&self) -> Vec<String> {
+        let shard = self.shard.iter().flat_map(|shard| ["--shard".to_owned(), shard.to_string()]);
+        shard.chain(self.chosen()).collect()
+    }
+
+    /// The same without the shard: what all shards of a run have in common.
+    pub(crate) fn chosen(&self) -> Vec<String> {
         let mut argv = Vec::new();
         if let Some(seed) = self.seed {
             argv.extend(["--shuffle".into(), "--seed".into(), seed.to_string()]);
         }
-        argv.extend(self.shard.iter().flat_map(|shard| ["--shard".to_owned(), shard.clone()]));
         argv.extend(self.exclude.iter().flat_map(|text| ["--exclude".to_owned(), text.clone()]));
         if self.repeat > 1 {
             argv.extend(["--repeat".into(), self.repeat.to_string()]);
@@ -325,6 +327,44 @@ impl TestArgs {
         argv.extend(self.filters.clone());
         argv
     }
+}
+
+/// Files with test results. `-` is standard output.
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "Results")]
+pub(crate) struct ResultFiles {
+    /// Write the results to this file, as JSON with one object for each test (docs/schema/test.json).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Write the results to this file, as JUnit XML.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) junit: Option<PathBuf>,
+    /// Write the results to this file, as KTAP version 1.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ktap: Option<PathBuf>,
+    /// Write the results to this file, as KCIDB JSON (schema 5.3).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kcidb: Option<PathBuf>,
+    /// With --kcidb: name of the CI system.
+    #[arg(long, value_name = "NAME", default_value = "svadev", requires = "kcidb")]
+    pub(crate) kcidb_origin: String,
+    /// With --kcidb: ID of the build that the CI system has reported. Without it, a checkout and a build are written.
+    #[arg(long, value_name = "ORIGIN:ID", requires = "kcidb")]
+    pub(crate) kcidb_build: Option<String>,
+}
+
+/// `svadev report`
+#[derive(Subcommand, Debug)]
+pub(crate) enum ReportCommand {
+    /// Join the results of all shards of one run. The exit status is that of the run.
+    Merge {
+        /// Files that `svadev test --shard I/N --json FILE` wrote; one file is read as it is.
+        #[arg(value_name = "A.json", required = true)]
+        inputs: Vec<PathBuf>,
+        /// The files to write.
+        #[command(flatten)]
+        files: ResultFiles,
+    },
 }
 
 /// `svadev demo`

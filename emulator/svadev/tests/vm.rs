@@ -73,7 +73,9 @@ fn suite_results(machine: &[&str], may_be_skipped: &str) -> Vec<serde_json::Valu
     let output = svadev.run();
     assert_eq!(output.status.code(), Some(0), "{}", stdout_of(&output) + &stderr_of(&output));
     // By its name: the file that was there is replaced as a whole.
-    let results: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(results.path()).unwrap()).unwrap();
+    let document = json_of(results.path());
+    assert_eq!((&document["format"], &document["kind"]), (&1.into(), &"svadev-test".into()));
+    let results = document["results"].as_array().unwrap().clone();
     assert!(results.len() > 100, "the suite has hundreds of tests, {} ran", results.len());
     for result in &results {
         let skippable = result["name"].as_str().unwrap().contains(may_be_skipped);
@@ -94,13 +96,53 @@ fn a_filter_runs_only_what_it_names_and_an_unknown_one_fails() {
     assert_eq!(output.status.code(), Some(1), "{}", stdout_of(&output));
 }
 
+fn json_of(path: &std::path::Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// What `test --list` names, two shards run once each, and the joined files say so.
+#[test]
+fn shards_run_each_test_once_and_are_joined() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let list = Svadev::new(&["test", "copy", "--list"]).run();
+    let mut listed: Vec<String> = stdout_of(&list).lines().map(str::to_owned).collect();
+    for (shard, name) in [("1/2", "1.json"), ("2/2", "2.json")] {
+        let output = Svadev::new(&["test", "copy", "--shard", shard, "--json", &file(name)]).run();
+        assert_eq!(output.status.code(), Some(0), "{}", stdout_of(&output) + &stderr_of(&output));
+    }
+    let one = Svadev::new(&["report", "merge", &file("1.json")]).run();
+    assert_eq!(one.status.code(), Some(2), "{}", stderr_of(&one));
+    assert!(stderr_of(&one).contains("missing: 2/2"), "{}", stderr_of(&one));
+    let (json, junit, ktap, kcidb) = (file("m.json"), file("m.xml"), file("m.ktap"), file("m.kcidb"));
+    let merged = Svadev::new(&["report", "merge", &file("2.json"), &file("1.json"), "--json", &json])
+        .args(&["--junit", &junit, "--ktap", &ktap, "--kcidb", &kcidb])
+        .run();
+    assert_eq!(merged.status.code(), Some(0), "{}", stdout_of(&merged) + &stderr_of(&merged));
+    let names = |values: &serde_json::Value, key: &str| -> Vec<String> {
+        values.as_array().unwrap().iter().map(|value| value[key].as_str().unwrap().to_owned()).collect()
+    };
+    let mut ran = names(&json_of(json.as_ref())["results"], "name");
+    ran.sort();
+    listed.sort();
+    assert!(listed.len() > 10);
+    assert_eq!(ran, listed);
+    let mut reported = names(&json_of(kcidb.as_ref())["tests"], "comment");
+    reported.sort();
+    assert_eq!(reported, listed);
+    let text = |path: &str| std::fs::read_to_string(path).unwrap();
+    assert_eq!(text(&junit).matches("<testcase ").count(), listed.len());
+    assert!(text(&ktap).starts_with(&format!("KTAP version 1\n1..{}\n", listed.len())), "{}", text(&ktap));
+}
+
 #[test]
 fn the_demo_tells_its_story_and_its_figures() {
     let figures = tempfile::NamedTempFile::new().unwrap();
     let output = Svadev::new(&["demo", "--json", figures.path().to_str().unwrap()]).run();
     assert_eq!(output.status.code(), Some(0), "{}", stdout_of(&output) + &stderr_of(&output));
-    let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(figures.path()).unwrap()).unwrap();
-    let names: Vec<_> = figures.as_array().unwrap().iter().filter_map(|figure| figure["name"].as_str()).collect();
+    let figures = json_of(figures.path());
+    let names: Vec<_> =
+        figures["figures"].as_array().unwrap().iter().filter_map(|figure| figure["name"].as_str()).collect();
     assert!(names.iter().any(|name| name.starts_with("unit.")), "the unit's counters: {names:?}");
     assert!(names.iter().any(|name| name.starts_with("00:06.0.")), "a function's counters: {names:?}");
 }

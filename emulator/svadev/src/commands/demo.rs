@@ -13,6 +13,7 @@ use svadev_launcher::{
     figures::{Figure, add_counters, counter_table, table},
     guest::{self, Image, Request},
     guest_image::Job,
+    results::{Framed, Kind},
     run::{Ended, Observer, Terminal},
 };
 
@@ -47,7 +48,10 @@ pub(crate) fn run(args: &DemoArgs) -> Outcome<u8> {
     for finding in &findings {
         out!("# kernel log: {finding}");
     }
-    let written = args.json.as_deref().map_or(Ok(()), |path| write_json(path, &figures));
+    let written = args
+        .json
+        .as_deref()
+        .map_or(Ok(()), |path| write_json(path, &Framed::new(Kind::Demo, &serde_json::json!({ "figures": figures }))));
     match finished.conclude(!findings.is_empty())? {
         // A verdict counts more than a file that cannot be written.
         Ended::Exit(0) if findings.is_empty() => written.map(|()| Exit::Success.code()),

@@ -4,6 +4,8 @@ mod demo;
 mod json;
 mod kit;
 mod manual;
+mod report;
+mod result_files;
 mod serve;
 mod socket_dir;
 mod test;
@@ -22,6 +24,7 @@ pub(crate) fn run(command: Command) -> Outcome<u8> {
         Command::Serve(args) => serve::run(&args),
         Command::QemuArgs(args) => manual::qemu_args(&args),
         Command::Dmar(args) => manual::dmar(&args),
+        Command::Report(command) => report::run(&command),
         Command::Kit(command) => kit::run(command),
     }
 }

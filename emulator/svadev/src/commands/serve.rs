@@ -11,6 +11,7 @@ use svadev_launcher::{
     backend::{Backend, BackendEvent, BackendOptions},
     dmar::TableFile,
     exit::{Exit, Failure, OrExit as _, Outcome},
+    results::{Framed, Kind},
     run::audit::gap,
     runtime::block_on,
     service::{self, ServeFolder},
@@ -39,7 +40,9 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome<u8> {
         if let Some(gap) = counters.audit.as_ref().and_then(gap) {
             say!("audit: {gap}");
         }
-        let written = args.json.as_deref().map_or(Ok(()), |path| write_json(path, &counters));
+        let written = args.json.as_deref().map_or(Ok(()), |path| {
+            write_json(path, &Framed::new(Kind::Serve, &serde_json::json!({ "counters": counters })))
+        });
         match reports {
             1.. if ended.is_ok() => {
                 Err(Failure::new(Exit::Audit, format!("the auditor made {reports} reports: see the messages above")))

@@ -3,14 +3,15 @@ use std::{io::IsTerminal as _, time::Instant};
 
 use anyhow::Context as _;
 
-use super::json::{check_writable, write_json};
+use super::result_files::{Writer, print};
 use crate::cli::TestArgs;
 use svadev_launcher::{
-    control::{Message, printable},
+    control::Message,
     exit::{Exit, OrExit as _, Outcome},
     guest::{self, Image, Request},
     guest_image::{Job, build},
     ktap::{Parser, TestResult, Verdict},
+    results::{FORMAT, Kind, Machine, Results},
     run::{Ended, Observer, Terminal, audit::AuditJudge},
 };
 
@@ -19,22 +20,26 @@ const PROGRAM: &str = "svadev-smoke";
 
 /// Runs it.
 pub(crate) fn run(args: &TestArgs) -> Outcome<u8> {
-    check_writable(args.json.as_deref())?;
+    let files = Writer::new(&args.files)?;
     if args.list {
         return list(args);
     }
+    let (started, since) = (chrono::Utc::now(), Instant::now());
     let job = Job { mode: "test", argv: args.argv(), ..Job::default() };
+    let topology = args.machine.topology()?;
     let request = Request {
         command: "test",
-        topology: args.machine.topology()?,
+        topology: topology.clone(),
         host: args.host.options(),
         image: Image::Job { job, needs_module: true },
         share: None,
         terminal: Terminal::Log,
         until_placed: false,
     };
-    let mut suite = Suite { parser: Parser::new(Instant::now()), progress: std::io::stderr().is_terminal() };
+    let progress = std::io::stderr().is_terminal();
+    let mut suite = Suite { parser: Parser::new(since), progress, release: String::new() };
     let mut finished = guest::run(request, &mut suite)?;
+    let machine = Machine::of(&topology, finished.accel, &suite.release);
     suite.clear_progress();
     let summary = suite.parser.finish();
     let mut problems = summary.problems.clone();
@@ -60,14 +65,29 @@ pub(crate) fn run(args: &TestArgs) -> Outcome<u8> {
     );
     let mut results = with_problems(summary.results, &problems);
     results.extend(audit_result(&finished.report.audit, finished.report.counters.get("audit").is_some()));
-    let written = args.json.as_deref().map_or(Ok(()), |path| write_json(path, &results));
     let bad = failed > 0 || !problems.is_empty();
-    finished.conclude(bad)?;
-    if bad {
-        return Ok(Exit::TestFailed.code());
-    }
+    let ended = finished.conclude(bad);
+    let status = match &ended {
+        Err(failure) => failure.exit,
+        Ok(_) if bad => Exit::TestFailed,
+        Ok(_) => Exit::Success,
+    };
+    let written = files.write(&Results {
+        format: FORMAT,
+        kind: Kind::Test,
+        version: env!("CARGO_PKG_VERSION").into(),
+        started,
+        seconds: since.elapsed().as_secs_f64(),
+        status: status.code(),
+        failure: ended.as_ref().err().map(ToString::to_string).unwrap_or_default(),
+        chosen: args.chosen(),
+        shard: args.shard,
+        machine,
+        results,
+    });
+    ended?;
     // A verdict counts more than a file that cannot be written.
-    written.map(|()| Exit::Success.code())
+    if bad { Ok(status.code()) } else { written.map(|()| status.code()) }
 }
 
 /// Prints the names of the tests. The guest's program knows them, and needs no guest for that.
@@ -102,7 +122,7 @@ fn with_problems(mut results: Vec<TestResult>, problems: &[String]) -> Vec<TestR
 fn audit_result(audit: &AuditJudge, audited: bool) -> Option<TestResult> {
     let diagnostics = audit.problems();
     let verdict = if diagnostics.is_empty() { Verdict::Pass } else { Verdict::Fail };
-    let reports = audit.reports().iter().map(|(finding, _)| finding.clone()).collect();
+    let reports = audit.reports().iter().filter_map(|(finding, _)| serde_json::to_value(finding).ok()).collect();
     let (name, reason) = ("svadev/audit".into(), audit.gap().unwrap_or_default());
     audited.then_some(TestResult { name, verdict, seconds: 0.0, reason, diagnostics, reports })
 }
@@ -110,6 +130,7 @@ fn audit_result(audit: &AuditJudge, audited: bool) -> Option<TestResult> {
 struct Suite {
     parser: Parser,
     progress: bool,
+    release: String,
 }
 
 impl Suite {
@@ -133,7 +154,10 @@ impl Suite {
 impl Observer for Suite {
     fn control(&mut self, message: &Message) {
         match message {
-            Message::Hello(release) => say!("the guest is up: Linux {release}"),
+            Message::Hello(release) => {
+                say!("the guest is up: Linux {release}");
+                self.release.clone_from(release);
+            }
             Message::Ktap(line) => {
                 self.clear_progress();
                 if let Some(result) = self.parser.line(line, Instant::now()) {
@@ -145,21 +169,6 @@ impl Observer for Suite {
         }
     }
     fn kernel(&mut self, _: &str) {}
-}
-
-fn print(result: &TestResult) {
-    let word = match result.verdict {
-        Verdict::Pass => "ok  ",
-        Verdict::Fail => "FAIL",
-        Verdict::Skip => "skip",
-    };
-    let reason = if result.reason.is_empty() { String::new() } else { format!(": {}", result.reason) };
-    out!("{word} {} ({:.3} s){reason}", result.name, result.seconds);
-    if result.verdict == Verdict::Fail {
-        for line in &result.diagnostics {
-            out!("     {}", printable(line));
-        }
-    }
 }
 
 #[cfg(test)]

@@ -82,6 +82,9 @@ pub trait GuestMemory: Send + Sync {
     /// that was written before.
     fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError>;
 
+    /// Stores 8 naturally aligned bytes at once, little-endian, with release ordering.
+    fn store_u64(&self, gpa: GuestAddress, value: u64) -> Result<(), MemoryError>;
+
     /// Replaces 8 naturally aligned bytes if they are `current`; `Ok(Err(found))` if they are not.
     fn compare_exchange_u64(&self, gpa: GuestAddress, current: u64, new: u64) -> Result<Result<u64, u64>, MemoryError>;
 
@@ -113,6 +116,9 @@ macro_rules! forward {
             }
             fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError> {
                 (**self).store_u32(gpa, value)
+            }
+            fn store_u64(&self, gpa: GuestAddress, value: u64) -> Result<(), MemoryError> {
+                (**self).store_u64(gpa, value)
             }
             fn compare_exchange_u64(
                 &self,

@@ -465,6 +465,13 @@ impl GuestMemory for MemoryView {
         })
     }
 
+    fn store_u64(&self, gpa: GuestAddress, value: u64) -> Result<(), MemoryError> {
+        self.access(gpa, 8, Want::Write, |slice| {
+            slice.get_atomic_ref::<AtomicU64>(0)?.store(value.to_le(), Ordering::Release);
+            Ok(())
+        })
+    }
+
     fn compare_exchange_u64(&self, gpa: GuestAddress, current: u64, new: u64) -> Result<Result<u64, u64>, MemoryError> {
         self.access(gpa, 8, Want::ReadWrite, |slice| {
             Ok(slice
@@ -527,6 +534,10 @@ impl GuestMemory for MemoryMap {
 
     fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError> {
         self.now.load().store_u32(gpa, value)
+    }
+
+    fn store_u64(&self, gpa: GuestAddress, value: u64) -> Result<(), MemoryError> {
+        self.now.load().store_u64(gpa, value)
     }
 
     fn compare_exchange_u64(&self, gpa: GuestAddress, current: u64, new: u64) -> Result<Result<u64, u64>, MemoryError> {

@@ -66,6 +66,13 @@ impl GuestMemory for Ram {
         Ok(())
     }
 
+    fn store_u64(&self, gpa: GuestAddress, value: u64) -> Result<(), MemoryError> {
+        let offset = self.offset(gpa, 8)?;
+        let word = self.region.get_atomic_ref::<std::sync::atomic::AtomicU64>(offset).map_err(atomic_error(gpa))?;
+        word.store(value.to_le(), Ordering::Release);
+        Ok(())
+    }
+
     fn compare_exchange_u64(&self, gpa: GuestAddress, current: u64, new: u64) -> Result<Result<u64, u64>, MemoryError> {
         let offset = self.offset(gpa, 8)?;
         let word = self.region.get_atomic_ref::<std::sync::atomic::AtomicU64>(offset).map_err(atomic_error(gpa))?;
@@ -98,6 +105,9 @@ mod tests {
         assert_eq!(ram.compare_exchange_u64(GuestAddress(0x1000), 0x0403, 8).unwrap(), Err(7));
         ram.store_u32(GuestAddress(0x1004), 1).unwrap();
         assert_eq!(ram.load_u64(GuestAddress(0x1000)).unwrap(), 1 << 32 | 7);
+        ram.store_u64(GuestAddress(0x1008), 9).unwrap();
+        assert_eq!(ram.load_u64(GuestAddress(0x1008)).unwrap(), 9);
+        assert_eq!(ram.store_u64(GuestAddress(0x1ffc), 0), Err(MemoryError::NotMapped(0x1ffc)));
         assert_eq!(ram.load_u64(GuestAddress(0x1001)), Err(MemoryError::Misaligned(0x1001)));
         assert_eq!(ram.write(GuestAddress(0x1fff), &[0; 2]), Err(MemoryError::NotMapped(0x1fff)));
         assert_eq!(ram.load_u64(GuestAddress(u64::MAX - 7)), Err(MemoryError::NotMapped(u64::MAX - 7)));

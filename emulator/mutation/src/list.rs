@@ -251,6 +251,33 @@ mutants! {
     /// A descriptor that was fetched and not started is not in a queue's saved state.
     SaveForgetsDescriptor,
 
+    // The mirror.
+
+    /// An engine goes online and does not look for what was posted meanwhile.
+    MirrorArrivesWithoutLooking,
+    /// An engine goes offline and does not look for what was posted meanwhile.
+    MirrorRestsWithoutLooking,
+    /// An invalidation ring that was overrun is taken for one that was not.
+    MirrorOverrunIgnored,
+    /// An entry that the driver may be writing counts as whole.
+    MirrorOverrunOffByOne,
+    /// The ring is tested for an overrun only before its entries are read.
+    MirrorOverrunTestedOnce,
+    /// Nobody tells a driver that sleeps until an engine acknowledges.
+    MirrorWaiterNotWoken,
+    /// Reserved bits of page tables are not looked at.
+    MirrorReservedBitsIgnored,
+    /// A page that may only be read is written.
+    MirrorWriteRightIgnored,
+    /// Two waits have the same token, one after the other.
+    MirrorTokenReused,
+    /// A response with another wait's token counts.
+    MirrorStaleResponseTaken,
+    /// Events are written over ones that nobody has read.
+    MirrorEventRingOverrun,
+    /// The first event raises no interrupt.
+    MirrorEventWithoutInterrupt,
+
     // Guest memory.
 
     /// A region that was unmapped stays in the map.

@@ -6,6 +6,7 @@
 //! | [`vtd`] | Intel Virtualization Technology for Directed I/O, Architecture Specification, revision 4.1 (June 2023) |
 //! | [`vfio_user`] | vfio-user protocol specification 0.9.2 (QEMU `docs/interop/vfio-user.rst`) |
 //! | [`device`] | this project's accelerator (`docs/device-reference.md`) |
+//! | [`mirror`] | the accelerator's mirror mode (`docs/mirror.md`) |
 //!
 //! A layout is a typed view of an integer or of bytes. This crate knows names, offsets, bits and sizes. It must not
 //! know what a field causes: the crates above decide that. The one algorithm here is the order in which a doorbell page
@@ -21,6 +22,7 @@
 
 pub mod device;
 pub mod doorbell;
+pub mod mirror;
 pub mod pcie;
 pub mod vfio_user;
 pub mod vtd;

@@ -129,6 +129,9 @@ macro_rules! rust_layout {
     }};
 }
 
+// After the macro that it uses.
+mod mirror;
+
 #[test]
 fn structures_have_one_layout() {
     let structs = Header::read("uapi/svadev.h").structs;

@@ -91,6 +91,11 @@ impl GuestMemory for Watched {
         self.events.push(Event::Store { at: gpa.0, value });
         Ok(())
     }
+    fn store_u64(&self, gpa: GuestAddress, value: u64) -> Result<(), MemoryError> {
+        self.ram.store_u64(gpa, value)?;
+        self.events.push(Event::Write { at: gpa.0, len: 8 });
+        Ok(())
+    }
     fn compare_exchange_u64(&self, gpa: GuestAddress, current: u64, new: u64) -> Result<Result<u64, u64>, MemoryError> {
         self.count();
         let outcome = self.ram.compare_exchange_u64(gpa, current, new)?;

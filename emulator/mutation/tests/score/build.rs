@@ -6,8 +6,15 @@ use std::process::{Command, Stdio};
 use cargo_metadata::Message;
 
 /// Crates whose tests are the checks.
-const CRATES: [&str; 6] =
-    ["svadev-iommu", "svadev-endpoint", "svadev-accelerator", "svadev-memory", "svadev-host", "svadev-sim"];
+const CRATES: [&str; 7] = [
+    "svadev-iommu",
+    "svadev-mirror",
+    "svadev-endpoint",
+    "svadev-accelerator",
+    "svadev-memory",
+    "svadev-host",
+    "svadev-sim",
+];
 
 /// A crate's test program, and the folder that it is run in.
 pub(crate) struct Binary {

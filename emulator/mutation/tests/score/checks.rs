@@ -32,11 +32,13 @@ pub(crate) const MODELS: &str = "models::";
 pub(crate) const ALL_CHECKS: &[Check] = &[
     Check { krate: "svadev-memory", tests: &[] },
     Check { krate: "svadev-iommu", tests: &[] },
+    Check { krate: "svadev-mirror", tests: &[] },
     Check { krate: "svadev-endpoint", tests: &[] },
     Check { krate: "svadev-accelerator", tests: &[] },
     Check { krate: "svadev-host", tests: &[] },
     WORLD,
     endpoint(&[MODELS]),
+    mirror(&[MODELS]),
     memory(&[MODELS]),
 ];
 
@@ -50,6 +52,10 @@ const fn accelerator(tests: &'static [&'static str]) -> Check {
 
 const fn memory(tests: &'static [&'static str]) -> Check {
     Check { krate: "svadev-memory", tests }
+}
+
+const fn mirror(tests: &'static [&'static str]) -> Check {
+    Check { krate: "svadev-mirror", tests }
 }
 
 const fn host(tests: &'static [&'static str]) -> Check {
@@ -100,6 +106,17 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         | Mutant::UnitSurvivesReset
         | Mutant::UnitSurvivesDisconnect => WORLD,
         Mutant::InterruptsNotRetried => RETRY,
+        Mutant::MirrorArrivesWithoutLooking | Mutant::MirrorRestsWithoutLooking => {
+            mirror(&["an_engine_that_is_offline_is_not_waited_for"])
+        }
+        Mutant::MirrorOverrunIgnored | Mutant::MirrorOverrunOffByOne => mirror(&["a_ring_that_was_overrun"]),
+        Mutant::MirrorOverrunTestedOnce => mirror(&["an_entry_that_is_overwritten_while_it_is_read"]),
+        Mutant::MirrorWaiterNotWoken => mirror(&["who_sleeps_until_an_engine_acknowledges"]),
+        Mutant::MirrorReservedBitsIgnored => mirror(&["tables_that_cannot_be"]),
+        Mutant::MirrorWriteRightIgnored => mirror(&["walks_find_pages_of_every_size"]),
+        Mutant::MirrorTokenReused | Mutant::MirrorStaleResponseTaken => mirror(&["stale_and_invented_tokens"]),
+        Mutant::MirrorEventRingOverrun => mirror(&["an_event_without_room"]),
+        Mutant::MirrorEventWithoutInterrupt => mirror(&["an_event_says_what_is_missing"]),
         Mutant::OverdueOneLookEarly => host(&["what_is_outstanding_for_long"]),
         Mutant::PendingVectorsNotRetried => host(&["a_vector_without_bus_mastering"]),
         Mutant::StalledAuditClockRuns => host(&["a_stall_is_not_the_guests_time"]),

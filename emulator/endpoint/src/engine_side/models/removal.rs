@@ -81,6 +81,9 @@ impl GuestMemory for StaleMemory {
     fn store_u32(&self, gpa: GuestAddress, value: u32) -> Result<(), MemoryError> {
         self.seen().store_u32(gpa, value)
     }
+    fn store_u64(&self, gpa: GuestAddress, value: u64) -> Result<(), MemoryError> {
+        self.seen().store_u64(gpa, value)
+    }
     fn compare_exchange_u64(&self, gpa: GuestAddress, current: u64, new: u64) -> Result<Result<u64, u64>, MemoryError> {
         self.seen().compare_exchange_u64(gpa, current, new)
     }

@@ -11,6 +11,7 @@ use crate::{
     exit::{Exit, Failure, OrExit as _, Outcome},
     guest_image::{self, Contents, Job, build},
     kernel::{Kernel, choose_kernel, find_module},
+    kernel_options,
     kit::{self, LazyKit},
     kvm,
     qemu::{
@@ -107,6 +108,11 @@ pub fn run(request: Request<'_>, observer: &mut dyn Observer) -> Outcome<Finishe
         Some(choice) => users_qemu(choice)?,
         None => kit.get()?.qemu.clone(),
     };
+    if let (Image::Job { .. }, Some(tree)) =
+        (&request.image, topology.machine.kernel.as_deref().filter(|kernel| kernel.is_dir()))
+    {
+        kernel_options::check(tree, request.share.is_some()).context("--kernel").or_exit(Exit::Setup)?;
+    }
     let kernel = choose_kernel(topology.machine.kernel.as_deref(), host.kdir.as_deref(), &kit)?;
     let busybox = match &host.busybox {
         Some(path) => path.clone(),
@@ -188,7 +194,8 @@ fn make_image(
                 job.env.insert("SVADEV_AUDIT".into(), "1".into());
                 job.module_parameters = "plant=1".into();
             }
-            let contents = Contents { programs: &programs, busybox, module: module.as_deref(), job };
+            let share = request.share;
+            let contents = Contents { programs: &programs, busybox, module: module.as_deref(), job, share };
             guest_image::write(contents, &out).or_exit(Exit::Setup)?;
             Ok((out, true))
         }

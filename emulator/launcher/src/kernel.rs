@@ -51,7 +51,7 @@ pub fn find_module(kernel: &Kernel, kit: &LazyKit, needed: bool) -> Outcome<Opti
         if needed {
             return Err(Failure::new(Exit::Setup, text));
         }
-        say!("{text}; continuing without the driver");
+        note!("{text}; continuing without the driver");
         return Ok(None);
     }
     if kernel.is_kits {

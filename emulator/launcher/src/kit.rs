@@ -48,11 +48,18 @@ impl Kit {
         Ok(kit)
     }
 
+    /// The kit if it is there, and when it was made. Nothing is set up.
+    pub fn present() -> Outcome<Option<(Self, std::time::SystemTime)>> {
+        let file = folder().or_exit(Exit::Setup)?.join("kit.toml");
+        let Ok(made) = file.metadata().and_then(|metadata| metadata.modified()) else { return Ok(None) };
+        Ok(Some((Self::ensure()?, made)))
+    }
+
     /// The kit of the cache folder, set up now if it is not there.
     pub fn ensure() -> Outcome<Self> {
         let file = folder().or_exit(Exit::Setup)?.join("kit.toml");
         if !file.exists() {
-            say!("first use: setting up the kit (QEMU, guest kernel, module tool chain)");
+            note!("first use: setting up the kit (QEMU, guest kernel, module tool chain)");
             // Stdout belongs to the guest's program: the script's own output goes to stderr.
             run_script(&["setup".into()], Stdout::AsStderr)?;
         }

@@ -11,6 +11,7 @@ use crate::{
     kit::cache_folder,
     run::{self, Ended, Observer, Plan, Terminal, folder::RunFolder},
     runtime::block_on,
+    say::Step,
     topology::{Accel, Levels, Topology},
 };
 
@@ -32,6 +33,20 @@ pub struct Choice<'a> {
     pub busybox: &'a Path,
 }
 
+/// What keeps KVM from being used, as far as it is known without trying.
+pub fn obstacle(topology: &Topology) -> Option<String> {
+    if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        return Some(format!("/dev/kvm: {error}"));
+    }
+    if topology.machine.levels == Levels::Five && !host_has_la57() {
+        return Some(
+            "this host's CPU has no five-level paging (la57), which this machine has; with --levels 4 KVM is tried"
+                .into(),
+        );
+    }
+    None
+}
+
 impl Choice<'_> {
     /// Decides. If `auto` becomes TCG, tells the user why.
     pub fn decide(&self) -> Outcome<Accel> {
@@ -43,18 +58,15 @@ impl Choice<'_> {
             None => Ok(Accel::Kvm),
             Some(reason) if wanted == Accel::Kvm => Err(Failure::new(Exit::Setup, format!("--accel kvm: {reason}"))),
             Some(reason) => {
-                say!("KVM is not used: {reason}; the guest runs under TCG");
+                note!("KVM is not used: {reason}; the guest runs under TCG");
                 Ok(Accel::Tcg)
             }
         }
     }
 
     fn why_not_kvm(&self) -> Outcome<Option<String>> {
-        if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-            return Ok(Some(format!("/dev/kvm: {error}")));
-        }
-        if self.topology.machine.levels == Levels::Five && !host_has_la57() {
-            return Ok(Some("this host's CPU has no five-level paging (la57): use --levels 4".into()));
+        if let Some(obstacle) = obstacle(self.topology) {
+            return Ok(Some(obstacle));
         }
         let key = self.cache_key().or_exit(Exit::Setup)?;
         let file = cache_folder().or_exit(Exit::Setup)?.join("kvm-probe");
@@ -84,6 +96,7 @@ impl Choice<'_> {
 
     /// Boots the kernel into a few lines of shell.
     fn probe(&self) -> Outcome<Option<String>> {
+        let _step = Step::begin("trying KVM");
         let folder = RunFolder::create().or_exit(Exit::Setup)?;
         let initrd = folder.path().join("initrd.cpio");
         guest_image::write_probe(self.busybox, WORD, &initrd).or_exit(Exit::Setup)?;

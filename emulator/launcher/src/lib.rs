@@ -13,12 +13,13 @@
 //! guest in [`guest_image`], a message of the guest in [`control`], a rule about when a run ends in [`run`].
 
 #[macro_use]
-mod say;
+pub mod say;
 
 pub mod backend;
 pub mod console;
 pub mod control;
 pub mod dmar;
+pub mod doctor;
 pub mod exit;
 pub mod figures;
 pub mod files;
@@ -26,6 +27,7 @@ pub mod guest;
 pub mod guest_image;
 pub mod kernel;
 pub mod kernel_log;
+pub mod kernel_options;
 pub mod kit;
 pub mod ktap;
 pub mod kvm;

@@ -18,6 +18,17 @@ pub struct ServeFolder {
 }
 
 impl ServeFolder {
+    /// Whether a backend uses the folder now.
+    ///
+    /// Errors: it cannot be opened.
+    pub fn is_in_use(folder: &Path) -> anyhow::Result<bool> {
+        let file = match OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened.with_context(|| folder.display().to_string())?,
+        };
+        Ok(Flock::lock(file, FlockArg::LockSharedNonblock).is_err())
+    }
+
     /// Takes the folder, which is made if it is not there, and removes the sockets of a backend that ended without
     /// removing them.
     ///

@@ -18,16 +18,35 @@ pub(crate) struct Cli {
     /// More log output: -v for info, -vv for debug, -vvv for trace.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+    /// Print only results and errors.
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// When to use colours; NO_COLOR and CLICOLOR are obeyed.
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: ColorWhen,
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ColorWhen {
+    /// On a terminal.
+    #[default]
+    Auto,
+    /// Everywhere.
+    Always,
+    /// Nowhere.
+    Never,
 }
 
 const EXIT_STATUSES: &str = "\
 Exit status: 0 success, 1 a test failed or the guest's kernel log is not clean, 2 usage or topology error, \
 119 an auditor report is unexpected or an expected one is missing, 120 set-up missing or failed, 121 QEMU failed, \
 122 guest kernel panic, 123 guest hung or timed out, 124 backend failed, 125 guest set-up failed, 130 interrupted. \
-Otherwise `vm -- PROGRAM` returns the exit status of the program.";
+Otherwise `vm -- PROGRAM` returns the exit status of the program: 127 if it is not found, 126 if it cannot be run, \
+128 + N if signal N killed it. `vm --json FILE` says whose the status is.";
 
 /// The subcommands.
 #[derive(Subcommand, Debug)]
@@ -49,6 +68,10 @@ pub(crate) enum Command {
     /// Join and convert the results of tests.
     #[command(subcommand)]
     Report(ReportCommand),
+    /// Look at this host, and at the kernel of --kernel or --kdir: what is missing, and what to do about it.
+    Doctor(DoctorArgs),
+    /// Remove what svadev left in the cache and in the folder of sockets.
+    Clean(CleanArgs),
     /// Manage the kit: QEMU, the guest kernel and its build tools.
     #[command(subcommand)]
     Kit(KitCommand),
@@ -247,6 +270,10 @@ impl From<SuiteChoice> for Suite {
 
 /// `svadev vm`
 #[derive(Args, Debug)]
+#[command(
+    after_help = "With --quiet, the guest's kernel log is hidden, too. A program below /mnt/share is taken from \
+the shared folder; its libraries are packed."
+)]
 pub(crate) struct VmArgs {
     /// Initial RAM disk to boot unchanged, instead of the built one.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["share", "program"])]
@@ -257,9 +284,9 @@ pub(crate) struct VmArgs {
     /// Folder of the host to mount in the guest at /mnt/share.
     #[arg(long, value_name = "DIR")]
     pub(crate) share: Option<PathBuf>,
-    /// Hide the guest's kernel log.
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
+    /// Write the exit status, whose it is, and the findings in the kernel log to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
     /// Program to run in the guest, and its arguments. A program of the host is packed with its shared libraries.
     #[arg(last = true, value_name = "PROGRAM [ARGS]")]
     pub(crate) program: Vec<String>,
@@ -327,6 +354,35 @@ impl TestArgs {
         argv.extend(self.filters.clone());
         argv
     }
+}
+
+/// `svadev doctor`
+#[derive(Args, Debug)]
+#[command(after_help = "Exit status: 0 a run can work, 120 something keeps every run from working.")]
+pub(crate) struct DoctorArgs {
+    /// The machine.
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+    /// The host.
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+}
+
+/// `svadev clean`
+#[derive(Args, Debug)]
+pub(crate) struct CleanArgs {
+    /// Say what would be removed, and remove nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Remove the kit, too: QEMU, the guest kernel and its build tools.
+    #[arg(long)]
+    pub(crate) kit: bool,
+    /// Folder of sockets. The default is that of `serve`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) socket_dir: Option<PathBuf>,
+    /// The machine whose sockets they are.
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
 }
 
 /// Files with test results. `-` is standard output.

@@ -19,14 +19,21 @@ mod commands;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use svadev_launcher::say::Style;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
+    svadev_launcher::say::set_quiet(cli.quiet);
+    svadev_launcher::say::set_color(match cli.color {
+        cli::ColorWhen::Auto => None,
+        cli::ColorWhen::Always => Some(true),
+        cli::ColorWhen::Never => Some(false),
+    });
     start_logging(cli.verbose);
     match commands::run(cli.command) {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
-            say!("error: {failure}");
+            say!("{} {failure}", Style::Bad.on("error:"));
             ExitCode::from(failure.exit.code())
         }
     }

@@ -183,6 +183,41 @@ fn a_shared_folder_is_read_and_written() {
     assert_eq!(std::fs::read_to_string(shared.path().join("answer")).unwrap(), "6 * 7");
 }
 
+/// A dynamic program that the guest has no libraries for, by the name that it has there.
+#[test]
+fn a_program_in_the_shared_folder_runs_from_there() {
+    let shared = tempfile::tempdir().unwrap();
+    std::fs::copy("/bin/bash", shared.path().join("prog")).unwrap();
+    let (share, json) = (shared.path().to_str().unwrap(), shared.path().join("end.json"));
+    let output = Svadev::new(&["vm", "-q", "--share", share, "--json", json.to_str().unwrap()])
+        .args(&["--", "/mnt/share/prog", "-c", "echo $0; exit 123"])
+        .run();
+    assert_eq!((output.status.code(), stdout_of(&output).as_str()), (Some(123), "/mnt/share/prog\n"));
+    assert_eq!(stderr_of(&output), "", "quiet is quiet");
+    let end = json_of(&json);
+    assert_eq!((&end["by"], &end["status"]), (&"program".into(), &123.into()));
+}
+
+/// The guest mounts its own file system for temporary files, but not over the program.
+#[test]
+fn a_program_below_the_hosts_temporary_folder_runs() {
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    let program = folder.path().join("prog");
+    std::fs::copy("/bin/false", &program).unwrap();
+    let output = Svadev::new(&["vm", "-q", "--"]).args(&[program.to_str().unwrap()]).run();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr_of(&output));
+}
+
+/// The start that finds the BAR is not stopped, and the user's own is.
+#[test]
+fn a_machine_that_waits_for_a_debugger_does_so_only_after_its_bar_was_found() {
+    let mut run = Svadev::new(&["vm", "--qemu-arg", "-S", "--", "true"]).with_fresh_cache().unscaled().start();
+    run.wait_for_error("the guest is stopped");
+    run.signal(Signal::SIGTERM);
+    let output = run.finish();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr_of(&output));
+}
+
 #[test]
 fn the_dmar_table_is_put_right_when_the_first_guess_is_wrong() {
     let output =
@@ -354,8 +389,14 @@ fn bad_input_names_itself_and_the_remedy() {
     let topology = folder.path().join("bad.toml");
     std::fs::write(&topology, "[iommu]\naddress = \"00:05.0\"\n[[accelerators]]\naddress = \"00:05.0\"\n").unwrap();
     let topology = topology.to_str().unwrap();
+    // A tree without what a guest needs, refused before a boot, and by the doctor in the same words.
+    let tree = folder.path().join("linux");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join(".config"), "CONFIG_64BIT=y\nCONFIG_INTEL_IOMMU=y\n").unwrap();
+    let tree = tree.to_str().unwrap();
     for (args, status, words) in [
-        (&["test", "--topology", topology][..], 2, "bad.toml:4:11: 00:05.0 is already in use"),
+        (&["test", "--kernel", tree][..], 120, "CONFIG_INTEL_IOMMU_SVM=y   # shared virtual addressing"),
+        (&["test", "--topology", topology], 2, "bad.toml:4:11: 00:05.0 is already in use"),
         (&["test", "--topology", "/no/such/file"], 2, "--topology /no/such/file"),
         (&["vm", "--levels", "6"], 2, "4 or 5"),
         (&["vm", "--kernel", "/etc/passwd"], 120, "not a bzImage"),
@@ -367,4 +408,29 @@ fn bad_input_names_itself_and_the_remedy() {
         assert_eq!(output.status.code(), Some(status), "{args:?}: {}", stderr_of(&output));
         assert!(stderr_of(&output).contains(words), "{args:?}: {}", stderr_of(&output));
     }
+    let doctor = Svadev::new(&["doctor", "--kernel", tree]).run();
+    assert_eq!(doctor.status.code(), Some(120), "{}", stdout_of(&doctor));
+    assert!(
+        stdout_of(&doctor).contains("CONFIG_INTEL_IOMMU_SVM=y   # shared virtual addressing"),
+        "{}",
+        stdout_of(&doctor)
+    );
+}
+
+/// What is shown by a dry run is removed by the next.
+#[test]
+fn clean_says_what_it_removes() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("svadev/logs");
+    std::fs::create_dir_all(&cache).unwrap();
+    let clean = |more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_svadev"));
+        let output = command.arg("clean").args(more).env("XDG_CACHE_HOME", folder.path()).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr_of(&output));
+        stdout_of(&output)
+    };
+    assert!(clean(&["--dry-run"]).contains("would remove"));
+    assert!(cache.exists());
+    assert!(clean(&[]).contains("removed") && !cache.exists());
+    assert_eq!(clean(&[]), "nothing to remove\n");
 }

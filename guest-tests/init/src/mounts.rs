@@ -1,5 +1,6 @@
 //! File systems and system settings of the guest.
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -52,8 +53,8 @@ pub(crate) fn file_systems() -> Result<()> {
     let strict = plain | MsFlags::MS_NOEXEC;
     mount_at("proc", "proc", "/proc", strict, "")?;
     mount_at("sysfs", "sysfs", "/sys", strict, "")?;
-    mount_at("tmpfs", "tmpfs", "/tmp", plain, "mode=1777")?;
-    mount_at("tmpfs", "tmpfs", "/run", plain, "mode=0755")?;
+    mount_over("/tmp", plain, 0o1777)?;
+    mount_over("/run", plain, 0o755)?;
     mount_at("tmpfs", "tmpfs", "/dev/shm", plain, "mode=1777")?;
     mount_at("devpts", "devpts", "/dev/pts", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "mode=0620,ptmxmode=0666")?;
     // A user's own kernel may lack these; what needs them says so when it finds them missing.
@@ -114,6 +115,15 @@ fn reserve_huge_pages() -> Result<()> {
         bail!("asked for {HUGE_PAGES_2M}, got {got}: little memory, or in pieces");
     }
     Ok(())
+}
+
+/// Mount a file system for temporary files over an empty folder. If the image has files there, such as the program to
+/// run, it stays as it is.
+fn mount_over(at: &str, flags: MsFlags, mode: u32) -> Result<()> {
+    if fs::read_dir(at).is_ok_and(|mut entries| entries.next().is_some()) {
+        return fs::set_permissions(at, fs::Permissions::from_mode(mode)).with_context(|| format!("chmod {at}"));
+    }
+    mount_at("tmpfs", "tmpfs", at, flags, &format!("mode={mode:o}"))
 }
 
 /// Make the folder and mount; what is mounted there already is taken as it is.

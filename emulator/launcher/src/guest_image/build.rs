@@ -12,6 +12,7 @@ use crate::{
     exit::{Exit, Failure, OrExit as _, Outcome},
     kit,
     qemu::process::die_with_parent,
+    say::{Step, error_line},
 };
 
 /// The checkout this program was built from.
@@ -28,6 +29,27 @@ pub fn programs(folder: Option<&Path>) -> Outcome<Vec<PathBuf>> {
         None => build_programs(),
     };
     programs.or_exit(Exit::Setup)
+}
+
+/// Where the guest's programs come from, in words. Nothing is built.
+///
+/// Errors: why there are none, in words.
+pub fn origin(folder: Option<&Path>) -> Result<String, String> {
+    if let Some(folder) = folder {
+        let found = programs_in(folder).map_err(|error| format!("{}: {error:#}", folder.display()))?;
+        return Ok(format!("{} in {}", found.len(), folder.display()));
+    }
+    workspace().map_err(|error| format!("{error:#}"))?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    match Command::new(&cargo).arg("--version").stdin(Stdio::null()).output() {
+        Ok(output) if output.status.success() => {
+            Ok(format!("built with {}", String::from_utf8_lossy(&output.stdout).trim()))
+        }
+        Ok(output) => Err(why_not_built(&String::from_utf8_lossy(&output.stderr), &output.status.to_string())),
+        Err(error) => {
+            Err(format!("cannot run {}: {error}: install cargo, or use --guest-bin", Path::new(&cargo).display()))
+        }
+    }
 }
 
 fn programs_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
@@ -62,7 +84,8 @@ fn build_programs() -> anyhow::Result<Vec<PathBuf>> {
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env_remove("CARGO_BUILD_TARGET")
         .stdin(Stdio::null())
-        .stdout(Stdio::piped());
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     die_with_parent(&mut command);
     let mut child = command.spawn().with_context(|| {
         format!(
@@ -70,19 +93,44 @@ fn build_programs() -> anyhow::Result<Vec<PathBuf>> {
             Path::new(&cargo).display()
         )
     })?;
-    let stdout = child.stdout.take().expect("it was piped");
+    let _step = Step::begin("building the guest's programs");
+    let (stdout, mut stderr) = (child.stdout.take().expect("it was piped"), child.stderr.take().expect("it was piped"));
+    let said = std::thread::spawn(move || {
+        let mut said = Vec::new();
+        _ = std::io::Read::read_to_end(&mut stderr, &mut said);
+        String::from_utf8_lossy(&said).into_owned()
+    });
     let mut programs = Vec::new();
     for line in BufReader::new(stdout).lines() {
         programs.extend(executable(&line?));
     }
     let status = child.wait()?;
+    let said = said.join().unwrap_or_default();
     if !status.success() {
-        bail!(
-            "the guest's programs do not build ({status}): see the messages above. If the linker does not find libc.a, \
-             install the C library's development files (Debian: libc6-dev)"
-        );
+        for line in said.lines() {
+            error_line(format_args!("{line}"));
+        }
+        bail!("the guest's programs do not build: {}", why_not_built(&said, &status.to_string()));
     }
     Ok(programs)
+}
+
+/// The cause in what cargo said, and the remedy for the usual ones.
+fn why_not_built(said: &str, status: &str) -> String {
+    let cause = said.lines().find_map(|line| line.trim().strip_prefix("error"));
+    let cause = cause.map_or(status, |line| line.trim_start_matches(|c| c != ' ').trim());
+    let remedy = if said.contains("toolchain") {
+        "choose a toolchain, as with `rustup default stable`, or use --guest-bin"
+    } else if said.contains("can't find crate for `std`") || said.contains("can't find crate for `core`") {
+        "install the target with `rustup target add x86_64-unknown-linux-gnu`"
+    } else if ["libc.a", "-lc", "crt1.o", "-lm"].iter().any(|word| said.contains(word)) {
+        "install the C library's development files (Debian: libc6-dev, Fedora: glibc-static)"
+    } else if said.contains("linker `") {
+        "install a C compiler"
+    } else {
+        "see the messages above"
+    };
+    format!("{cause}: {remedy}")
 }
 
 /// The program in one line of cargo's messages (The Cargo Book, "External tools", artifact messages).
@@ -115,7 +163,7 @@ pub fn module(target: &ModuleTarget) -> Outcome<PathBuf> {
     let folder = kit::cache_folder().or_exit(Exit::Setup)?.join("module").join(format!("{key:016x}"));
     let module = folder.join("svadev.ko");
     if !module.exists() {
-        say!("building the guest's module for {}", target.release);
+        let _step = Step::begin(format!("building the guest's module for {}", target.release));
         std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string()).or_exit(Exit::Setup)?;
         kit::build_module(&source, &folder, target.kdir.as_deref())?;
     }
@@ -174,6 +222,25 @@ mod tests {
         assert_eq!(executable(r#"{"reason":"compiler-artifact","executable":null}"#), None);
         assert_eq!(executable(r#"{"reason":"build-finished","success":true}"#), None);
         assert_eq!(executable("warning"), None);
+    }
+
+    #[test]
+    fn the_cause_is_cargos_and_the_remedy_fits_it() {
+        let toolchain = "error: rustup could not choose a version of cargo to run, because one wasn't specified \
+                         explicitly, and no default is configured.\nhelp: run 'rustup default stable' to download \
+                         the latest stable release of Rust and set it as your default toolchain.\n";
+        for (said, cause, remedy) in [
+            (toolchain, "could not choose a version", "rustup default stable"),
+            ("error[E0463]: can't find crate for `std`\n", "can't find crate", "rustup target add"),
+            ("error: linking with `cc` failed\n  = note: cannot find -lc\n", "linking with", "libc6-dev"),
+            ("error: linker `cc` not found\n", "linker `cc` not found", "C compiler"),
+            ("error: no space left\n", "no space left", "messages above"),
+            ("", "exit status: 101", "messages above"),
+        ] {
+            let text = why_not_built(said, "exit status: 101");
+            assert!(text.contains(cause) && text.contains(remedy), "{text}");
+            assert_eq!(text.contains("libc6-dev"), said.contains("-lc"), "{text}");
+        }
     }
 
     #[test]

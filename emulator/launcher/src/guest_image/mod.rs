@@ -11,7 +11,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use serde::Serialize;
 
 use self::cpio::Archive;
@@ -53,7 +53,14 @@ pub struct Contents<'a> {
     pub module: Option<&'a Path>,
     /// The job.
     pub job: Job,
+    /// The host's folder that the guest mounts at [`SHARE`].
+    pub share: Option<&'a Path>,
 }
+
+/// Where the guest mounts the host's folder.
+pub const SHARE: &str = "/mnt/share";
+/// Folders that are mounted over in the guest, so that a file that is packed there is not seen.
+const HIDDEN: [&str; 4] = ["/dev", "/proc", "/sys", SHARE];
 
 /// Folders that programs expect, and that mounts need.
 const FOLDERS: [&str; 12] =
@@ -83,7 +90,7 @@ pub fn write(contents: Contents<'_>, out: &Path) -> anyhow::Result<()> {
     }
     let mut job = contents.job;
     if job.mode == "run" {
-        add_users_program(&mut archive, &mut job.argv)?;
+        add_users_program(&mut archive, &mut job.argv, contents.share)?;
     }
     archive.bytes("/svadev/job.json", serde_json::to_vec(&job)?, 0o644)?;
     archive.write(File::create(out)?)
@@ -142,8 +149,14 @@ fn add_busybox(archive: &mut Archive, busybox: &Path) -> anyhow::Result<()> {
 }
 
 /// Packs the program, unless its bare name is one that the guest has.
-fn add_users_program(archive: &mut Archive, argv: &mut [String]) -> anyhow::Result<()> {
+fn add_users_program(archive: &mut Archive, argv: &mut [String], share: Option<&Path>) -> anyhow::Result<()> {
     let program = argv.first_mut().context("there is no program to run")?;
+    if let (Some(share), Ok(rest)) = (share, Path::new(&*program).strip_prefix(SHARE)) {
+        // The program comes by way of the shared folder; its libraries are packed.
+        let path = share.join(rest);
+        ensure!(path.is_file(), "{program}: no such program: {} is no file", path.display());
+        return pack(archive, &program::files(&path, &|path| archive.contains(path))?[1..]);
+    }
     let path = if program.contains('/') {
         std::path::absolute(&*program)?
     } else if archive.contains(&format!("/bin/{program}")) {
@@ -157,12 +170,20 @@ fn add_users_program(archive: &mut Archive, argv: &mut [String]) -> anyhow::Resu
         return Ok(());
     }
     ensure!(path.is_file(), "{text}: no such program");
-    let has = |path: &str| archive.contains(path);
-    for file in program::files(&path, &has)? {
-        let name = file.to_str().context("a library's path is not UTF-8")?;
-        archive.host_file(name, &file, 0o755)?;
+    if let Some(hidden) = HIDDEN.iter().find(|hidden| path.starts_with(hidden)) {
+        bail!("{text}: the guest has its own {hidden}, so the program would not be seen: copy it to another folder");
     }
+    pack(archive, &program::files(&path, &|path| archive.contains(path))?)?;
     *program = text;
+    Ok(())
+}
+
+/// Packs files of the host under their own names.
+fn pack(archive: &mut Archive, files: &[PathBuf]) -> anyhow::Result<()> {
+    for file in files {
+        let name = file.to_str().context("a library's path is not UTF-8")?;
+        archive.host_file(name, file, 0o755)?;
+    }
     Ok(())
 }
 
@@ -185,14 +206,40 @@ mod tests {
         let mut archive = Archive::new();
         archive.link("/bin/ls", "busybox").unwrap();
         let mut argv = vec!["ls".to_owned(), "-l".to_owned()];
-        add_users_program(&mut archive, &mut argv).unwrap();
+        add_users_program(&mut archive, &mut argv, None).unwrap();
         assert_eq!(argv, ["ls", "-l"]);
         let mut argv = vec!["/bin/false".to_owned()];
-        add_users_program(&mut archive, &mut argv).unwrap();
+        add_users_program(&mut archive, &mut argv, None).unwrap();
         assert!(archive.contains("/bin/false"));
-        for missing in ["/no/such/program", "no-such-program-anywhere", "/tmp"] {
-            assert!(add_users_program(&mut archive, &mut [missing.to_owned()]).is_err(), "{missing}");
+        for missing in ["/no/such/program", "no-such-program-anywhere", "/tmp", "/dev/null"] {
+            assert!(add_users_program(&mut archive, &mut [missing.to_owned()], None).is_err(), "{missing}");
         }
+    }
+
+    #[test]
+    fn a_program_in_the_shared_folder_stays_there_and_its_libraries_are_packed() {
+        let share = tempfile::tempdir().unwrap();
+        std::fs::copy("/bin/false", share.path().join("prog")).unwrap();
+        let mut archive = Archive::new();
+        archive.folder(SHARE).unwrap();
+        let mut argv = vec!["/mnt/share/prog".to_owned()];
+        add_users_program(&mut archive, &mut argv, Some(share.path())).unwrap();
+        assert_eq!(argv, ["/mnt/share/prog"]);
+        assert!(!archive.contains("/mnt/share/prog") && !archive.contains(share.path().to_str().unwrap()));
+        assert!(archive.contains("/lib64/ld-linux-x86-64.so.2"), "{archive:?}");
+        let mut missing = ["/mnt/share/none".to_owned()];
+        let error = add_users_program(&mut archive, &mut missing, Some(share.path())).unwrap_err();
+        assert!(error.to_string().contains("no such program"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_the_guest_would_mount_over_is_refused() {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let program = folder.path().join("prog");
+        std::fs::copy("/bin/false", &program).unwrap();
+        let mut argv = [program.to_str().unwrap().to_owned()];
+        let error = add_users_program(&mut Archive::new(), &mut argv, None).unwrap_err();
+        assert!(error.to_string().contains("another folder"), "{error}");
     }
 
     #[test]

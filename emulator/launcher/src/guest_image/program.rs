@@ -55,7 +55,7 @@ fn collect(program: &Path, has: &dyn Fn(&str) -> bool, depth: u32, files: &mut V
                 program.display(),
                 interpreter.display()
             );
-            say!(
+            note!(
                 "{} is a script: its interpreter {} is packed with its shared libraries, \
                  but not the files it reads at run time",
                 program.display(),

@@ -59,6 +59,20 @@ pub struct Channels {
     pub qmp: PathBuf,
 }
 
+/// The user's arguments without those that stop the machine or wait for a debugger, for a start that is not the user's.
+pub fn without_debugging(extra: &[String]) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut words = extra.iter();
+    while let Some(word) = words.next() {
+        match word.trim_start_matches('-') {
+            "S" | "s" if word.starts_with('-') => {}
+            "gdb" | "trace" | "d" | "D" if word.starts_with('-') => _ = words.next(),
+            _ => kept.push(word.clone()),
+        }
+    }
+    kept
+}
+
 /// The kernel command line that the machine needs, with the user's own part last so that it wins.
 pub fn kernel_command_line(topology: &Topology, accel: Accel) -> String {
     // `intremap=off`: otherwise the unit's registers are claimed before PCI resources are, and Linux moves the BAR away
@@ -312,5 +326,19 @@ mod tests {
         let functions = [(topology.iommu.bdf, PathBuf::from("/run/s.sock"))];
         let xml = libvirt_xml(&CommandLine { functions: &functions, ..line(&topology) });
         assert!(xml.contains("value='{&quot;addr&quot;:&quot;05.0&quot;"), "{xml}");
+    }
+
+    #[test]
+    fn the_page_has_the_command_line_that_the_kernel_gets() {
+        let page = include_str!("../../../../docs/own-kernel.md");
+        let topology = Topology::parse("t", topology::DEFAULT).unwrap();
+        let line = kernel_command_line(&topology, Accel::Tcg);
+        assert!(page.lines().any(|text| text.trim() == line), "docs/own-kernel.md lacks the line {line}");
+    }
+
+    #[test]
+    fn arguments_for_a_debugger_are_told_from_others() {
+        let args = ["-S", "-gdb", "tcp::1", "-s", "-device", "edu", "-d", "int", "-smbios", "S"].map(str::to_owned);
+        assert_eq!(without_debugging(&args), ["-device", "edu", "-smbios", "S"]);
     }
 }

@@ -41,6 +41,11 @@ impl Placement {
         Self { file, address: remembered.unwrap_or(FIRST_GUESS), known: remembered.is_some() }
     }
 
+    /// Whether the address is one that was learnt.
+    pub const fn is_known(&self) -> bool {
+        self.known
+    }
+
     /// The best guess.
     pub const fn address(&self) -> u64 {
         self.address

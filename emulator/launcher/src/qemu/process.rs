@@ -71,7 +71,7 @@ fn check(path: &Path) -> anyhow::Result<()> {
         OLDEST.1
     );
     if version < RECOMMENDED {
-        say!("QEMU {major}.{minor} may work, but is untested: use {} or later", RECOMMENDED.0);
+        note!("QEMU {major}.{minor} may work, but is untested: use {} or later", RECOMMENDED.0);
     }
     ensure!(
         output_of(path, &["-device", "help"])?.contains("\"vfio-user-pci\""),

@@ -5,6 +5,9 @@ use serde::Deserialize;
 /// What follows the greeting: ends negotiation.
 pub const CAPABILITIES: &[u8] = b"{\"execute\":\"qmp_capabilities\"}\n";
 
+/// Asks whether the machine runs: one that was started with `-S` never said that it stopped.
+pub const QUERY_STATUS: &[u8] = b"{\"execute\":\"query-status\"}\n";
+
 /// What QEMU says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -32,6 +35,15 @@ struct Raw {
     event: Option<String>,
     data: Option<Data>,
     error: Option<ErrorBody>,
+    #[serde(rename = "return")]
+    answer: Option<Answer>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    Status { running: bool },
+    Other(serde::de::IgnoredAny),
 }
 
 #[derive(Deserialize)]
@@ -55,6 +67,7 @@ impl Message {
             }
             Raw { event: Some(event), .. } if event == "STOP" => Self::Stopped,
             Raw { event: Some(event), .. } if event == "RESUME" => Self::Resumed,
+            Raw { answer: Some(Answer::Status { running: false }), .. } => Self::Stopped,
             Raw { error: Some(error), .. } => Self::Error(error.desc),
             _ => Self::Other,
         })
@@ -73,6 +86,10 @@ mod tests {
         assert_eq!(Message::parse(r#"{"return": {}}"#), Some(Message::Other));
         assert_eq!(Message::parse(r#"{"timestamp": {}, "event": "STOP"}"#), Some(Message::Stopped));
         assert_eq!(Message::parse(r#"{"timestamp": {}, "event": "RESUME"}"#), Some(Message::Resumed));
+        let status = r#"{"return": {"running": false, "status": "prelaunch"}}"#;
+        assert_eq!(Message::parse(status), Some(Message::Stopped), "as with -S");
+        let status = r#"{"return": {"running": true, "status": "running"}}"#;
+        assert_eq!(Message::parse(status), Some(Message::Other));
         let error = r#"{"error": {"class": "GenericError", "desc": "no"}}"#;
         assert_eq!(Message::parse(error), Some(Message::Error("no".into())));
         assert_eq!(Message::parse("QEMU"), None);

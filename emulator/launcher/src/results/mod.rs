@@ -30,6 +30,9 @@ pub enum Kind {
     /// Figures of `svadev demo`.
     #[serde(rename = "svadev-demo")]
     Demo,
+    /// How `svadev vm` ended.
+    #[serde(rename = "svadev-vm")]
+    Vm,
     /// Counters of `svadev serve`.
     #[serde(rename = "svadev-serve")]
     Serve,
@@ -251,6 +254,8 @@ mod tests {
         check("demo.json", &serde_json::to_value(Framed::new(Kind::Demo, &figures)).unwrap()).unwrap();
         let counters = json!({"counters": {"unit": {"walks": 3}, "functions": []}});
         check("serve.json", &serde_json::to_value(Framed::new(Kind::Serve, &counters)).unwrap()).unwrap();
+        let end = json!({"status": 3, "by": "program", "kernel_log": ["BUG: x"]});
+        check("vm.json", &serde_json::to_value(Framed::new(Kind::Vm, &end)).unwrap()).unwrap();
         assert!(check("demo.json", &figures).is_err() && check("serve.json", &counters).is_err());
     }
 

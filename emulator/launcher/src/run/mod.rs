@@ -33,10 +33,11 @@ use crate::{
     exit::{Exit, Failure, OrExit as _, Outcome},
     kernel_log::KernelLog,
     qemu::{
-        args::{Boot, Channels, CommandLine},
+        args::{Boot, Channels, CommandLine, without_debugging},
         placement::{MAX_STARTS, Placement},
         process::die_with_parent,
     },
+    say::Step,
 };
 
 /// Time limit for reading the sockets after QEMU is gone. It should not be reached, since nothing fills them any more.
@@ -109,20 +110,25 @@ impl Runner<'_> {
         let functions = self.backend.as_ref().map(|backend| backend.sockets().to_vec()).unwrap_or_default();
         let dmar = self.backend.is_some().then(|| self.folder.join("dmar.bin"));
         let share = self.plan.share.map(|_| self.folder.join("share.sock"));
-        let args = CommandLine {
-            topology: self.plan.topology,
-            accel: self.plan.accel,
-            functions: &functions,
-            dmar: dmar.as_deref(),
-            boot: Some(Boot { kernel: self.plan.kernel, initrd: Some(self.plan.initrd) }),
-            channels: Some(&channels),
-            share: share.as_deref(),
-            extra: self.plan.extra,
-        }
-        .build();
+        let line = |extra: &[String]| {
+            CommandLine {
+                topology: self.plan.topology,
+                accel: self.plan.accel,
+                functions: &functions,
+                dmar: dmar.as_deref(),
+                boot: Some(Boot { kernel: self.plan.kernel, initrd: Some(self.plan.initrd) }),
+                channels: Some(&channels),
+                share: share.as_deref(),
+                extra,
+            }
+            .build()
+        };
+        let args = line(self.plan.extra);
+        // Where the BAR is does not depend on a debugger, and a machine that is stopped never places it.
+        let plain_args = line(&without_debugging(self.plan.extra));
         self.write_command(&args).or_exit(Exit::Setup)?;
         let cache = crate::kit::cache_folder().or_exit(Exit::Setup)?;
-        let mut placement = dmar.as_ref().map(|_| Placement::load(&cache, self.plan.qemu, &args, self.folder));
+        let mut placement = dmar.as_ref().map(|_| Placement::load(&cache, self.plan.qemu, &plain_args, self.folder));
 
         let output = (self.plan.terminal != Terminal::Log).then(console::Output::start);
         let sink = match &output {
@@ -147,7 +153,9 @@ impl Runner<'_> {
                 std::fs::write(file, table).with_context(|| file.display().to_string()).or_exit(Exit::Setup)?;
             }
             let (share, typed) = (share.as_deref(), typed.as_ref());
-            let start = Start { args: &args, listeners: &listeners, share, sink: &sink, typed, deadline };
+            let learning = args != plain_args && placement.as_ref().is_some_and(|placement| !placement.is_known());
+            let args = if learning { &plain_args } else { &args };
+            let start = Start { args, learning, listeners: &listeners, share, sink: &sink, typed, deadline };
             let address = placement.as_ref().map(Placement::address);
             match self.attempt(start, address, &events, &mut receiver).await {
                 Attempt::Ended(how) => {
@@ -208,13 +216,17 @@ impl Runner<'_> {
             let form = self.plan.terminal;
             tokio::task::spawn_local(forward_typed(typed.clone(), senders.clone(), is_ready, events.clone(), form))
         });
-        let mut state = State::new(self.plan, address, start.deadline, senders, ready);
+        let mut booting = (self.plan.terminal == Terminal::Log).then(|| Step::begin("booting the guest"));
+        let mut state = State::new(self.plan, address, start.learning, start.deadline, senders, ready);
         loop {
             let deadline = state.deadline();
             tokio::select! {
                 event = receiver.recv() => {
                     let event = event.expect("this function holds a sender");
                     self.logs.write(&event);
+                    if matches!(event, Event::Control(_)) {
+                        drop(booting.take());
+                    }
                     if let Event::Kernel(line) = &event
                         && let Some(line) = self.audit.kernel(line)
                     {
@@ -329,6 +341,8 @@ async fn next_backend_event(backend: &mut Option<&mut Backend>) -> Option<Backen
 /// What one start of QEMU needs.
 struct Start<'a> {
     args: &'a [String],
+    /// This start only finds out where the unit's BAR is.
+    learning: bool,
     listeners: &'a Rc<Listeners>,
     share: Option<&'a Path>,
     sink: &'a mpsc::Sender<Vec<u8>>,

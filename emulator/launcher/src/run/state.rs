@@ -53,6 +53,8 @@ pub(super) struct State<'a> {
     plan: &'a Plan<'a>,
     /// Where the DMAR table says that the unit is; `None` without a table.
     address: Option<u64>,
+    /// This start only finds out where the unit is.
+    learning: bool,
     clock: MachineClock,
     /// QEMU has stopped the machine.
     stopped: bool,
@@ -84,6 +86,7 @@ impl<'a> State<'a> {
     pub(super) fn new(
         plan: &'a Plan<'a>,
         address: Option<u64>,
+        learning: bool,
         timeout_at: Option<Instant>,
         senders: Senders,
         ready: watch::Sender<bool>,
@@ -91,6 +94,7 @@ impl<'a> State<'a> {
         Self {
             plan,
             address,
+            learning,
             clock: MachineClock { now: Duration::ZERO, looked: Instant::now() },
             stopped: false,
             told_stopped: false,
@@ -237,7 +241,10 @@ impl<'a> State<'a> {
     fn qmp(&mut self, message: qmp::Message) {
         match message {
             // The queue is empty at the greeting: nothing was sent before it.
-            qmp::Message::Greeting => _ = self.senders.qmp.try_send(qmp::CAPABILITIES.to_vec()),
+            qmp::Message::Greeting => {
+                _ = self.senders.qmp.try_send(qmp::CAPABILITIES.to_vec());
+                _ = self.senders.qmp.try_send(qmp::QUERY_STATUS.to_vec());
+            }
             qmp::Message::Shutdown { reason } => self.shutdown_reason = Some(reason),
             qmp::Message::Error(text) => tracing::warn!("QEMU's monitor reports an error: {text}"),
             qmp::Message::Stopped => self.stopped = true,
@@ -252,6 +259,9 @@ impl<'a> State<'a> {
         let Some(expected) = self.address else { return };
         if self.plan.until_placed {
             self.decide(Ok(Ended::Placed(address)));
+            self.must_stop = true;
+        } else if self.learning {
+            self.misplaced = Some(address);
             self.must_stop = true;
         } else if address == expected {
             self.placed = true;

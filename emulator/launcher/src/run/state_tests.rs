@@ -44,7 +44,7 @@ fn conclude(
         let timeout_at = plan.timeout.map(|limit| Instant::now() + limit);
         let (ready, _ready) = watch::channel(false);
         let (senders, _inputs) = streams::inputs();
-        let mut state = State::new(&plan, Some(0xfebf_f000), timeout_at, senders, ready);
+        let mut state = State::new(&plan, Some(0xfebf_f000), false, timeout_at, senders, ready);
         story(&mut state, &mut KernelLog::default());
         let status = if state.must_stop { 9 } else { status };
         state.status = Some(Ok(ExitStatus::from_raw(status)));

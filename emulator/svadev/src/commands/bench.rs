@@ -61,7 +61,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome<u8> {
     let mut report = Report::new(Machine::here(seconds), Vec::new(), Vec::new());
     if report.machine.is_busy() {
         let Machine { load, processors, .. } = &report.machine;
-        say!("the host is busy (load {load} on {processors} processors): figures of polled cases will be too high");
+        note!("the host is busy (load {load} on {processors} processors): figures of polled cases will be too high");
     }
     let mut show = Show::new();
     if here {
@@ -167,11 +167,14 @@ impl Show {
 
     fn line(&self, text: &str) {
         let seconds = self.since.elapsed().as_secs();
+        if svadev_launcher::say::is_quiet() {
+            return;
+        }
         if self.terminal {
             // Errors: a terminal that has gone is no reason to stop.
             _ = write!(std::io::stderr().lock(), "\r\x1b[K{seconds:4} s  {text}");
         } else {
-            say!("{seconds} s: {text}");
+            note!("{seconds} s: {text}");
         }
     }
 

@@ -83,7 +83,7 @@ impl Story {
 impl Observer for Story {
     fn control(&mut self, message: &Message) {
         match message {
-            Message::Hello(release) => say!("the guest is up: Linux {release}"),
+            Message::Hello(release) => note!("the guest is up: Linux {release}"),
             Message::Data(object) => self.event(object),
             _ => {}
         }

@@ -1,6 +1,7 @@
 //! The subcommands.
 mod bench;
 mod demo;
+mod doctor;
 mod json;
 mod kit;
 mod manual;
@@ -25,6 +26,8 @@ pub(crate) fn run(command: Command) -> Outcome<u8> {
         Command::QemuArgs(args) => manual::qemu_args(&args),
         Command::Dmar(args) => manual::dmar(&args),
         Command::Report(command) => report::run(&command),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Clean(args) => doctor::clean(&args),
         Command::Kit(command) => kit::run(command),
     }
 }

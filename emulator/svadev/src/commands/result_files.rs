@@ -9,6 +9,7 @@ use svadev_launcher::{
     files,
     ktap::{self, TestResult, Verdict},
     results::{Results, junit, kcidb},
+    say::Style,
 };
 
 /// The files to write, checked before the work.
@@ -52,9 +53,9 @@ impl<'a> Writer<'a> {
 /// Prints a result as a line, and the lines of a test that failed below it.
 pub(crate) fn print(result: &TestResult) {
     let word = match result.verdict {
-        Verdict::Pass => "ok  ",
-        Verdict::Fail => "FAIL",
-        Verdict::Skip => "skip",
+        Verdict::Pass => Style::Good.on("ok  "),
+        Verdict::Fail => Style::Bad.on("FAIL"),
+        Verdict::Skip => Style::Aside.on("skip"),
     };
     let reason = if result.reason.is_empty() { String::new() } else { format!(": {}", result.reason) };
     out!("{word} {} ({:.3} s){reason}", result.name, result.seconds);

@@ -13,6 +13,7 @@ use svadev_launcher::{
     ktap::{Parser, TestResult, Verdict},
     results::{FORMAT, Kind, Machine, Results},
     run::{Ended, Observer, Terminal, audit::AuditJudge},
+    say::is_quiet,
 };
 
 /// The guest's program.
@@ -36,7 +37,7 @@ pub(crate) fn run(args: &TestArgs) -> Outcome<u8> {
         terminal: Terminal::Log,
         until_placed: false,
     };
-    let progress = std::io::stderr().is_terminal();
+    let progress = std::io::stderr().is_terminal() && !is_quiet();
     let mut suite = Suite { parser: Parser::new(since), progress, release: String::new() };
     let mut finished = guest::run(request, &mut suite)?;
     let machine = Machine::of(&topology, finished.accel, &suite.release);
@@ -155,12 +156,13 @@ impl Observer for Suite {
     fn control(&mut self, message: &Message) {
         match message {
             Message::Hello(release) => {
-                say!("the guest is up: Linux {release}");
+                note!("the guest is up: Linux {release}");
                 self.release.clone_from(release);
             }
             Message::Ktap(line) => {
                 self.clear_progress();
-                if let Some(result) = self.parser.line(line, Instant::now()) {
+                let result = self.parser.line(line, Instant::now());
+                if let Some(result) = result.filter(|result| !is_quiet() || result.verdict == Verdict::Fail) {
                     print(result);
                 }
                 self.show_progress();

@@ -16,7 +16,7 @@ use svadev_endpoint::{Invalidation, Mailbox, Obligation, Platform, Presence, Req
 use svadev_mutation::mutant;
 
 use crate::context::Context;
-use crate::orders::{Command, Done, Orders};
+use crate::orders::{COMMANDS, Command, Done, Orders};
 use crate::policy::{ALWAYS_WATCHED, LOOKS, SLICE_COST, VISIT_COST, WATCH_NS, WATCH_NS_MOST};
 use crate::queue::{Horizon, Queue, QueueState};
 use crate::schedule::Schedule;
@@ -48,11 +48,11 @@ struct Pending {
 #[derive(Clone, Debug)]
 pub(crate) struct EngineState {
     queues: Box<[QueueState]>,
-    /// A disable of the function that is not acknowledged.
-    pub(crate) disabling: bool,
+    /// A disable of the function that is not acknowledged, and when it no longer waits for answers, ns.
+    pub(crate) disabling: Option<u64>,
     disabled_runs: Box<[u64]>,
-    /// A command that is not finished, and when an abort no longer waits, ns.
-    pub(crate) command: Option<(Command, u64)>,
+    /// Commands that are not finished, by number, and when each ends at its limit, ns.
+    pub(crate) commands: [Option<(Command, u64)>; COMMANDS],
     horizons: Box<[Horizon]>,
 }
 
@@ -64,12 +64,17 @@ pub struct Engine<P: Platform> {
     schedule: Schedule,
     /// Where the mailbox is emptied into; empty between calls.
     taken: Box<Mailbox<Orders>>,
-    /// CONTROL.enable 1 → 0, to be acknowledged when every queue has been off.
+    /// CONTROL.enable 1 → 0, to be acknowledged when every queue has been off and page requests are answered.
     disables: Vec<Obligation<Done>>,
+    /// When `disables` no longer wait for answers to page requests, ns.
+    disables_until_ns: u64,
     /// Runs of the queues when the function was disabled last, by queue: a later run began after the queue was off.
     disabled_runs: Box<[u64]>,
-    command: Option<Pending>,
-    /// Submission ring indexes when the command was taken, by queue.
+    /// By number.
+    commands: [Option<Pending>; COMMANDS],
+    /// Bit n: element n of `commands` is set.
+    commands_pending: u32,
+    /// Submission ring indexes when the commands were taken: a row of all queues for each.
     horizons: Box<[Horizon]>,
     presence: Presence,
 }
@@ -93,13 +98,15 @@ impl<P: Platform> Engine<P> {
         let parts = queues.len() * (settings.jobs_per_queue + 2);
         Self {
             cx: Context::new(index, requester, shared, parts),
-            horizons: vec![Horizon::default(); queues.len()].into(),
+            horizons: vec![Horizon::default(); COMMANDS * queues.len()].into(),
             schedule: Schedule::new(queues.len()),
             disabled_runs: vec![0; queues.len()].into(),
             queues,
             taken: Box::new(Mailbox::new(Orders::new(usize::from(settings.queues)))),
             disables: Vec::with_capacity(4),
-            command: None,
+            disables_until_ns: 0,
+            commands: [const { None }; COMMANDS],
+            commands_pending: 0,
             presence: Presence::default(),
         }
     }
@@ -196,23 +203,23 @@ impl<P: Platform> Engine<P> {
         debug_assert!(!self.presence.is_online(), "it was paused");
         EngineState {
             queues: self.queues.iter().map(Queue::save).collect(),
-            disabling: !self.disables.is_empty(),
+            disabling: (!self.disables.is_empty()).then_some(self.disables_until_ns),
             disabled_runs: self.disabled_runs.clone(),
-            command: match &self.command {
+            commands: std::array::from_fn(|number| match &self.commands[number] {
                 Some(pending) if !mutant!(SaveForgetsCommand) => Some((pending.command, pending.until_ns)),
                 _ => None,
-            },
+            }),
             horizons: self.horizons.clone(),
         }
     }
 
-    /// Goes on with a state that was saved from an engine of the same settings. `disable` and `command` are its shares
-    /// of what that engine had not acknowledged.
+    /// Goes on with a state that was saved from an engine of the same settings. `disable` and `command` (by number) are
+    /// its shares of what that engine had not acknowledged.
     pub(crate) fn restore(
         &mut self,
         state: &EngineState,
         disable: Option<Obligation<Done>>,
-        command: Option<Obligation<Done>>,
+        command: impl Fn(usize) -> Option<Obligation<Done>>,
     ) {
         for (position, (queue, state)) in self.queues.iter_mut().zip(&state.queues).enumerate() {
             queue.restore(&mut self.cx, state);
@@ -220,11 +227,16 @@ impl<P: Platform> Engine<P> {
         }
         self.horizons.clone_from(&state.horizons);
         self.disabled_runs.clone_from(&state.disabled_runs);
-        self.disables.extend(disable);
-        self.command = state.command.zip(command).map(|((command, until_ns), obligation)| {
+        if let Some((until_ns, disable)) = state.disabling.zip(disable) {
             self.cx.waits.deadline(until_ns);
-            Pending { command, obligation, until_ns }
-        });
+            self.disables_until_ns = until_ns;
+            self.disables.push(disable);
+        }
+        for (number, saved) in state.commands.iter().enumerate() {
+            if let Some(((command, until_ns), obligation)) = saved.zip(command(number)) {
+                self.take_up(number, Pending { command, obligation, until_ns });
+            }
+        }
     }
 
     /// Looks at some of the queues that had nothing to do.
@@ -326,18 +338,34 @@ impl<P: Platform> Engine<P> {
                 *run = queue.run();
             }
             self.disables.append(&mut self.taken.device.disables);
+            self.disables_until_ns = self.limit_ns();
+            self.cx.waits.deadline(self.disables_until_ns);
         }
         self.take_queue_changes();
         self.take_rung();
-        if let Some((command, obligation)) = self.taken.device.command.take() {
-            debug_assert!(self.command.is_none(), "COMMAND is ignored while it is busy");
-            for (horizon, queue) in self.horizons.iter_mut().zip(&self.queues) {
-                *horizon = queue.horizon(&self.cx);
+        if std::mem::take(&mut self.taken.device.commanded) {
+            for number in 0..COMMANDS {
+                let Some((command, obligation)) = self.taken.device.commands[number].take() else { continue };
+                debug_assert!(self.commands[number].is_none(), "a command is ignored while its number is busy");
+                let row = number * self.queues.len();
+                for (horizon, queue) in self.horizons[row..].iter_mut().zip(&self.queues) {
+                    *horizon = queue.horizon(&self.cx);
+                }
+                self.take_up(number, Pending { command, obligation, until_ns: self.limit_ns() });
             }
-            let until_ns = self.cx.now_ns.saturating_add(self.cx.shared.settings().page_request_timeout_ns);
-            self.cx.waits.deadline(until_ns);
-            self.command = Some(Pending { command, obligation, until_ns });
         }
+    }
+
+    /// When something that begins now ends at the limit that COMMAND_LIMIT states, ns.
+    fn limit_ns(&self) -> u64 {
+        self.cx.now_ns.saturating_add(self.cx.shared.settings().page_request_timeout_ns)
+    }
+
+    /// A command is under way from now on.
+    fn take_up(&mut self, number: usize, pending: Pending) {
+        self.cx.waits.deadline(pending.until_ns);
+        self.commands[number] = Some(pending);
+        self.commands_pending |= 1 << number;
     }
 
     /// Resets the engine: no work is left. A page request that is outstanding stays outstanding until it is answered.
@@ -349,8 +377,11 @@ impl<P: Platform> Engine<P> {
         }
         self.schedule.clear();
         self.cx.requester.invalidate(Invalidation::ALL);
-        if let Some(pending) = self.command.take() {
-            self.cx.acknowledge(pending.obligation);
+        self.commands_pending = 0;
+        for command in &mut self.commands {
+            if let Some(pending) = command.take() {
+                self.cx.acknowledge(pending.obligation);
+            }
         }
         while let Some(obligation) = self.disables.pop() {
             self.cx.acknowledge(obligation);
@@ -421,10 +452,11 @@ impl<P: Platform> Engine<P> {
                 changed = true;
             }
         }
-        if let Some(pending) = &self.command
-            && self.cx.now_ns < pending.until_ns
-        {
-            self.cx.waits.deadline(pending.until_ns);
+        let disables = (!self.disables.is_empty()).then_some(self.disables_until_ns);
+        for until_ns in self.commands.iter().flatten().map(|pending| pending.until_ns).chain(disables) {
+            if self.cx.now_ns < until_ns {
+                self.cx.waits.deadline(until_ns);
+            }
         }
         changed
     }
@@ -452,38 +484,55 @@ impl<P: Platform> Engine<P> {
     /// Acknowledges what has come true meanwhile: queues that stopped, a command that is over.
     fn settle(&mut self) -> bool {
         let mut settled = false;
-        let mut queues = self.queues.iter().zip(&self.disabled_runs);
-        if !self.disables.is_empty() && queues.all(|(queue, &run)| queue.is_off() || queue.run() > run) {
+        if !self.disables.is_empty() && self.is_disabled() {
             while let Some(obligation) = self.disables.pop() {
                 self.cx.acknowledge(obligation);
             }
             settled = true;
         }
-        if let Some(pending) = self.command.take() {
-            if self.is_over(&pending) {
-                self.cx.acknowledge(pending.obligation);
+        let mut pending = self.commands_pending;
+        while pending != 0 {
+            let number = pending.trailing_zeros() as usize;
+            pending &= pending - 1;
+            let Some(command) = self.commands[number].take() else { continue };
+            if self.is_over(number, &command) {
+                self.commands_pending &= !(1 << number);
+                self.cx.acknowledge(command.obligation);
                 settled = true;
             } else {
-                self.command = Some(pending);
+                self.commands[number] = Some(command);
             }
         }
         settled
     }
 
+    /// Whether a disable of the function is over: each queue has been off, and the function's page requests are answered
+    /// or over their limit. Software may take translations and page tables away after that.
+    fn is_disabled(&self) -> bool {
+        let mut queues = self.queues.iter().zip(&self.disabled_runs);
+        queues.all(|(queue, &run)| queue.is_off() || queue.run() > run) && {
+            let outstanding = self.cx.endpoint().prg().is_any_outstanding(self.cx.engine);
+            let done = !outstanding || mutant!(DisableWithoutResponses);
+            self.is_done_or_late(Done::Disable, self.disables_until_ns, done)
+        }
+    }
+
     /// An abort is over when the PASID's page requests are answered, too (PCIe 6.0 §10.4.1.2, the first of the two ways
     /// to stop using a PASID): whoever unbinds it next finds no request of it in any queue. A guest kernel may rely on
     /// that: Linux 7.3 skips its own drain when the process died first (`docs/found.md`).
-    fn is_over(&mut self, pending: &Pending) -> bool {
+    fn is_over(&mut self, number: usize, pending: &Pending) -> bool {
+        let row = number * self.queues.len();
+        let horizons = &self.horizons[row..row + self.queues.len()];
         match pending.command {
             Command::Drain(_) if mutant!(DrainCommandIgnored) => true,
             Command::Drain(pasid) => {
-                let mut queues = self.queues.iter().zip(&self.horizons);
+                let mut queues = self.queues.iter().zip(horizons);
                 let drained = queues.all(|(queue, &until)| queue.is_drained(pasid, until));
-                self.is_done_or_late(pending, drained)
+                self.is_done_or_late(Done::Command(number), pending.until_ns, drained)
             }
             Command::Abort(pasid) => {
                 let mut over = true;
-                for (position, &until) in self.horizons.iter().enumerate() {
+                for (position, &until) in horizons.iter().enumerate() {
                     let aborting = self.queues[position].abort(&mut self.cx, pasid, until);
                     over &= aborting.over;
                     if aborting.changed {
@@ -494,17 +543,18 @@ impl<P: Platform> Engine<P> {
                 self.cx.requester.invalidate(Invalidation::space(space));
                 over && {
                     let outstanding = self.cx.endpoint().prg().is_outstanding(self.cx.engine, pasid);
-                    self.is_done_or_late(pending, !outstanding || mutant!(AbortWithoutResponses))
+                    let done = !outstanding || mutant!(AbortWithoutResponses);
+                    self.is_done_or_late(Done::Command(number), pending.until_ns, done)
                 }
             }
         }
     }
 
-    /// Whether a command ends now. If it ends at its limit, says so.
-    fn is_done_or_late(&self, pending: &Pending, done: bool) -> bool {
-        let late = !done && self.cx.now_ns >= pending.until_ns;
+    /// Whether a command or a disable ends now. If it ends at its limit, says so.
+    fn is_done_or_late(&self, what: Done, until_ns: u64, done: bool) -> bool {
+        let late = !done && self.cx.now_ns >= until_ns;
         if late {
-            self.cx.shared.command_timed_out();
+            self.cx.shared.timed_out(what);
         }
         done || late
     }

@@ -9,10 +9,10 @@ use svadev_pci::{
     Pasid as PasidCapability, Pri,
 };
 use svadev_spec::device::{
-    ABI_MAJOR, ABI_MINOR, BAR_DOORBELLS, BAR_MSIX, BAR_MSIX_SIZE, BAR_REGISTERS, Command as CommandRegister, Control,
-    DOORBELL_STRIDE, ID_MAGIC, Limits, MAX_LENGTH, MAX_SCATTER_ENTRIES, MSIX_PBA_OFFSET, PCI_CLASS_ACCELERATOR,
-    PCI_DEVICE_ID_ACCELERATOR, PCI_VENDOR_ID, QueueStatus, RING_LOG2, bar_doorbells_size, command, opcode, queue_error,
-    regs,
+    ABI_MAJOR, ABI_MINOR, ABORT_SLOTS, AbortSlot, BAR_DOORBELLS, BAR_MSIX, BAR_MSIX_SIZE, BAR_REGISTERS,
+    Command as CommandRegister, Control, DOORBELL_STRIDE, Features, ID_MAGIC, Limits, MAX_LENGTH, MAX_SCATTER_ENTRIES,
+    MSIX_PBA_OFFSET, PCI_CLASS_ACCELERATOR, PCI_DEVICE_ID_ACCELERATOR, PCI_VENDOR_ID, QueueStatus, RING_LOG2,
+    bar_doorbells_size, command, opcode, queue_error, regs,
 };
 
 use crate::doorbell::DoorbellPages;
@@ -62,6 +62,8 @@ pub struct Function {
     pub(crate) queues: Box<[QueueBank]>,
     /// High half of COMMAND, until the low half is written.
     pub(crate) command_high: u32,
+    /// PASIDs that were last written to the abort slots.
+    pub(crate) abort_pasids: [u32; ABORT_SLOTS as usize],
     pub(crate) msi_x: MsiXTable,
 }
 
@@ -89,6 +91,7 @@ impl Function {
             config: ConfigSpace::new(description),
             queues: vec![QueueBank::default(); usize::from(settings.queues)].into(),
             command_high: 0,
+            abort_pasids: [0; ABORT_SLOTS as usize],
             msi_x: MsiXTable::new(description.msi_x.expect("it has one")),
             shared,
         };
@@ -139,9 +142,10 @@ impl Function {
 
     fn reset_registers(&mut self) {
         // Taken apart whole: a new field must be given a line here. Configuration space is reset by whoever resets it.
-        let Self { shared, config: _, queues, command_high, msi_x } = self;
+        let Self { shared, config: _, queues, command_high, abort_pasids, msi_x } = self;
         queues.fill(QueueBank::default());
         *command_high = 0;
+        abort_pasids.fill(0);
         msi_x.reset();
         shared.reset();
     }
@@ -260,11 +264,33 @@ impl Function {
             }
             regs::CONTROL => Control::new().with_enable(self.shared.status().enabled()).into_bits(),
             regs::STATUS => self.shared.status().into_bits(),
-            regs::COMMAND_STATUS => self.shared.command_status().into_bits(),
-            _ => match self.queue_at(offset) {
-                Some((queue, register)) => self.read_queue(queue, register),
-                None => 0,
+            regs::COMMAND_STATUS => self.shared.command_status(0).into_bits(),
+            o if o & !4 == regs::FEATURES => half(self.features().bits(), o),
+            _ => match (self.queue_at(offset), abort_slot_at(offset)) {
+                (Some((queue, register)), _) => self.read_queue(queue, register),
+                (None, Some(slot)) => self.read_abort_slot(slot).into_bits(),
+                (None, None) => 0,
             },
+        }
+    }
+
+    fn features(&self) -> Features {
+        if self.shared.settings().untranslated {
+            Features::empty()
+        } else {
+            Features::PROCESS_ADDRESSES | Features::PAGE_REQUESTS
+        }
+    }
+
+    fn read_abort_slot(&self, slot: usize) -> AbortSlot {
+        let status = self.shared.command_status(1 + slot);
+        AbortSlot::new().with_pasid(self.abort_pasids[slot]).with_timeout(status.timeout()).with_busy(status.busy())
+    }
+
+    fn write_abort_slot(&mut self, slot: usize, value: AbortSlot) {
+        let pasid = Pasid::from_low_bits(value.pasid().into());
+        if value.busy() && self.shared.command(1 + slot, Command::Abort(pasid)) {
+            self.abort_pasids[slot] = value.pasid();
         }
     }
 
@@ -315,11 +341,11 @@ impl Function {
             regs::WAKE => self.wake(usize::try_from(value).unwrap_or(usize::MAX)),
             COMMAND_HIGH => self.command_high = value,
             regs::COMMAND => self.write_command(u64::from(self.command_high) << 32 | u64::from(value)),
-            _ => {
-                if let Some((queue, register)) = self.queue_at(offset) {
-                    self.write_queue(queue, register, value);
-                }
-            }
+            _ => match (self.queue_at(offset), abort_slot_at(offset)) {
+                (Some((queue, register)), _) => self.write_queue(queue, register, value),
+                (None, Some(slot)) => self.write_abort_slot(slot, AbortSlot::from_bits(value)),
+                (None, None) => {}
+            },
         }
     }
 
@@ -338,8 +364,8 @@ impl Function {
         let clean = CommandRegister::new().with_opcode(register.opcode()).with_pasid(register.pasid());
         match register.opcode() {
             _ if value != clean.into_bits() => self.shared.bad_command(),
-            command::ABORT_PASID => self.shared.command(Command::Abort(pasid)),
-            command::DRAIN_PASID => self.shared.command(Command::Drain(pasid)),
+            command::ABORT_PASID => drop(self.shared.command(0, Command::Abort(pasid))),
+            command::DRAIN_PASID => drop(self.shared.command(0, Command::Drain(pasid))),
             _ => self.shared.bad_command(),
         }
     }
@@ -377,6 +403,12 @@ impl Function {
             _ => {}
         }
     }
+}
+
+/// The abort slot at an offset of the registers.
+fn abort_slot_at(offset: u64) -> Option<usize> {
+    let slot = usize::try_from(offset.checked_sub(regs::ABORT)? / 4).ok()?;
+    (slot < ABORT_SLOTS as usize).then_some(slot)
 }
 
 /// Whether an access is one that registers answer: 4 or 8 bytes, naturally aligned.

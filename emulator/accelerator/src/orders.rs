@@ -1,9 +1,12 @@
 //! What the accelerator mails to its engines: the device's part of a mailbox.
 use svadev_endpoint::{Mail, Obligation};
 use svadev_fabric::Pasid;
-use svadev_spec::device::MAX_QUEUES;
+use svadev_spec::device::{ABORT_SLOTS, MAX_QUEUES};
 
 use crate::queue_config::QueueConfig;
+
+/// Commands that may be under way at once: number 0 is that of COMMAND, number 1 + n that of abort slot n.
+pub(crate) const COMMANDS: usize = 1 + ABORT_SLOTS as usize;
 
 /// What is over once every engine has acted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,8 +15,8 @@ pub(crate) enum Done {
     Reset,
     /// CONTROL.enable 1 → 0: no longer busy.
     Disable,
-    /// COMMAND: no longer busy.
-    Command,
+    /// The command with this number, below [`COMMANDS`]: no longer busy.
+    Command(usize),
 }
 
 /// Changes of one queue that its engine has not taken: first the disable, then the enable.
@@ -25,7 +28,7 @@ pub(crate) struct QueueChange {
     pub(crate) enable: Option<QueueConfig>,
 }
 
-/// A command of the COMMAND register (`svadev_spec::device::command`).
+/// A command of the COMMAND register (`svadev_spec::device::command`) or of an abort slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     /// ABORT_PASID.
@@ -49,8 +52,10 @@ pub(crate) struct Orders {
     pub(crate) rung: [u64; MAX_QUEUES as usize / 64],
     /// Every doorbell is to be looked at: the function was enabled.
     pub(crate) rung_all: bool,
-    /// The command in progress.
-    pub(crate) command: Option<(Command, Obligation<Done>)>,
+    /// New commands, by number.
+    pub(crate) commands: [Option<(Command, Obligation<Done>)>; COMMANDS],
+    /// Some element of `commands` is set.
+    pub(crate) commanded: bool,
 }
 
 impl Orders {
@@ -63,13 +68,20 @@ impl Orders {
             queues_changed: false,
             rung: [0; MAX_QUEUES as usize / 64],
             rung_all: false,
-            command: None,
+            commands: [const { None }; COMMANDS],
+            commanded: false,
         }
     }
 
     /// The wake page of a queue was written.
     pub(crate) fn ring(&mut self, queue: usize) {
         self.rung[queue / 64] |= 1 << (queue % 64);
+    }
+
+    /// A command was written, while none with its number was busy.
+    pub(crate) fn command(&mut self, number: usize, command: Command, obligation: Obligation<Done>) {
+        self.commands[number] = Some((command, obligation));
+        self.commanded = true;
     }
 
     /// CONTROL.enable 1 → 0 disables every queue, and outdates the enables that came before it. Enables that come after
@@ -97,15 +109,15 @@ impl Mail for Orders {
             && !self.queues_changed
             && self.rung == [0; MAX_QUEUES as usize / 64]
             && !self.rung_all
-            && self.command.is_none()
+            && !self.commanded
     }
 }
 
 impl Drop for Orders {
     /// The engine and the function are gone: whoever waited is gone with them.
     fn drop(&mut self) {
-        let command = self.command.take().map(|(_, obligation)| obligation);
-        for obligation in self.resets.drain(..).chain(self.disables.drain(..)).chain(command) {
+        let commands = self.commands.iter_mut().filter_map(Option::take).map(|(_, obligation)| obligation);
+        for obligation in self.resets.drain(..).chain(self.disables.drain(..)).chain(commands) {
             let _nobody_hears = obligation.acknowledge();
         }
     }

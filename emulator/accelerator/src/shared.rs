@@ -9,7 +9,7 @@ use svadev_spec::device::{CommandStatus, QueueStatus, Status};
 
 use crate::counters::{Counters, EngineCounters};
 use crate::doorbell::DoorbellPages;
-use crate::orders::{Command, Done, Orders};
+use crate::orders::{COMMANDS, Command, Done, Orders};
 use crate::queue_config::QueueConfig;
 
 /// What a function needs of the world around it. Called from any thread, engine and IOMMU threads included, sometimes
@@ -116,6 +116,30 @@ impl QueueFace {
     }
 }
 
+/// How a command stands.
+#[derive(Debug, Default)]
+struct CommandFace {
+    busy: AtomicBool,
+    /// The last one was unknown.
+    bad: AtomicBool,
+    /// The last one ended at its limit.
+    timed_out: AtomicBool,
+}
+
+impl CommandFace {
+    fn status(&self) -> CommandStatus {
+        CommandStatus::new()
+            .with_busy(self.busy.load(Ordering::Acquire))
+            .with_bad(self.bad.load(Ordering::Relaxed))
+            .with_timeout(self.timed_out.load(Ordering::Relaxed))
+    }
+    /// The result of the last one, which is over.
+    fn set_result(&self, bad: bool, timed_out: bool) {
+        self.bad.store(bad, Ordering::Relaxed);
+        self.timed_out.store(timed_out, Ordering::Relaxed);
+    }
+}
+
 /// The endpoint's ports, by way of the function's.
 struct EndpointPorts(Arc<dyn FunctionPorts>);
 
@@ -138,9 +162,9 @@ pub struct FunctionShared {
     enabled: AtomicBool,
     /// Resets and disables that engines are carrying out.
     busy: AtomicU32,
-    command_busy: AtomicBool,
-    command_bad: AtomicBool,
-    command_timed_out: AtomicBool,
+    /// The last disable ended at its limit.
+    disable_timed_out: AtomicBool,
+    commands: [CommandFace; COMMANDS],
     queues: Box<[QueueFace]>,
     counters: Box<[EngineCounters]>,
 }
@@ -164,9 +188,8 @@ impl FunctionShared {
             doorbells,
             enabled: AtomicBool::new(false),
             busy: AtomicU32::new(0),
-            command_busy: AtomicBool::new(false),
-            command_bad: AtomicBool::new(false),
-            command_timed_out: AtomicBool::new(false),
+            disable_timed_out: AtomicBool::new(false),
+            commands: Default::default(),
             queues: (0..queues).map(|_| QueueFace::default()).collect(),
             counters: (0..engines).map(|_| EngineCounters::default()).collect(),
         }
@@ -225,8 +248,8 @@ impl FunctionShared {
     /// Starts a reset: every engine drops all it has. The caller has reset the registers.
     pub(crate) fn reset(&self) {
         self.enabled.store(false, Ordering::Relaxed);
-        self.command_bad.store(false, Ordering::Relaxed);
-        self.command_timed_out.store(false, Ordering::Relaxed);
+        self.disable_timed_out.store(false, Ordering::Relaxed);
+        self.commands.iter().for_each(|face| face.set_result(false, false));
         self.ask_all(Done::Reset, Orders::reset);
     }
 
@@ -234,6 +257,7 @@ impl FunctionShared {
     pub(crate) fn set_enabled(&self, enable: bool) {
         let was = self.enabled.swap(enable, Ordering::AcqRel);
         if was && !enable {
+            self.disable_timed_out.store(false, Ordering::Relaxed);
             self.ask_all(Done::Disable, Orders::disable_all);
         } else if enable && !was {
             for engine in 0..self.endpoint.engines() {
@@ -242,27 +266,32 @@ impl FunctionShared {
         }
     }
 
-    /// COMMAND, known. Ignored while one is busy.
-    pub(crate) fn command(&self, command: Command) {
-        if !self.command_busy.load(Ordering::Acquire) {
-            self.command_bad.store(false, Ordering::Relaxed);
-            self.command_timed_out.store(false, Ordering::Relaxed);
-            self.command_busy.store(true, Ordering::Relaxed);
-            self.ask_all(Done::Command, |orders, obligation| orders.command = Some((command, obligation)));
+    /// A known command with a number. Ignored while one with this number is busy. Whether it was started.
+    pub(crate) fn command(&self, number: usize, command: Command) -> bool {
+        let face = &self.commands[number];
+        if face.busy.load(Ordering::Acquire) {
+            return false;
         }
+        face.set_result(false, false);
+        face.busy.store(true, Ordering::Relaxed);
+        self.ask_all(Done::Command(number), |orders, obligation| orders.command(number, command, obligation));
+        true
     }
 
     /// COMMAND, unknown: it does nothing but say so.
     pub(crate) fn bad_command(&self) {
-        if !self.command_busy.load(Ordering::Acquire) {
-            self.command_bad.store(true, Ordering::Relaxed);
-            self.command_timed_out.store(false, Ordering::Relaxed);
+        if !self.commands[0].busy.load(Ordering::Acquire) {
+            self.commands[0].set_result(true, false);
         }
     }
 
-    /// An engine ends its part of the command at the limit. Called before it acknowledges.
-    pub(crate) fn command_timed_out(&self) {
-        self.command_timed_out.store(true, Ordering::Relaxed);
+    /// An engine ends its part of a command or of a disable at the limit. Called before it acknowledges.
+    pub(crate) fn timed_out(&self, done: Done) {
+        match done {
+            Done::Reset => {}
+            Done::Disable => self.disable_timed_out.store(true, Ordering::Relaxed),
+            Done::Command(number) => self.commands[number].timed_out.store(true, Ordering::Relaxed),
+        }
     }
 
     fn ask_all(&self, done: Done, put: impl Fn(&mut Orders, Obligation<Done>)) {
@@ -280,10 +309,12 @@ impl FunctionShared {
     }
 
     /// Restores what is neither in configuration space nor in an engine.
-    pub(crate) fn restore(&self, enabled: bool, command: CommandStatus) {
-        self.enabled.store(enabled, Ordering::Release);
-        self.command_bad.store(command.bad(), Ordering::Relaxed);
-        self.command_timed_out.store(command.timeout(), Ordering::Relaxed);
+    pub(crate) fn restore(&self, status: Status, commands: &[CommandStatus]) {
+        self.enabled.store(status.enabled(), Ordering::Release);
+        self.disable_timed_out.store(status.timeout(), Ordering::Relaxed);
+        for (face, command) in self.commands.iter().zip(commands) {
+            face.set_result(command.bad(), command.timeout());
+        }
     }
 
     /// Makes the function busy again with a command or a disable that a saved state has under way. Returns the caller's
@@ -292,7 +323,7 @@ impl FunctionShared {
         under_way.then(|| {
             match done {
                 Done::Reset | Done::Disable => drop(self.busy.fetch_add(1, Ordering::Relaxed)),
-                Done::Command => self.command_busy.store(true, Ordering::Relaxed),
+                Done::Command(number) => self.commands[number].busy.store(true, Ordering::Relaxed),
             }
             Obligation::new(Answer::Device(done))
         })
@@ -308,7 +339,7 @@ impl FunctionShared {
             Done::Disable => {
                 self.busy.fetch_sub(1, Ordering::Release);
             }
-            Done::Command => self.command_busy.store(false, Ordering::Release),
+            Done::Command(number) => self.commands[number].busy.store(false, Ordering::Release),
         }
     }
 
@@ -334,12 +365,11 @@ impl FunctionShared {
         Status::new()
             .with_enabled(self.enabled.load(Ordering::Relaxed))
             .with_busy(self.busy.load(Ordering::Acquire) != 0)
+            .with_timeout(self.disable_timed_out.load(Ordering::Relaxed))
     }
-    pub(crate) fn command_status(&self) -> CommandStatus {
-        CommandStatus::new()
-            .with_busy(self.command_busy.load(Ordering::Acquire))
-            .with_bad(self.command_bad.load(Ordering::Relaxed))
-            .with_timeout(self.command_timed_out.load(Ordering::Relaxed))
+    /// How the command with a number stands.
+    pub(crate) fn command_status(&self, number: usize) -> CommandStatus {
+        self.commands[number].status()
     }
     pub(crate) fn enabled(&self) -> bool {
         self.enabled.load(Ordering::Acquire)

@@ -1,11 +1,11 @@
 //! A function's state as a plain value, to be saved and restored.
 use svadev_endpoint::{Answer, Obligation, Platform, PrgState};
 use svadev_pci::ConfigState;
-use svadev_spec::device::{CommandStatus, DOORBELL_STRIDE, QueueStatus};
+use svadev_spec::device::{ABORT_SLOTS, CommandStatus, DOORBELL_STRIDE, QueueStatus, Status};
 
 use crate::engine::{Engine, EngineState};
 use crate::function::{Function, QueueBank};
-use crate::orders::Done;
+use crate::orders::{COMMANDS, Done};
 
 /// Everything that a guest can see of a function, and the work that it has under way.
 ///
@@ -17,9 +17,11 @@ pub struct FunctionState {
     queues: Box<[QueueBank]>,
     command_high: u32,
     msi_x: Box<[u8]>,
-    enabled: bool,
-    /// COMMAND_STATUS; whether it is busy follows from the engines.
-    command_status: CommandStatus,
+    abort_pasids: [u32; ABORT_SLOTS as usize],
+    /// STATUS; whether it is busy follows from the engines.
+    status: Status,
+    /// How each command stands, by number; whether it is busy follows from the engines.
+    commands: Box<[CommandStatus]>,
     /// QUEUE_STATUS and QUEUE_FAULT_ADDRESS of each queue.
     faces: Box<[(QueueStatus, u64)]>,
     /// The words of the doorbell pages.
@@ -39,15 +41,16 @@ impl Function {
     /// The state of a function whose engines are paused.
     pub fn save<P: Platform>(&self, engines: &[Engine<P>]) -> FunctionState {
         // Taken apart whole: a new field must be given a line here.
-        let Self { shared, config, queues, command_high, msi_x } = self;
+        let Self { shared, config, queues, command_high, abort_pasids, msi_x } = self;
         let words = (0..queues.len()).flat_map(|page| (0..DOORBELL_STRIDE).step_by(4).map(move |at| (page, at)));
         FunctionState {
             config: config.save(),
             queues: queues.clone(),
             command_high: *command_high,
             msi_x: msi_x.entries().into(),
-            enabled: shared.enabled(),
-            command_status: shared.command_status(),
+            abort_pasids: *abort_pasids,
+            status: shared.status(),
+            commands: (0..COMMANDS).map(|number| shared.command_status(number)).collect(),
             faces: (0..queues.len()).map(|n| (shared.queue(n).status(), shared.queue(n).fault_address())).collect(),
             doorbells: words.map(|(page, at)| shared.doorbells().load(page, at)).collect(),
             prg: shared.endpoint().prg().save(),
@@ -63,8 +66,9 @@ impl Function {
             queues,
             command_high,
             msi_x,
-            enabled,
-            command_status,
+            abort_pasids,
+            status,
+            commands,
             faces,
             doorbells,
             prg,
@@ -75,7 +79,8 @@ impl Function {
         self.queues.clone_from(queues);
         self.command_high = *command_high;
         self.msi_x.restore(msi_x);
-        self.shared.restore(*enabled, *command_status);
+        self.abort_pasids = *abort_pasids;
+        self.shared.restore(*status, commands);
         for (n, &(status, fault_address)) in faces.iter().enumerate() {
             self.shared.queue(n).set(status, fault_address);
         }
@@ -85,14 +90,20 @@ impl Function {
         }
         self.shared.endpoint().prg().restore(prg);
         self.apply_config();
-        let disable = self.shared.go_on(Done::Disable, engine_states.iter().any(|engine| engine.disabling));
-        let command = self.shared.go_on(Done::Command, engine_states.iter().any(|engine| engine.command.is_some()));
+        let disable = self.shared.go_on(Done::Disable, engine_states.iter().any(|engine| engine.disabling.is_some()));
+        let commands: Vec<_> = (0..COMMANDS)
+            .map(|number| {
+                let under_way = engine_states.iter().any(|engine| engine.commands[number].is_some());
+                self.shared.go_on(Done::Command(number), under_way)
+            })
+            .collect();
         for (engine, state) in engines.iter_mut().zip(engine_states) {
             let share =
                 |own: &Option<Obligation<Done>>, owed: bool| own.as_ref().filter(|_| owed).map(Obligation::share);
-            engine.restore(state, share(&disable, state.disabling), share(&command, state.command.is_some()));
+            let of_command = |number: usize| share(&commands[number], state.commands[number].is_some());
+            engine.restore(state, share(&disable, state.disabling.is_some()), of_command);
         }
-        for own in [disable, command].into_iter().flatten() {
+        for own in commands.into_iter().chain([disable]).flatten() {
             if let Some(Answer::Device(done)) = own.acknowledge() {
                 self.shared.give(done);
             }

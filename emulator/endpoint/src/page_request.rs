@@ -96,7 +96,7 @@ struct Inner {
     stopped: bool,
     /// Not shown yet.
     events: PriStatus,
-    /// Engines with work in line for a group, or with an abort that waits for answers.
+    /// Engines with work in line for a group, or with an abort or a disable that waits for answers.
     starved: Box<[bool]>,
 }
 
@@ -283,6 +283,14 @@ impl PrgTable {
         let mut inner = self.lock();
         let unanswered = |e: &Entry| matches!(e.state, State::Waiting | State::Abandoned) && e.pasid == Some(pasid);
         let found = inner.entries.iter().any(unanswered);
+        inner.starved[engine] |= found;
+        found
+    }
+
+    /// Whether any page request is unanswered. If so, `engine` is told as for [`is_outstanding`](Self::is_outstanding).
+    pub fn is_any_outstanding(&self, engine: usize) -> bool {
+        let mut inner = self.lock();
+        let found = inner.entries.iter().any(|e| matches!(e.state, State::Waiting | State::Abandoned));
         inner.starved[engine] |= found;
         found
     }

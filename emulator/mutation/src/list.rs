@@ -225,6 +225,8 @@ mutants! {
     InvalidIsNotNarrowed,
     /// An abort does not wait for the PASID's responses.
     AbortWithoutResponses,
+    /// A disable of the function does not wait for responses.
+    DisableWithoutResponses,
 
     // Queues and descriptors.
 

@@ -54,7 +54,7 @@ pub const ID_MAGIC: u32 = 0x4441_5653;
 /// Major version of this ABI, bits 31:16 of [`regs::VERSION`]. Software refuses a major it does not know.
 pub const ABI_MAJOR: u16 = 1;
 /// Minor version of this ABI, bits 15:0 of [`regs::VERSION`].
-pub const ABI_MINOR: u16 = 2;
+pub const ABI_MINOR: u16 = 3;
 
 /// Longest operand of one descriptor, bytes (1 GiB).
 pub const MAX_LENGTH: u64 = 1 << 30;
@@ -64,6 +64,8 @@ pub const MAX_SCATTER_ENTRIES: u32 = 1024;
 pub const RING_LOG2: core::ops::RangeInclusive<u32> = 1..=15;
 /// Most queues that the register layout has room for.
 pub const MAX_QUEUES: u32 = 256;
+/// Registers at [`regs::ABORT`]: so many aborts may be busy at once.
+pub const ABORT_SLOTS: u32 = 16;
 
 /// Offsets in [`BAR_REGISTERS`]. Access is by naturally aligned 4 or 8 bytes; anything else reads zero and is ignored.
 pub mod regs {
@@ -83,8 +85,8 @@ pub mod regs {
     pub const MAX_LENGTH: u64 = 0x018;
     /// RO, 32: most entries in a scatter list.
     pub const MAX_SCATTER: u64 = 0x020;
-    /// RO, 32, from ABI 1.2 on: longest time that a command is busy, ms. Engines look at the clock between slices of
-    /// work.
+    /// RO, 32, from ABI 1.2 on: longest time that a command, an abort slot or a disable of the function is busy, ms.
+    /// Engines look at the clock between slices of work.
     pub const COMMAND_LIMIT: u64 = 0x024;
     /// RW, 32: [`super::Control`].
     pub const CONTROL: u64 = 0x028;
@@ -96,6 +98,11 @@ pub mod regs {
     pub const COMMAND: u64 = 0x038;
     /// RO, 32: [`super::CommandStatus`].
     pub const COMMAND_STATUS: u64 = 0x040;
+    /// RO, 64, from ABI 1.3 on: [`super::Features`].
+    pub const FEATURES: u64 = 0x048;
+    /// RW, 32, from ABI 1.3 on: the first of [`super::ABORT_SLOTS`] registers, 4 bytes apart: [`super::AbortSlot`]. A
+    /// write does what ABORT_PASID does, without COMMAND. It is ignored while this slot is busy.
+    pub const ABORT: u64 = 0x080;
     /// First queue's registers.
     pub const QUEUES: u64 = 0x1000;
     /// Distance between queues' registers.
@@ -168,13 +175,28 @@ pub struct Control {
 
 /// [`regs::STATUS`].
 #[bitfield(u32, order = Lsb)]
+#[derive(PartialEq, Eq)]
 pub struct Status {
     /// The function is enabled.
     pub enabled: bool,
-    /// A reset or a disable is still being carried out by the engines.
+    /// A reset or a disable is still being carried out by the engines. From ABI 1.3 on a disable is busy until the IOMMU
+    /// has answered every page request, too, or until [`regs::COMMAND_LIMIT`].
     pub busy: bool,
-    #[bits(30)]
+    /// The last disable ended at its limit: page requests are unanswered.
+    pub timeout: bool,
+    #[bits(29)]
     __: u32,
+}
+
+bitflags! {
+    /// [`regs::FEATURES`]: what this function can do, as the machine is.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Features: u64 {
+        /// Addresses of processes: the function has the capabilities ATS and PASID.
+        const PROCESS_ADDRESSES = 1 << 0;
+        /// Pages that are not there can be asked for: the function has the capability PRI.
+        const PAGE_REQUESTS = 1 << 1;
+    }
 }
 
 /// [`regs::COMMAND`].
@@ -215,6 +237,22 @@ pub struct CommandStatus {
     pub timeout: bool,
     #[bits(29)]
     __: u32,
+}
+
+/// A register at [`regs::ABORT`].
+#[bitfield(u32, order = Lsb)]
+#[derive(PartialEq, Eq)]
+pub struct AbortSlot {
+    /// The PASID whose abort was written here last.
+    #[bits(20)]
+    pub pasid: u32,
+    #[bits(10)]
+    __: u16,
+    /// The last abort of this slot ended at its limit ([`regs::COMMAND_LIMIT`]): page requests are unanswered. Ignored
+    /// in a write.
+    pub timeout: bool,
+    /// Written 1: start. Read 1: the abort has not ended. A write with 0 here is ignored.
+    pub busy: bool,
 }
 
 /// [`regs::QUEUE_SIZE`].

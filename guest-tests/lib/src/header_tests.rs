@@ -313,6 +313,7 @@ fn hardware_constants_are_the_same() {
         u32::from(device::Limits::new().with_queues(queues).with_vectors(vectors).with_engines(engines)).into()
     };
     let status = device::Status::new();
+    let abort = device::AbortSlot::new();
     let command_status = device::CommandStatus::new();
     let size = device::QueueSize::new();
     let pasid = device::QueuePasid::new();
@@ -339,6 +340,7 @@ fn hardware_constants_are_the_same() {
         ("SVADEV_RING_LOG2_MIN", (*device::RING_LOG2.start()).into()),
         ("SVADEV_RING_LOG2_MAX", (*device::RING_LOG2.end()).into()),
         ("SVADEV_MAX_QUEUES", device::MAX_QUEUES.into()),
+        ("SVADEV_ABORT_SLOTS", device::ABORT_SLOTS.into()),
         ("SVADEV_REG_BAR_SIZE", regs::BAR_SIZE),
         ("SVADEV_REG_ID", regs::ID),
         ("SVADEV_REG_VERSION", regs::VERSION),
@@ -353,6 +355,8 @@ fn hardware_constants_are_the_same() {
         ("SVADEV_REG_WAKE", regs::WAKE),
         ("SVADEV_REG_COMMAND", regs::COMMAND),
         ("SVADEV_REG_COMMAND_STATUS", regs::COMMAND_STATUS),
+        ("SVADEV_REG_FEATURES", regs::FEATURES),
+        ("SVADEV_REG_ABORT", regs::ABORT),
         ("SVADEV_REG_QUEUES", regs::QUEUES),
         ("SVADEV_REG_QUEUE_STRIDE", regs::QUEUE_STRIDE),
         ("SVADEV_REG_QUEUE_SQ_BASE", regs::QUEUE_SQ_BASE),
@@ -371,6 +375,12 @@ fn hardware_constants_are_the_same() {
         ("SVADEV_CONTROL_ENABLE", u32::from(device::Control::new().with_enable(true)).into()),
         ("SVADEV_STATUS_REG_ENABLED", u32::from(status.with_enabled(true)).into()),
         ("SVADEV_STATUS_REG_BUSY", u32::from(status.with_busy(true)).into()),
+        ("SVADEV_STATUS_REG_TIMEOUT", u32::from(status.with_timeout(true)).into()),
+        ("SVADEV_FEATURE_PROCESS_ADDRESSES", device::Features::PROCESS_ADDRESSES.bits()),
+        ("SVADEV_FEATURE_PAGE_REQUESTS", device::Features::PAGE_REQUESTS.bits()),
+        ("SVADEV_ABORT_PASID", u32::from(abort.with_pasid(0xf_ffff)).into()),
+        ("SVADEV_ABORT_TIMEOUT", u32::from(abort.with_timeout(true)).into()),
+        ("SVADEV_ABORT_BUSY", u32::from(abort.with_busy(true)).into()),
         ("SVADEV_COMMAND_PASID_SHIFT", pasid_shift.into()),
         ("SVADEV_COMMAND_ABORT_PASID", device::command::ABORT_PASID.into()),
         ("SVADEV_COMMAND_DRAIN_PASID", device::command::DRAIN_PASID.into()),

@@ -3,8 +3,8 @@ use std::sync::atomic::Ordering;
 
 use svadev_fabric::ResponseCode;
 use svadev_spec::device::{
-    Code, Command, CommandStatus, Completion, Descriptor, DescriptorFlags, Status, command, doorbell, opcode,
-    queue_error, regs,
+    AbortSlot, Code, Command, CommandStatus, Completion, Descriptor, DescriptorFlags, Status, command, doorbell,
+    opcode, queue_error, regs,
 };
 use svadev_spec::pcie;
 
@@ -38,6 +38,12 @@ fn command_status(w: &mut World) -> CommandStatus {
 
 fn status(w: &mut World) -> Status {
     Status::from_bits(w.read32(regs::STATUS))
+}
+
+fn answer_all(w: &mut World) {
+    for request in w.mmu.requests() {
+        w.mmu.send(request.prg_index, request.pasid, ResponseCode::Success);
+    }
 }
 
 fn summary(done: &[Completion]) -> Vec<(u64, Code)> {
@@ -94,6 +100,76 @@ fn an_abort_waits_for_answers_no_longer_than_a_page_request_may() {
     command(&mut w, command::ABORT_PASID, 2);
     w.settle();
     assert_eq!(command_status(&mut w), CommandStatus::new(), "the next command says nothing of the last");
+}
+
+#[test]
+fn a_disable_waits_for_answers_no_longer_than_a_page_request_may() {
+    for answered in [true, false] {
+        let mut w = world();
+        w.submit(0, &[fill(1, 0, false)]);
+        w.settle();
+        let request = w.mmu.requests()[0];
+        w.write32(regs::CONTROL, 0);
+        w.settle();
+        w.now += TIMEOUT - 1;
+        w.settle();
+        assert_eq!(status(&mut w), Status::new().with_busy(true), "the queues are off, and the answer is missing");
+        if answered {
+            w.mmu.send(request.prg_index, request.pasid, ResponseCode::Success);
+        } else {
+            w.now += 1;
+        }
+        w.settle();
+        assert_eq!(status(&mut w), Status::new().with_timeout(!answered));
+        w.write32(regs::CONTROL, 1);
+        w.write32(regs::CONTROL, 0);
+        w.settle();
+        assert_eq!(status(&mut w), Status::new().with_busy(!answered), "the next disable is judged anew");
+    }
+}
+
+#[test]
+fn a_slow_abort_holds_no_other_up() {
+    let mut w = world();
+    let slot = |w: &mut World, slot: u64| AbortSlot::from_bits(w.read32(regs::ABORT + 4 * slot));
+    w.submit(0, &[fill(1, 1, false), fill(2, 2, true)]);
+    w.settle();
+    let request = w.mmu.requests()[0];
+    let start = |pasid| AbortSlot::new().with_busy(true).with_pasid(pasid);
+    w.write32(regs::ABORT, start(1).into_bits());
+    w.write32(regs::ABORT + 4 * 15, start(2).into_bits());
+    w.settle();
+    assert_eq!(slot(&mut w, 0), start(1), "its page request is unanswered");
+    assert_eq!(slot(&mut w, 15), AbortSlot::new().with_pasid(2));
+    w.write32(regs::ABORT, start(3).into_bits());
+    w.write32(regs::ABORT + 4, AbortSlot::new().with_pasid(7).into_bits());
+    w.write32(regs::ABORT + 4 * 16, start(3).into_bits());
+    assert_eq!(slot(&mut w, 0), start(1), "a write to a busy slot is ignored");
+    assert_eq!(slot(&mut w, 1), AbortSlot::new(), "so is one without the start bit");
+    assert_eq!(slot(&mut w, 16), AbortSlot::new(), "there are 16");
+    command(&mut w, command::ABORT_PASID, 3);
+    w.settle();
+    assert!(!command_status(&mut w).busy(), "COMMAND is not held up, either");
+    w.mmu.send(request.prg_index, request.pasid, ResponseCode::Success);
+    w.settle();
+    assert_eq!(slot(&mut w, 0), AbortSlot::new().with_pasid(1));
+    assert_eq!(summary(&w.reap(0)), [(1, Code::Aborted), (2, Code::Success)]);
+}
+
+#[test]
+fn an_abort_slot_says_that_it_ended_at_the_limit() {
+    let mut w = world();
+    w.submit(0, &[fill(1, 0, false)]);
+    w.settle();
+    w.write32(regs::ABORT + 4, AbortSlot::new().with_busy(true).with_pasid(1).into_bits());
+    w.settle();
+    w.now += TIMEOUT;
+    w.settle();
+    let ended = AbortSlot::new().with_pasid(1).with_timeout(true);
+    assert_eq!(AbortSlot::from_bits(w.read32(regs::ABORT + 4)), ended);
+    w.function.reset();
+    w.settle();
+    assert_eq!(AbortSlot::from_bits(w.read32(regs::ABORT + 4)), AbortSlot::new(), "a reset forgets it");
 }
 
 /// A guest that never reads its completions.
@@ -327,6 +403,7 @@ fn disabling_the_function_disables_every_queue() {
     w.settle();
     w.write32(regs::CONTROL, 0);
     assert!(status(&mut w).busy());
+    answer_all(&mut w);
     w.settle();
     assert!(!status(&mut w).busy() && !status(&mut w).enabled());
     assert!(!w.status(0).enabled() && !w.status(1).enabled());
@@ -355,6 +432,7 @@ fn a_queue_that_is_enabled_after_the_function_was_off_and_on_stays_on() {
     w.write32(regs::CONTROL, 1);
     w.enable(0, 5, None);
     assert!(status(&mut w).busy());
+    answer_all(&mut w);
     w.settle();
     assert!(status(&mut w).enabled() && !status(&mut w).busy(), "queue 0 was off in between");
     assert!(w.status(0).enabled() && !w.status(1).enabled());

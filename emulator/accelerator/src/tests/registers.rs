@@ -1,7 +1,7 @@
 //! BARs as a driver sees them.
 use svadev_spec::device::{
-    BAR_DOORBELLS, BAR_MSIX, BAR_REGISTERS, DOORBELL_STRIDE, ID_MAGIC, Limits, MAX_LENGTH, MSIX_PBA_OFFSET, doorbell,
-    opcode, queue_error, regs,
+    BAR_DOORBELLS, BAR_MSIX, BAR_REGISTERS, DOORBELL_STRIDE, Features, ID_MAGIC, Limits, MAX_LENGTH, MSIX_PBA_OFFSET,
+    doorbell, opcode, queue_error, regs,
 };
 
 use super::world::*;
@@ -10,13 +10,15 @@ use super::world::*;
 fn identity_and_limits() {
     let mut w = World::new();
     assert_eq!(w.read32(regs::ID), ID_MAGIC);
-    assert_eq!(w.read32(regs::VERSION), 0x1_0002);
+    assert_eq!(w.read32(regs::VERSION), 0x1_0003);
     assert_eq!(w.read64(regs::OPCODES), opcode::IMPLEMENTED);
     assert_eq!(w.read64(regs::MAX_LENGTH), MAX_LENGTH);
     assert_eq!((w.read32(regs::MAX_RING_LOG2), w.read32(regs::MAX_SCATTER)), (15, 1024));
     let limits = Limits::from_bits(w.read32(regs::LIMITS));
+    let features = Features::PROCESS_ADDRESSES | Features::PAGE_REQUESTS;
+    assert_eq!(w.read64(regs::FEATURES), features.bits());
     assert_eq!((limits.queues(), limits.vectors(), limits.engines()), (4, 4, 1));
-    assert_eq!(w.read64(regs::ID), 0x1_0002 << 32 | u64::from(ID_MAGIC), "two registers at once");
+    assert_eq!(w.read64(regs::ID), 0x1_0003 << 32 | u64::from(ID_MAGIC), "two registers at once");
 }
 
 #[test]

@@ -205,6 +205,7 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         Mutant::InvalidIsNotNarrowed => accelerator(&["a_page_that_is_asked_for_ahead"]),
 
         Mutant::FenceIgnored | Mutant::DrainIgnored => accelerator(&["a_fence_starts_after"]),
+        Mutant::DisableWithoutResponses => accelerator(&["a_disable_waits_for_answers"]),
         Mutant::DrainCommandIgnored => accelerator(&["drain_ends_when_what_was_there"]),
         Mutant::BytesDoneOffByOne | Mutant::OverlapUnchecked => DEVICE_MODEL,
         Mutant::CompletionBeforeData => accelerator(&["fill_keeps_its_phase"]),

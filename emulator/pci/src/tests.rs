@@ -13,7 +13,7 @@ const ACCELERATOR: Description = Description {
     ats: Some(Ats),
     pri: Some(Pri { capacity: 512 }),
     pasid: Some(Pasid { width: 20 }),
-    ..Description::new(Identity { vendor: 0x1b36, device: 0x00fd, class: 0x12_00_00, revision: 1 })
+    ..Description::new(Identity { vendor: 0x1af4, device: 0x10f0, class: 0x12_00_00, revision: 1 })
         .with_bar(0, Bar { size: 0x8000, wide: true })
         .with_bar(2, Bar { size: 0x4_0000, wide: true })
         .with_bar(4, Bar { size: 0x2000, wide: true })
@@ -24,12 +24,12 @@ const ACCELERATOR: Description = Description {
 type Dword = (u64, u32, u32, u32);
 
 const IOMMU_TABLE: &[Dword] = &[
-    (0x00, 0x00fe_1b36, 0, 0),
+    (0x00, 0x10f1_1af4, 0, 0),
     (0x04, 0x0010_0000, 0x0000_0546, 0xf900_0000),
     (0x08, 0x0806_0001, 0, 0),
     (0x0c, 0, 0x0000_00ff, 0),
     (0x10, 0x0000_0000, 0xffff_f000, 0),
-    (0x2c, 0x00fe_1b36, 0, 0),
+    (0x2c, 0x10f1_1af4, 0, 0),
     (0x34, 0x0000_0040, 0, 0),
     (0x3c, 0, 0x0000_00ff, 0),
     (0x40, 0x0092_0010, 0, 0),
@@ -38,7 +38,7 @@ const IOMMU_TABLE: &[Dword] = &[
 ];
 
 const ACCELERATOR_TABLE: &[Dword] = &[
-    (0x00, 0x00fd_1b36, 0, 0),
+    (0x00, 0x10f0_1af4, 0, 0),
     (0x04, 0x0010_0000, 0x0000_0546, 0xf900_0000),
     (0x08, 0x1200_0001, 0, 0),
     (0x0c, 0, 0x0000_00ff, 0),
@@ -48,7 +48,7 @@ const ACCELERATOR_TABLE: &[Dword] = &[
     (0x1c, 0, 0xffff_ffff, 0),
     (0x20, 0x0000_0004, 0xffff_e000, 0),
     (0x24, 0, 0xffff_ffff, 0),
-    (0x2c, 0x00fd_1b36, 0, 0),
+    (0x2c, 0x10f0_1af4, 0, 0),
     (0x34, 0x0000_0040, 0, 0),
     (0x3c, 0, 0x0000_00ff, 0),
     (0x40, 0x0092_8010, 0, 0),

@@ -14,12 +14,13 @@ use bitfield_struct::bitfield;
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// PCI vendor ID of every svadev function: Red Hat's block for virtual devices, as QEMU's own test devices use it.
-pub const PCI_VENDOR_ID: u16 = 0x1b36;
-/// PCI device ID of an accelerator function. Unassigned; chosen from the top of the block.
-pub const PCI_DEVICE_ID_ACCELERATOR: u16 = 0x00fd;
-/// PCI device ID of the IOMMU function. Unassigned; chosen from the top of the block.
-pub const PCI_DEVICE_ID_IOMMU: u16 = 0x00fe;
+/// PCI vendor ID of every svadev function: Red Hat's for virtual devices. QEMU's `docs/specs/pci-ids.rst` leaves 10f0 to
+/// 10ff of it to experiments, and Linux's virtio driver ignores device IDs above 107f.
+pub const PCI_VENDOR_ID: u16 = 0x1af4;
+/// PCI device ID of an accelerator function, from the block for experiments.
+pub const PCI_DEVICE_ID_ACCELERATOR: u16 = 0x10f0;
+/// PCI device ID of the IOMMU function, from the block for experiments.
+pub const PCI_DEVICE_ID_IOMMU: u16 = 0x10f1;
 /// PCI class code of an accelerator: 12h processing accelerator, 00h.
 pub const PCI_CLASS_ACCELERATOR: u32 = 0x12_00_00;
 /// PCI class code of the IOMMU function: 08h base peripheral, 06h IOMMU.

@@ -133,7 +133,7 @@ impl Functions {
     }
 }
 
-/// A sysfs attribute like `0x1b36`.
+/// A sysfs attribute like `0x1af4`.
 fn hex(path: &Path) -> Option<u16> {
     let text = fs::read_to_string(path).ok()?;
     u16::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok()
@@ -212,11 +212,11 @@ mod tests {
             fs::write(at.join("vendor"), vendor).unwrap();
             fs::write(at.join("device"), device).unwrap();
         };
-        function("0000:00:06.0", "0x1b36\n", "0x00fd\n");
-        function("0000:00:05.0", "0x1b36\n", "0x00fd\n");
-        function("0000:00:04.0", "0x1b36\n", "0x00fe\n");
-        function("0000:00:01.0", "0x8086\n", "0x00fd\n");
-        function("0000:00:02.0", "nonsense", "0x00fd\n");
+        function("0000:00:06.0", "0x1af4\n", "0x10f0\n");
+        function("0000:00:05.0", "0x1af4\n", "0x10f0\n");
+        function("0000:00:04.0", "0x1af4\n", "0x10f1\n");
+        function("0000:00:01.0", "0x8086\n", "0x10f0\n");
+        function("0000:00:02.0", "nonsense", "0x10f0\n");
         let found = Functions::find(&root).unwrap();
         fs::remove_dir_all(&root).unwrap();
         assert_eq!(found.accelerators, [root.join("0000:00:05.0"), root.join("0000:00:06.0")]);

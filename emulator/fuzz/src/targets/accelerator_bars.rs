@@ -23,8 +23,16 @@ mod op {
     pub(super) const COUNT: u8 = 10;
 }
 
-const REGISTERS: [u64; 6] =
-    [regs::CONTROL, regs::COMMAND, regs::COMMAND + 4, regs::WAKE, regs::STATUS, regs::COMMAND_STATUS];
+const REGISTERS: [u64; 8] = [
+    regs::CONTROL,
+    regs::COMMAND,
+    regs::COMMAND + 4,
+    regs::WAKE,
+    regs::STATUS,
+    regs::COMMAND_STATUS,
+    regs::ABORT,
+    regs::ABORT + 4,
+];
 const BARS: [u32; 4] = [BAR_REGISTERS, BAR_DOORBELLS, BAR_MSIX, 5];
 
 pub(super) fn run(data: &[u8]) {

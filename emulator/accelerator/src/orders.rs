@@ -40,7 +40,8 @@ pub(crate) enum Command {
 /// What one engine is told to do.
 #[derive(Debug)]
 pub(crate) struct Orders {
-    /// Unacknowledged resets. Everything else in the mailbox is newer: [`reset`](Self::reset) clears what came before.
+    /// Unacknowledged resets, and what they ended. Everything else in the mailbox is newer: [`reset`](Self::reset)
+    /// clears what came before.
     pub(crate) resets: Vec<Obligation<Done>>,
     /// Unacknowledged CONTROL.enable 1 → 0, whose queue changes are in `queues`.
     pub(crate) disables: Vec<Obligation<Done>>,
@@ -62,7 +63,7 @@ impl Orders {
     /// None, for queues numbered below `queues`.
     pub(crate) fn new(queues: usize) -> Self {
         Self {
-            resets: Vec::with_capacity(4),
+            resets: Vec::with_capacity(8 + COMMANDS),
             disables: Vec::with_capacity(4),
             queues: vec![QueueChange::default(); queues].into(),
             queues_changed: false,
@@ -92,10 +93,14 @@ impl Orders {
         self.disables.push(obligation);
     }
 
-    /// A reset outdates the queue changes that came before it.
+    /// A reset outdates what came before it: queue changes, and disables and commands, which end with it.
     pub(crate) fn reset(&mut self, obligation: Obligation<Done>) {
         self.queues.fill(QueueChange::default());
         self.queues_changed = false;
+        self.resets.append(&mut self.disables);
+        if std::mem::take(&mut self.commanded) {
+            self.resets.extend(self.commands.iter_mut().filter_map(Option::take).map(|(_, obligation)| obligation));
+        }
         self.resets.push(obligation);
     }
 }

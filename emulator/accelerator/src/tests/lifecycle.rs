@@ -129,6 +129,18 @@ fn a_disable_waits_for_answers_no_longer_than_a_page_request_may() {
 }
 
 #[test]
+fn a_reset_ends_a_disable_and_commands_that_no_engine_has_seen() {
+    let mut w = world();
+    w.submit(0, &[fill(1, 0, false)]);
+    w.settle();
+    command(&mut w, command::ABORT_PASID, 1);
+    w.write32(regs::CONTROL, 0);
+    w.function.reset();
+    w.settle();
+    assert_eq!((status(&mut w), command_status(&mut w)), (Status::new(), CommandStatus::new()));
+}
+
+#[test]
 fn a_slow_abort_holds_no_other_up() {
     let mut w = world();
     let slot = |w: &mut World, slot: u64| AbortSlot::from_bits(w.read32(regs::ABORT + 4 * slot));

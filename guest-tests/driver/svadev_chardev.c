@@ -4,6 +4,7 @@
 #include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/poll.h>
+#include <linux/security.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
@@ -80,12 +81,15 @@ static long query(struct svadev_context *context, void __user *user)
 		.max_scatter = sdev->max_scatter,
 		.max_in_flight = SVADEV_MAX_IN_FLIGHT,
 		.max_uncollected = SVADEV_MAX_UNCOLLECTED,
-		.queues = FIELD_GET(SVADEV_LIMITS_QUEUES, sdev->limits),
+		.queues = sdev->queues,
 		.engines = FIELD_GET(SVADEV_LIMITS_ENGINES, sdev->limits),
 		.max_user_queues = SVADEV_MAX_USER_QUEUES,
 		.pci_address = pci_domain_nr(pdev->bus) << 16 | pci_dev_id(pdev),
+		.features = sdev->features,
+		.pci_domain = pci_domain_nr(pdev->bus),
 	};
 	scoped_guard(spinlock_irq, &sdev->lock) {
+		args.state = sdev->state;
 		args.pasid = context->pasid;
 		args.in_flight = context->in_flight_count;
 		args.uncollected = context->uncollected;
@@ -98,6 +102,7 @@ static long query(struct svadev_context *context, void __user *user)
 static long bind(struct svadev_context *context, bool nonblock, void __user *user)
 {
 	struct svadev_bind args;
+	u32 pasid;
 	int err;
 
 	err = get_args(&args, sizeof(args), offsetofend(struct svadev_bind, reserved), user);
@@ -105,11 +110,11 @@ static long bind(struct svadev_context *context, bool nonblock, void __user *use
 		return err;
 	if (args.flags || args.reserved)
 		return -EINVAL;
-	err = svadev_context_bind(context, nonblock);
+	err = svadev_context_bind(context, nonblock, &pasid);
 	if (err)
 		return err;
 	/* If this fails the context is bound all the same; QUERY tells, UNBIND undoes. */
-	return put_user(context->pasid, &((struct svadev_bind __user *)user)->pasid);
+	return put_user(pasid, &((struct svadev_bind __user *)user)->pasid);
 }
 
 static long unbind(struct svadev_context *context, void __user *user)
@@ -140,7 +145,10 @@ static int push_batch(struct svadev_context *context, bool raw, struct svadev_de
 		 * The address space stays the caller's, and the PASID bound, while the lock is
 		 * held: unbind clears accepting under it.
 		 */
-		err = raw ? 0 : svadev_context_may_submit(context);
+		if (raw)
+			err = context->stopping ? -EINVAL : 0;
+		else
+			err = svadev_context_may_submit(context);
 		for (pushed = 0; !err && pushed < count; pushed++) {
 			err = svadev_queue_room(context);
 			if (err)
@@ -167,10 +175,10 @@ static bool try_again(struct svadev_context *context, bool raw)
 {
 	struct svadev_device *sdev = context->sdev;
 	bool room = READ_ONCE(context->in_flight_count) < SVADEV_MAX_IN_FLIGHT &&
-		    READ_ONCE(sdev->free_count);
+		    READ_ONCE(context->user->in_flight) < READ_ONCE(sdev->free_count);
+	bool open = raw ? !READ_ONCE(context->stopping) : READ_ONCE(context->accepting);
 
-	return room || READ_ONCE(sdev->state) != SVADEV_RUNNING ||
-	       !(raw || READ_ONCE(context->accepting));
+	return room || READ_ONCE(sdev->state) != SVADEV_RUNNING || !open;
 }
 
 /* Waits until trying again makes sense. */
@@ -178,7 +186,7 @@ static int wait_for_room(struct svadev_context *context, bool raw)
 {
 	wait_queue_head_t *room_wait = &context->sdev->room_wait;
 
-	return wait_event_interruptible(*room_wait, try_again(context, raw)) ? -EINTR : 0;
+	return wait_event_interruptible(*room_wait, try_again(context, raw)) ? -ERESTARTSYS : 0;
 }
 
 /* One batch: 0 < result <= count descriptors were taken, or an error says why none. */
@@ -224,8 +232,14 @@ static long submit(struct svadev_context *context, bool nonblock, void __user *u
 	if ((args.flags & ~SVADEV_SUBMIT_RAW) || args.reserved)
 		return -EINVAL;
 	raw = args.flags & SVADEV_SUBMIT_RAW;
-	if (raw && !capable(CAP_SYS_RAWIO))
-		return -EPERM;
+	if (raw) {
+		if (!svadev_raw || !capable(CAP_SYS_RAWIO))
+			return -EPERM;
+		/* Without a PASID it reaches whatever DMA reaches: as much as /dev/mem. */
+		err = security_locked_down(LOCKDOWN_DEV_MEM);
+		if (err)
+			return err;
+	}
 	/* The result has to fit. */
 	args.count = min_t(u32, args.count, INT_MAX);
 	user_descs = u64_to_user_ptr(args.descs);
@@ -357,9 +371,9 @@ static long wait(struct svadev_context *context, void __user *user)
 			 min_t(u32, args.capacity, INT_MAX));
 	if (result || !args.capacity)
 		return result;
-	/* Not restarted: the time that has passed would start again. */
+	/* With a limit not restarted: the time that has passed would start again. As epoll_wait(2). */
 	if (err == -ERESTARTSYS)
-		return -EINTR;
+		return args.timeout_ns < 0 ? -ERESTARTSYS : -EINTR;
 	return nothing_to_collect(context);
 }
 
@@ -487,6 +501,10 @@ static __poll_t svadev_poll(struct file *file, poll_table *table)
 		ready |= EPOLLIN | EPOLLRDNORM;
 	if (sdev->state == SVADEV_GONE)
 		ready |= EPOLLERR | EPOLLHUP;
+	else if (sdev->state == SVADEV_FAILED)
+		ready |= EPOLLERR;
+	if (!context->in_flight_count && svadev_context_mm_dead(context))
+		ready |= EPOLLHUP;
 	else if (sdev->state == SVADEV_RUNNING && !svadev_queue_room(context))
 		ready |= EPOLLOUT | EPOLLWRNORM;
 	return ready;

@@ -13,6 +13,9 @@
  */
 #define POLL_INTERVAL_US 100
 
+/* Longest COMMAND_LIMIT that is believed: an hour. */
+#define MAX_COMMAND_LIMIT_MS (3600 * 1000)
+
 /* The kernel queue's number. */
 #define KERNEL_QUEUE 0
 
@@ -35,13 +38,13 @@ static void program_queue(struct svadev_device *sdev, unsigned int number, u64 s
 }
 
 /*
- * Waits until a register's @mask bits read @want, at most command_timeout_ms. All ones means that
- * nobody answers: the function was pulled out, or is in a reset. No register that is polled can
- * read so otherwise, for its reserved bits are zero. A timeout of 0 would be for ever to the macro.
+ * Waits until a register's @mask bits read @want, at most @timeout_ms. All ones means that nobody
+ * answers: the function was pulled out, or is in a reset. No register that is polled can read so
+ * otherwise, for its reserved bits are zero. A timeout of 0 would be for ever to the macro.
  */
-static int poll_reg(void __iomem *reg, u32 mask, u32 want)
+static int poll_reg(void __iomem *reg, u32 mask, u32 want, unsigned int timeout_ms)
 {
-	u64 timeout_us = max(READ_ONCE(svadev_command_timeout_ms), 1U) * 1000ULL;
+	u64 timeout_us = max(timeout_ms, 1U) * 1000ULL;
 	u32 value;
 	int err;
 
@@ -52,7 +55,31 @@ static int poll_reg(void __iomem *reg, u32 mask, u32 want)
 
 static int poll_status(struct svadev_device *sdev, u32 mask, u32 want)
 {
-	return poll_reg(sdev->regs + SVADEV_REG_STATUS, mask, want);
+	return poll_reg(sdev->regs + SVADEV_REG_STATUS, mask, want, svadev_hw_limit_ms(sdev));
+}
+
+/*
+ * Whether the function answers at all. While its memory decoding is off, reads give all ones on most
+ * machines, and zeros on QEMU, which a register's "not busy" must not be taken from.
+ */
+static bool answers(struct svadev_device *sdev)
+{
+	return readl(sdev->regs + SVADEV_REG_ID) == SVADEV_ID_MAGIC;
+}
+
+/**
+ * svadev_hw_limit_ms() - how long to wait for an abort or a stop
+ * @sdev: identified device
+ *
+ * The device may take COMMAND_LIMIT, for the kernel may take long to answer its page requests.
+ * command_timeout_ms is what it gets beyond that: it looks at the clock between slices of work.
+ *
+ * Context: any.
+ * Return: milliseconds.
+ */
+unsigned int svadev_hw_limit_ms(const struct svadev_device *sdev)
+{
+	return sdev->command_limit_ms + READ_ONCE(svadev_command_timeout_ms);
 }
 
 /**
@@ -62,8 +89,8 @@ static int poll_status(struct svadev_device *sdev, u32 mask, u32 want)
  * What the device says is not trusted: everything that sizes something is checked here.
  *
  * Context: probe.
- * Return: 0, or -ENODEV for anything that is not our device, -EPROTONOSUPPORT for a major version
- * that we do not know.
+ * Return: 0, or -ENODEV for anything that is not our device, -EPROTONOSUPPORT for a version that is
+ * too old or that we do not know.
  */
 int svadev_hw_identify(struct svadev_device *sdev)
 {
@@ -75,15 +102,25 @@ int svadev_hw_identify(struct svadev_device *sdev)
 		return -ENODEV;
 	}
 	sdev->version = readl(sdev->regs + SVADEV_REG_VERSION);
-	if (sdev->version >> 16 != SVADEV_ABI_MAJOR) {
-		dev_err(&sdev->pdev->dev, "device has ABI version %u.%u, this driver knows %u.x\n",
-			sdev->version >> 16, sdev->version & 0xffff, SVADEV_ABI_MAJOR);
+	if (sdev->version >> 16 != SVADEV_ABI_MAJOR ||
+	    (sdev->version & 0xffff) < SVADEV_ABI_MINOR) {
+		dev_err(&sdev->pdev->dev,
+			"device has ABI version %u.%u, this driver knows %u.%u and later %u.x\n",
+			sdev->version >> 16, sdev->version & 0xffff, SVADEV_ABI_MAJOR,
+			SVADEV_ABI_MINOR, SVADEV_ABI_MAJOR);
 		return -EPROTONOSUPPORT;
 	}
 	sdev->opcodes = readq(sdev->regs + SVADEV_REG_OPCODES);
 	sdev->limits = readl(sdev->regs + SVADEV_REG_LIMITS);
 	sdev->max_length = readq(sdev->regs + SVADEV_REG_MAX_LENGTH);
 	sdev->max_scatter = readl(sdev->regs + SVADEV_REG_MAX_SCATTER);
+	sdev->features = readq(sdev->regs + SVADEV_REG_FEATURES);
+	sdev->command_limit_ms = readl(sdev->regs + SVADEV_REG_COMMAND_LIMIT);
+	if (sdev->command_limit_ms > MAX_COMMAND_LIMIT_MS) {
+		dev_warn(&sdev->pdev->dev, "COMMAND_LIMIT is %u ms: waiting for %u ms at most\n",
+			 sdev->command_limit_ms, MAX_COMMAND_LIMIT_MS);
+		sdev->command_limit_ms = MAX_COMMAND_LIMIT_MS;
+	}
 	max_ring_log2 = readl(sdev->regs + SVADEV_REG_MAX_RING_LOG2);
 	if (max_ring_log2 < SVADEV_RING_LOG2_MIN || max_ring_log2 > SVADEV_RING_LOG2_MAX ||
 	    FIELD_GET(SVADEV_LIMITS_QUEUES, sdev->limits) < 1 ||
@@ -104,7 +141,7 @@ int svadev_hw_identify(struct svadev_device *sdev)
  * svadev_hw_start() - program the kernel queue and enable the function
  * @sdev: device with memory for rings; nothing in flight
  *
- * Context: probe, or @gate held for writing. Sleeps, at most twice the command timeout.
+ * Context: probe, or @gate held for writing. Sleeps, at most twice svadev_hw_limit_ms().
  * Return: 0; -ETIMEDOUT, -ENODEV or -EIO with the function disabled again as far as it lets itself
  * be.
  */
@@ -113,6 +150,9 @@ int svadev_hw_start(struct svadev_device *sdev)
 	u32 status;
 	int err;
 
+	err = -ENODEV;
+	if (!answers(sdev))
+		goto fail;
 	/* A reset or a disable may still be under way, and would take what we program with it. */
 	err = poll_status(sdev, SVADEV_STATUS_REG_BUSY, 0);
 	if (err)
@@ -127,6 +167,7 @@ int svadev_hw_start(struct svadev_device *sdev)
 		      FIELD_PREP(SVADEV_QUEUE_SIZE_CQ_LOG2, sdev->ring_log2),
 		      0, SVADEV_QUEUE_VECTOR_ENABLE | FIELD_PREP(SVADEV_QUEUE_VECTOR_VECTOR, 0), 0, 0);
 
+	sdev->quiet = false;
 	writel(SVADEV_CONTROL_ENABLE, sdev->regs + SVADEV_REG_CONTROL);
 	err = poll_status(sdev, SVADEV_STATUS_REG_ENABLED | SVADEV_STATUS_REG_BUSY,
 			  SVADEV_STATUS_REG_ENABLED);
@@ -155,63 +196,90 @@ fail:
  * svadev_hw_stop() - disable the function
  * @sdev: device
  *
- * On success the device accesses no memory any more, and every completion that it will ever write
- * is in the ring.
+ * On success the device accesses no memory any more, the IOMMU has answered all of its page
+ * requests, and every completion that it will ever write is in the ring: svadev_device.quiet.
  *
  * Context: @gate held for writing, or remove of a device that nobody else can reach. Sleeps, at
- * most the command timeout.
- * Return: 0; -ETIMEDOUT or -ENODEV if the device does not answer: it may still access memory then,
+ * most svadev_hw_limit_ms().
+ * Return: 0; -EBUSY if it has stopped, but page requests are unanswered: another call waits for
+ * them again; -ETIMEDOUT or -ENODEV if the device does not answer: it may still access memory then,
  * and only the IOMMU and the bus master bit stand in its way.
  */
 int svadev_hw_stop(struct svadev_device *sdev)
 {
+	u32 status = readl(sdev->regs + SVADEV_REG_STATUS);
 	int err;
 
+	if (sdev->quiet)
+		return 0;
+	/* A disable waits for answers; of a function that is off, there is none to be had. */
+	if (status != U32_MAX && !(status & SVADEV_STATUS_REG_ENABLED) &&
+	    (status & SVADEV_STATUS_REG_TIMEOUT))
+		writel(SVADEV_CONTROL_ENABLE, sdev->regs + SVADEV_REG_CONTROL);
 	writel(0, sdev->regs + SVADEV_REG_CONTROL);
 	err = poll_status(sdev, SVADEV_STATUS_REG_ENABLED | SVADEV_STATUS_REG_BUSY, 0);
+	if (!err && (readl(sdev->regs + SVADEV_REG_STATUS) & SVADEV_STATUS_REG_TIMEOUT))
+		err = -EBUSY;
+	if (!answers(sdev))
+		err = -ENODEV;
+	sdev->quiet = !err;
 	if (err && err != -ENODEV)
-		dev_err(&sdev->pdev->dev, "the function does not stop: %d\n", err);
+		dev_warn_ratelimited(&sdev->pdev->dev, "%s: %d\n",
+				     err == -EBUSY ? "the kernel has not answered all page requests" :
+						     "the function does not stop", err);
 	return err;
 }
 
-static int hw_command(struct svadev_device *sdev, u8 opcode, u32 pasid)
+static void __iomem *abort_reg(struct svadev_device *sdev, unsigned int slot)
 {
-	void __iomem *status_reg = sdev->regs + SVADEV_REG_COMMAND_STATUS;
-	int err;
-
-	lockdep_assert_held_read(&sdev->gate);
-
-	guard(mutex)(&sdev->command_lock);
-	/* An earlier command that timed out may still run; a write now would be ignored. */
-	err = poll_reg(status_reg, SVADEV_COMMAND_STATUS_BUSY, 0);
-	if (err)
-		return err;
-	writeq(opcode | (u64)pasid << SVADEV_COMMAND_PASID_SHIFT, sdev->regs + SVADEV_REG_COMMAND);
-	err = poll_reg(status_reg, SVADEV_COMMAND_STATUS_BUSY, 0);
-	if (err)
-		return err;
-	return readl(status_reg) & SVADEV_COMMAND_STATUS_BAD ? -EOPNOTSUPP : 0;
+	return sdev->regs + SVADEV_REG_ABORT + slot * sizeof(u32);
 }
 
 /**
- * svadev_hw_abort_pasid() - end all work of a PASID on this function
+ * svadev_hw_abort_start() - begin to end all work of a PASID on this function
  * @sdev: device, running
+ * @slot: abort slot that nobody else uses
  * @pasid: the PASID
  *
- * On success no access for the PASID is under way, the device has dropped its translations, and
- * each of its descriptors has a completion in the ring. This is the PASID stop request that the SVA
- * core wants before unbind.
- *
- * Context: @gate held for reading. Sleeps, at most twice the command timeout.
- * Return: 0; -ETIMEDOUT, -ENODEV or -EOPNOTSUPP.
+ * Context: @gate held for reading. Does not sleep.
+ * Return: 0; -EBUSY if an earlier abort in the slot, which its owner gave up, has not ended.
  */
-int svadev_hw_abort_pasid(struct svadev_device *sdev, u32 pasid)
+int svadev_hw_abort_start(struct svadev_device *sdev, unsigned int slot, u32 pasid)
 {
-	int err = hw_command(sdev, SVADEV_COMMAND_ABORT_PASID, pasid);
+	lockdep_assert_held_read(&sdev->gate);
 
-	if (err)
-		dev_err(&sdev->pdev->dev, "cannot abort PASID %u: %d\n", pasid, err);
-	return err;
+	if (readl(abort_reg(sdev, slot)) & SVADEV_ABORT_BUSY)
+		return -EBUSY;
+	writel(SVADEV_ABORT_BUSY | FIELD_PREP(SVADEV_ABORT_PASID, pasid), abort_reg(sdev, slot));
+	return 0;
+}
+
+/**
+ * svadev_hw_abort_result() - how an abort stands
+ * @sdev: device, running and not restarted since svadev_hw_abort_start()
+ * @slot: abort slot
+ * @pasid: the PASID
+ *
+ * On success no access for the PASID is under way, the device has dropped its translations, its page
+ * requests are answered, and each of its descriptors has a completion in the ring. This is the PASID
+ * stop request that the SVA core wants before unbind, and more: the core's own drain of page
+ * requests does not happen if the address space died before (Linux 7.3).
+ *
+ * Context: @gate held for reading. Does not sleep.
+ * Return: 0; -EINPROGRESS; -EBUSY it ended, but page requests are unanswered; -ENODEV.
+ */
+int svadev_hw_abort_result(struct svadev_device *sdev, unsigned int slot, u32 pasid)
+{
+	u32 value;
+
+	lockdep_assert_held_read(&sdev->gate);
+
+	value = readl(abort_reg(sdev, slot));
+	if (value == U32_MAX || FIELD_GET(SVADEV_ABORT_PASID, value) != pasid)
+		return -ENODEV;
+	if (value & SVADEV_ABORT_BUSY)
+		return -EINPROGRESS;
+	return value & SVADEV_ABORT_TIMEOUT ? -EBUSY : 0;
 }
 
 /**
@@ -249,8 +317,8 @@ int svadev_hw_user_queue_start(struct svadev_device *sdev, unsigned int number,
 	status = svadev_hw_queue_status(sdev, number);
 	/* Nobody has rung yet, so it cannot have halted. */
 	if (status == U32_MAX || !(status & SVADEV_QUEUE_STATUS_ENABLED)) {
-		dev_err(&sdev->pdev->dev, "user queue %u does not start: status %#x\n", number,
-			status);
+		dev_warn_ratelimited(&sdev->pdev->dev, "user queue %u does not start: status %#x\n",
+				     number, status);
 		writel(0, queue_reg(sdev, number, SVADEV_REG_QUEUE_CONTROL));
 		return -EIO;
 	}
@@ -275,9 +343,12 @@ int svadev_hw_user_queue_stop(struct svadev_device *sdev, unsigned int number)
 
 	writel(0, queue_reg(sdev, number, SVADEV_REG_QUEUE_CONTROL));
 	err = poll_reg(queue_reg(sdev, number, SVADEV_REG_QUEUE_STATUS),
-		       SVADEV_QUEUE_STATUS_ENABLED | SVADEV_QUEUE_STATUS_HALTED, 0);
+		       SVADEV_QUEUE_STATUS_ENABLED | SVADEV_QUEUE_STATUS_HALTED, 0,
+		       READ_ONCE(svadev_command_timeout_ms));
+	if (!err && !answers(sdev))
+		err = -ENODEV;
 	if (err)
-		dev_err(&sdev->pdev->dev, "user queue %u does not stop: %d\n", number, err);
+		dev_warn_ratelimited(&sdev->pdev->dev, "user queue %u does not stop: %d\n", number, err);
 	return err;
 }
 

@@ -15,7 +15,7 @@
 unsigned int svadev_command_timeout_ms = 5000;
 module_param_named(command_timeout_ms, svadev_command_timeout_ms, uint, 0644);
 MODULE_PARM_DESC(command_timeout_ms,
-		 "longest wait for the device to stop, start or abort a PASID (default 5000)");
+		 "wait for the device beyond the limit that it states itself (default 5000)");
 
 unsigned int svadev_drain_timeout_ms = 20000;
 module_param_named(drain_timeout_ms, svadev_drain_timeout_ms, uint, 0644);
@@ -29,6 +29,10 @@ MODULE_PARM_DESC(stuck_ms, "report a descriptor that is in flight for longer (de
 bool svadev_plant;
 module_param_named(plant, svadev_plant, bool, 0444);
 MODULE_PARM_DESC(plant, "let programs plant mistakes, for tests only (default no)");
+
+bool svadev_raw;
+module_param_named(raw, svadev_raw, bool, 0444);
+MODULE_PARM_DESC(raw, "let programs with CAP_SYS_RAWIO name any PASID or none, for tests only (default no)");
 
 struct kmem_cache *svadev_request_cache;
 
@@ -58,6 +62,7 @@ SVADEV_STAT(restarts);
 SVADEV_STAT(resets);
 SVADEV_STAT(stuck);
 SVADEV_STAT(user_queues);
+SVADEV_STAT(orphans);
 SVADEV_STAT(user_interrupts);
 
 static struct attribute *svadev_stats_attrs[] = {
@@ -70,6 +75,7 @@ static struct attribute *svadev_stats_attrs[] = {
 	&dev_attr_resets.attr,
 	&dev_attr_stuck.attr,
 	&dev_attr_user_queues.attr,
+	&dev_attr_orphans.attr,
 	&dev_attr_user_interrupts.attr,
 	NULL
 };
@@ -79,7 +85,33 @@ static const struct attribute_group svadev_stats_group = {
 	.attrs = svadev_stats_attrs,
 };
 
+static const char *const state_names[] = {
+	[SVADEV_RUNNING] = "running",
+	[SVADEV_RESETTING] = "resetting",
+	[SVADEV_FAILED] = "failed",
+	[SVADEV_GONE] = "gone",
+};
+
+/* /sys/class/svadev/svadevN/state; poll(2) and uevents tell of changes */
+static ssize_t state_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	struct svadev_device *sdev = container_of(dev, struct svadev_device, dev);
+
+	return sysfs_emit(buf, "%s\n", state_names[READ_ONCE(sdev->state)]);
+}
+static DEVICE_ATTR_RO(state);
+
+static struct attribute *svadev_attrs[] = {
+	&dev_attr_state.attr,
+	NULL
+};
+
+static const struct attribute_group svadev_group = {
+	.attrs = svadev_attrs,
+};
+
 static const struct attribute_group *svadev_groups[] = {
+	&svadev_group,
 	&svadev_stats_group,
 	NULL
 };
@@ -98,12 +130,25 @@ static const struct class svadev_class = {
 	.dev_groups = svadev_groups,
 };
 
+/**
+ * svadev_state_changed() - tell user space
+ * @sdev: published device
+ *
+ * Context: process.
+ */
+void svadev_state_changed(struct svadev_device *sdev)
+{
+	sysfs_notify(&sdev->dev.kobj, NULL, "state");
+	kobject_uevent(&sdev->dev.kobj, KOBJ_CHANGE);
+}
+
 /* The last reference is gone: no file is open, the driver is unbound. */
 static void svadev_device_release(struct device *dev)
 {
 	struct svadev_device *sdev = container_of(dev, struct svadev_device, dev);
 
-	WARN_ON(!list_empty(&sdev->contexts) || !list_empty(&sdev->bonds));
+	WARN_ON(!list_empty(&sdev->contexts) || !list_empty(&sdev->orphans) ||
+		!list_empty(&sdev->bonds) || !list_empty(&sdev->users));
 	kvfree(sdev->slots);
 	kvfree(sdev->free_slots);
 	pci_dev_put(sdev->pdev);
@@ -141,11 +186,16 @@ struct svadev_device *svadev_device_alloc(struct pci_dev *pdev)
 	init_rwsem(&sdev->gate);
 	init_waitqueue_head(&sdev->state_wait);
 	init_waitqueue_head(&sdev->room_wait);
-	mutex_init(&sdev->command_lock);
+	init_waitqueue_head(&sdev->abort_wait);
+	init_waitqueue_head(&sdev->bonds_wait);
 	mutex_init(&sdev->contexts_lock);
 	mutex_init(&sdev->bonds_lock);
 	mutex_init(&sdev->map_lock);
+	mutex_init(&sdev->signal_lock);
 	spin_lock_init(&sdev->lock);
+	INIT_LIST_HEAD(&sdev->orphans);
+	INIT_LIST_HEAD(&sdev->users);
+	INIT_DELAYED_WORK(&sdev->orphan_work, svadev_context_orphan_work);
 	INIT_LIST_HEAD(&sdev->signalled);
 	INIT_LIST_HEAD(&sdev->contexts);
 	INIT_LIST_HEAD(&sdev->bonds);
@@ -240,6 +290,8 @@ static void __exit svadev_exit(void)
 	class_unregister(&svadev_class);
 	unregister_chrdev_region(svadev_devt, SVADEV_MINORS);
 	ida_destroy(&svadev_minors);
+	/* Our notifiers are freed by SRCU. */
+	mmu_notifier_synchronize();
 	kmem_cache_destroy(svadev_request_cache);
 }
 

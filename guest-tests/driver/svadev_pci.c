@@ -45,8 +45,10 @@ static int set_up_irqs(struct svadev_device *sdev)
 	for (int vector = 0; vector < count; vector++) {
 		int irq = pci_irq_vector(pdev, vector);
 
-		err = request_irq(irq, vector ? svadev_user_queue_irq : svadev_queue_irq, 0,
-				  pci_name(pdev), sdev);
+		err = request_threaded_irq(irq, vector ? svadev_user_queue_irq : svadev_queue_irq,
+					   vector ? svadev_user_queue_irq_thread :
+						    svadev_queue_irq_thread,
+					   0, pci_name(pdev), sdev);
 		if (err) {
 			free_irqs(sdev);
 			return dev_err_probe(&pdev->dev, err, "cannot request interrupt %d\n",
@@ -105,13 +107,29 @@ free_queue:
 	return err;
 }
 
+/* Waits until the function does nothing any more. One that does not stop loses the bus. */
+static void wait_until_quiet(struct svadev_device *sdev)
+{
+	int err = -EBUSY;
+
+	while (err == -EBUSY) {
+		guard(rwsem_write)(&sdev->gate);
+		err = svadev_hw_stop(sdev);
+		if (err && err != -EBUSY) {
+			pci_clear_master(sdev->pdev);
+			sdev->lost = true;
+		}
+	}
+}
+
 /*
  * Files may be open, and calls under way. In this order:
  *  1. no new files;
  *  2. the function stops and all work ends as aborted. The state says so for good, so that calls
  *     that wait return, and later ones do not touch the hardware;
  *  3. every context is unbound: the SVA core's handles need the PCI device and its group, which may
- *     go when we return;
+ *     go when we return. Not before the function has stopped and the kernel has answered its page
+ *     requests, however long that takes: the kernel would free them under its own workers;
  *  4. nothing of ours is called any more: interrupt, works;
  *  5. no bus master, so even a device that did not stop leaves the rings alone; then they are
  * freed. The structure itself goes with the last file.
@@ -126,10 +144,17 @@ static void svadev_remove(struct pci_dev *pdev)
 	scoped_guard(rwsem_write, &sdev->gate)
 		svadev_queue_halt(sdev, SVADEV_GONE);
 
-	scoped_guard(mutex, &sdev->contexts_lock)
+	wait_until_quiet(sdev);
+
+	scoped_guard(mutex, &sdev->contexts_lock) {
 		list_for_each_entry(context, &sdev->contexts, node)
 			svadev_context_evict(context);
+		list_for_each_entry(context, &sdev->orphans, node)
+			svadev_context_evict(context);
+	}
 
+	cancel_delayed_work_sync(&sdev->orphan_work);
+	svadev_context_free_orphans(sdev);
 	cancel_delayed_work_sync(&sdev->watchdog);
 	/* Only tries the device lock, which we hold, so this does not wait for itself. */
 	cancel_work_sync(&sdev->reset_work);
@@ -166,24 +191,53 @@ static void svadev_reset_prepare(struct pci_dev *pdev)
 		svadev_queue_halt(sdev, SVADEV_RESETTING);
 	for (unsigned int vector = 0; vector < sdev->vectors; vector++)
 		synchronize_irq(sdev->irqs[vector]);
+	svadev_context_hold_all(sdev);
 }
 
-static void svadev_reset_done(struct pci_dev *pdev)
+/*
+ * An interrupt of before may still come, if reset_prepare found the function out of service already:
+ * it finds the ring not live, or completions whose generation matches nothing.
+ */
+static int start_again(struct svadev_device *sdev, bool reset)
 {
-	struct svadev_device *sdev = pci_get_drvdata(pdev);
 	int err;
 
+	svadev_context_let_go_all(sdev);
 	scoped_guard(rwsem_write, &sdev->gate) {
 		err = svadev_hw_start(sdev);
 		guard(spinlock_irq)(&sdev->lock);
-		sdev->stats.resets++;
+		sdev->stats.resets += reset;
 		svadev_set_state(sdev, err ? SVADEV_FAILED : SVADEV_RUNNING);
 	}
 	wake_up_all(&sdev->state_wait);
 	wake_up_all(&sdev->room_wait);
+	svadev_state_changed(sdev);
 	if (err)
-		dev_err(&pdev->dev, "out of service until a reset succeeds: %d\n", err);
+		dev_err(&sdev->pdev->dev, "out of service until a reset succeeds: %d\n", err);
+	return err;
 }
+
+static void svadev_reset_done(struct pci_dev *pdev)
+{
+	start_again(pci_get_drvdata(pdev), true);
+}
+
+/*
+ * Suspend to RAM or disk: the function may lose its state, so all work ends as aborted, user queues
+ * are lost, and bindings stay, as with a reset. Programs are frozen.
+ */
+static int svadev_suspend(struct device *dev)
+{
+	svadev_reset_prepare(to_pci_dev(dev));
+	return 0;
+}
+
+static int svadev_resume(struct device *dev)
+{
+	return start_again(pci_get_drvdata(to_pci_dev(dev)), false);
+}
+
+static DEFINE_SIMPLE_DEV_PM_OPS(svadev_pm_ops, svadev_suspend, svadev_resume);
 
 static const struct pci_error_handlers svadev_error_handlers = {
 	.reset_prepare = svadev_reset_prepare,
@@ -203,6 +257,7 @@ struct pci_driver svadev_pci_driver = {
 	.remove = svadev_remove,
 	.shutdown = svadev_shutdown,
 	.err_handler = &svadev_error_handlers,
+	.driver.pm = pm_sleep_ptr(&svadev_pm_ops),
 	/*
 	 * One after the other in the bus' order, so that /dev/svadevN follows the functions'
 	 * addresses.

@@ -58,7 +58,7 @@ static int swap_entries(pte_t *pte, unsigned long addr, void *data)
  *
  * Context: process; takes mmap_lock for writing.
  * Return: 0; -EINVAL not such a mapping, or the two entries are in different tables; -EFAULT one of
- * the two is not present; -EOPNOTSUPP this CPU's TLB cannot be flushed from here; -EINTR.
+ * the two is not present; -EOPNOTSUPP this CPU's TLB cannot be flushed from here; -ERESTARTSYS.
  */
 int svadev_plant_swap(unsigned long address)
 {
@@ -72,7 +72,7 @@ int svadev_plant_swap(unsigned long address)
 	if (!PAGE_ALIGNED(address) || pmd_index(address) != pmd_index(address + PAGE_SIZE))
 		return -EINVAL;
 	if (mmap_write_lock_killable(mm))
-		return -EINTR;
+		return -ERESTARTSYS;
 	vma = vma_lookup(mm, address);
 	if (vma && vma_is_anonymous(vma) && (vma->vm_flags & VM_NOHUGEPAGE) &&
 	    vma->vm_end - address >= 2 * PAGE_SIZE) {

@@ -117,6 +117,7 @@ static void complete_request(struct svadev_request *request,
 	request->completion.reserved = 0;
 	request->completion.seq = 0;
 	list_move_tail(&request->node, &context->done);
+	WRITE_ONCE(context->user->in_flight, context->user->in_flight - 1);
 	WRITE_ONCE(context->uncollected, context->uncollected + 1);
 	WRITE_ONCE(context->in_flight_count, context->in_flight_count - 1);
 	/*
@@ -143,17 +144,19 @@ static struct svadev_request *request_of(struct svadev_device *sdev, u64 tag)
 	return request && request->tag == tag ? request : NULL;
 }
 
-/* Takes what is in the completion ring, at most a ring's worth, however fast the device writes. */
-static void queue_reap(struct svadev_device *sdev)
+/*
+ * Takes what is in the completion ring, at most @most, however fast the device writes. Says whether
+ * there may be more.
+ */
+static bool queue_reap(struct svadev_device *sdev, u32 most)
 {
-	u32 entries = ring_entries(sdev);
 	u32 taken;
 
 	lockdep_assert_held(&sdev->lock);
 
 	if (!sdev->ring_live)
-		return;
-	for (taken = 0; taken < entries; taken++) {
+		return false;
+	for (taken = 0; taken < most; taken++) {
 		struct svadev_completion *entry = &sdev->cq[sdev->cq_head & ring_mask(sdev)];
 		struct svadev_completion completion;
 		struct svadev_request *request;
@@ -179,7 +182,7 @@ static void queue_reap(struct svadev_device *sdev)
 		complete_request(request, &completion);
 	}
 	if (!taken)
-		return;
+		return false;
 	/*
 	 * No look at ARMED here, though CQ_HEAD moved: that is for a device that waits for room in
 	 * the completion ring, and this one never does. All that is in flight fits into the ring,
@@ -188,6 +191,7 @@ static void queue_reap(struct svadev_device *sdev)
 	 */
 	writel(sdev->cq_head, sdev->doorbells + SVADEV_DOORBELL_CQ_HEAD);
 	wake_up_all(&sdev->room_wait);
+	return taken == most;
 }
 
 /**
@@ -196,18 +200,37 @@ static void queue_reap(struct svadev_device *sdev)
  * @data: the device
  *
  * Context: hard interrupt. The device lives: free_irq() comes before its last put.
- * Return: IRQ_HANDLED. MSI-X is not shared.
+ * Return: IRQ_HANDLED, or IRQ_WAKE_THREAD if there is more to do. MSI-X is not shared.
  */
 irqreturn_t svadev_queue_irq(int irq, void *data)
 {
 	struct svadev_device *sdev = data;
+	bool more;
 
 	scoped_guard(spinlock_irqsave, &sdev->lock) {
 		sdev->stats.interrupts++;
-		queue_reap(sdev);
-		/* Its vector, too, if there is no other. */
-		svadev_user_queue_signal(sdev, irq);
+		more = queue_reap(sdev, SVADEV_REAP_BATCH);
+		/* It is the user queues' vector, too, if there is no other. */
+		more |= sdev->vectors == 1 && sdev->stats.user_queues;
 	}
+	return more ? IRQ_WAKE_THREAD : IRQ_HANDLED;
+}
+
+/**
+ * svadev_queue_irq_thread() - vector 0: more completions, and user queues without a vector
+ * @irq: interrupt number
+ * @data: the device
+ *
+ * Context: thread; sleeps.
+ * Return: IRQ_HANDLED.
+ */
+irqreturn_t svadev_queue_irq_thread(int irq, void *data)
+{
+	struct svadev_device *sdev = data;
+
+	svadev_queue_poll(sdev);
+	if (sdev->vectors == 1)
+		svadev_user_queue_signal(sdev, irq);
 	return IRQ_HANDLED;
 }
 
@@ -222,13 +245,23 @@ irqreturn_t svadev_queue_irq(int irq, void *data)
  */
 void svadev_queue_poll(struct svadev_device *sdev)
 {
-	guard(spinlock_irq)(&sdev->lock);
-	queue_reap(sdev);
+	u32 entries = ring_entries(sdev);
+	bool more = true;
+
+	/* A ring's worth, in batches: each is one section with interrupts off. */
+	for (u32 taken = 0; more && taken < entries; taken += SVADEV_REAP_BATCH) {
+		guard(spinlock_irq)(&sdev->lock);
+		more = queue_reap(sdev, SVADEV_REAP_BATCH);
+	}
 }
 
 /**
  * svadev_queue_room() - may this context submit one more
  * @context: whose descriptor
+ *
+ * A user may not have more in flight than there are free slots. So one user alone may fill half of
+ * the ring, two a third each, and whoever comes next always finds room, however slow the others'
+ * work is.
  *
  * Context: svadev_device.lock held.
  * Return: 0; -EAGAIN if room comes when something completes, -ENOBUFS if the program has to collect
@@ -242,7 +275,8 @@ int svadev_queue_room(struct svadev_context *context)
 
 	if (context->in_flight_count + context->uncollected >= SVADEV_MAX_UNCOLLECTED)
 		return -ENOBUFS;
-	if (context->in_flight_count >= SVADEV_MAX_IN_FLIGHT || !sdev->free_count)
+	if (context->in_flight_count >= SVADEV_MAX_IN_FLIGHT ||
+	    context->user->in_flight >= sdev->free_count)
 		return -EAGAIN;
 	return 0;
 }
@@ -275,6 +309,7 @@ void svadev_queue_push(struct svadev_context *context, struct svadev_request *re
 	request->reported = false;
 	sdev->slots[slot] = request;
 	list_add_tail(&request->node, &context->in_flight);
+	WRITE_ONCE(context->user->in_flight, context->user->in_flight + 1);
 	WRITE_ONCE(context->in_flight_count, context->in_flight_count + 1);
 
 	desc->cookie = request->tag;
@@ -349,7 +384,7 @@ static void abort_in_flight(struct svadev_device *sdev)
  * waits must end, rule L7): it can still reach their memory until the PASID is unbound or the
  * function reset, and this is in the log.
  *
- * Context: @gate held for writing. Sleeps, at most the command timeout.
+ * Context: @gate held for writing. Sleeps, at most svadev_hw_limit_ms().
  */
 void svadev_queue_halt(struct svadev_device *sdev, enum svadev_state state)
 {
@@ -357,8 +392,10 @@ void svadev_queue_halt(struct svadev_device *sdev, enum svadev_state state)
 
 	if (READ_ONCE(sdev->ring_live))
 		svadev_hw_stop(sdev);
+	svadev_queue_poll(sdev);
 	spin_lock_irq(&sdev->lock);
-	queue_reap(sdev);
+	/* What is left is little, unless the device did not stop. */
+	queue_reap(sdev, ring_entries(sdev));
 	sdev->ring_live = false;
 	svadev_set_state(sdev, state);
 	abort_in_flight(sdev);
@@ -379,7 +416,7 @@ void svadev_queue_halt(struct svadev_device *sdev, enum svadev_state state)
  * the PCI core for a reset.
  *
  * Context: process, no lock of ours below the contexts' mutexes held. Sleeps, at most three times
- * the command timeout.
+ * svadev_hw_limit_ms().
  */
 void svadev_queue_restart(struct svadev_device *sdev, unsigned int starts, const char *why)
 {
@@ -393,7 +430,7 @@ void svadev_queue_restart(struct svadev_device *sdev, unsigned int starts, const
 	if (sdev->state != SVADEV_RUNNING || sdev->starts != starts)
 		return;
 
-	dev_warn(&sdev->pdev->dev, "%s: restarting the function, its work is aborted\n", why);
+	dev_warn_ratelimited(&sdev->pdev->dev, "%s: restarting the function, its work is aborted\n", why);
 	svadev_queue_halt(sdev, SVADEV_FAILED);
 	err = svadev_hw_start(sdev);
 	scoped_guard(spinlock_irq, &sdev->lock) {
@@ -405,6 +442,7 @@ void svadev_queue_restart(struct svadev_device *sdev, unsigned int starts, const
 		schedule_work(&sdev->reset_work);
 	wake_up_all(&sdev->state_wait);
 	wake_up_all(&sdev->room_wait);
+	svadev_state_changed(sdev);
 }
 
 /* Says once for each descriptor that it takes too long; one line for all that crossed the limit. */
@@ -470,7 +508,7 @@ void svadev_queue_watchdog(struct work_struct *work)
 			(u32)FIELD_GET(SVADEV_QUEUE_STATUS_ERROR, status),
 			svadev_hw_queue_fault_address(sdev, 0));
 	scoped_guard(spinlock_irq, &sdev->lock) {
-		queue_reap(sdev);
+		queue_reap(sdev, SVADEV_REAP_BATCH);
 		report_stuck(sdev);
 		again = anything_in_flight(sdev);
 	}

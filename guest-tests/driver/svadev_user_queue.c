@@ -75,14 +75,23 @@ static bool rings_are_good(const struct svadev_device *sdev, const struct svadev
 			 sizeof(struct svadev_completion) << args->cq_log2);
 }
 
-/* How it is served: more than its share is not anybody's to take, as with nice(2). */
-static int check_service(const struct svadev_create_queue *args)
+/*
+ * How it is served: more than its share is not anybody's to take, as with nice(2), and neither is a
+ * CPU that does nothing but interrupts.
+ */
+static int check_service(struct svadev_create_queue *args)
 {
 	if (args->priority > SVADEV_PRIORITY_URGENT || args->interrupt_interval_us > U16_MAX ||
 	    args->interrupt_count > U16_MAX || args->reserved)
 		return -EINVAL;
 	if (args->priority >= SVADEV_PRIORITY_HIGH && !capable(CAP_SYS_NICE))
 		return -EPERM;
+	if (args->interrupt_interval_us >= SVADEV_MIN_INTERRUPT_INTERVAL_US || capable(CAP_SYS_NICE))
+		return 0;
+	args->interrupt_interval_us = SVADEV_MIN_INTERRUPT_INTERVAL_US;
+	if (args->interrupt_count)
+		args->interrupt_count = max_t(u32, args->interrupt_count,
+					      SVADEV_MIN_INTERRUPT_COUNT);
 	return 0;
 }
 
@@ -107,17 +116,28 @@ static struct svadev_user_queue *alloc_queue(struct svadev_context *context, int
 	return queue;
 }
 
-/* Takes a number that nobody uses. Not live yet, so nothing can be mapped. */
+/*
+ * Takes a number that nobody uses. Not live yet, so nothing can be mapped. Without CAP_SYS_RESOURCE a
+ * user may not have more than are free.
+ */
 static int take_number(struct svadev_user_queue *queue)
 {
 	struct svadev_device *sdev = queue->context->sdev;
+	struct svadev_user *user = queue->context->user;
+	bool privileged = capable(CAP_SYS_RESOURCE);
+	unsigned int free = 0;
 	resource_size_t bar = pci_resource_start(sdev->pdev, SVADEV_BAR_DOORBELLS);
 	resource_size_t half = pci_resource_len(sdev->pdev, SVADEV_BAR_DOORBELLS) / 2;
 
 	guard(mutex)(&sdev->map_lock);
+	for (unsigned int number = FIRST_USER_QUEUE; number < sdev->queues; number++)
+		free += !sdev->user_queues[number];
+	if (free && user->queues >= free && !privileged)
+		return -EDQUOT;
 	for (unsigned int number = FIRST_USER_QUEUE; number < sdev->queues; number++) {
 		if (sdev->user_queues[number])
 			continue;
+		user->queues++;
 		sdev->user_queues[number] = queue;
 		queue->number = number;
 		queue->id = sdev->queue_generation++ << ID_NUMBER_BITS | number;
@@ -126,6 +146,28 @@ static int take_number(struct svadev_user_queue *queue)
 		return 0;
 	}
 	return -ENOSPC;
+}
+
+/* map_lock held. */
+static void give_number_back(struct svadev_user_queue *queue)
+{
+	struct svadev_device *sdev = queue->context->sdev;
+
+	lockdep_assert_held(&sdev->map_lock);
+
+	sdev->user_queues[queue->number] = NULL;
+	queue->context->user->queues--;
+}
+
+static void set_signalled(struct svadev_user_queue *queue, bool signalled)
+{
+	struct svadev_device *sdev = queue->context->sdev;
+
+	guard(mutex)(&sdev->signal_lock);
+	if (signalled && queue->eventfd)
+		list_add_tail(&queue->signal_node, &sdev->signalled);
+	else
+		list_del_init(&queue->signal_node);
 }
 
 /* Vectors above the kernel queue's, in turn; the kernel queue's if there is no other. */
@@ -150,20 +192,18 @@ static int start(struct svadev_user_queue *queue, const struct svadev_create_que
 		return err;
 	/* The interrupts stay for as long as the gate is open: remove closes it first. */
 	queue->irq = sdev->irqs[vector];
-	scoped_guard(spinlock_irq, &sdev->lock) {
+	set_signalled(queue, true);
+	scoped_guard(spinlock_irq, &sdev->lock)
 		sdev->stats.user_queues++;
-		if (queue->eventfd)
-			list_add_tail(&queue->signal_node, &sdev->signalled);
-	}
 	err = svadev_hw_user_queue_start(sdev, queue->number, args, context->pasid, vector);
 	/* With the gate held: a halt that comes later finds it live, and takes it away. */
 	scoped_guard(mutex, &sdev->map_lock)
 		queue->live = !err;
 	svadev_leave(sdev);
 	if (err) {
-		guard(spinlock_irq)(&sdev->lock);
-		sdev->stats.user_queues--;
-		list_del_init(&queue->signal_node);
+		set_signalled(queue, false);
+		scoped_guard(spinlock_irq, &sdev->lock)
+			sdev->stats.user_queues--;
 	}
 	return err;
 }
@@ -205,7 +245,7 @@ static int create_locked(struct svadev_context *context, struct svadev_create_qu
 
 give_number_back:
 	scoped_guard(mutex, &sdev->map_lock)
-		sdev->user_queues[queue->number] = NULL;
+		give_number_back(queue);
 put:
 	queue_put(queue);
 	return err;
@@ -231,7 +271,7 @@ int svadev_user_queue_create(struct svadev_context *context, struct svadev_creat
 	if (err)
 		return err;
 	if (mutex_lock_interruptible(&context->mutex))
-		return -EINTR;
+		return -ERESTARTSYS;
 	err = create_locked(context, args, nonblock);
 	mutex_unlock(&context->mutex);
 	return err;
@@ -262,12 +302,11 @@ static void destroy_locked(struct svadev_user_queue *queue)
 
 	scoped_guard(mutex, &sdev->map_lock) {
 		cut_off(queue);
-		sdev->user_queues[queue->number] = NULL;
+		give_number_back(queue);
 	}
-	scoped_guard(spinlock_irq, &sdev->lock) {
+	set_signalled(queue, false);
+	scoped_guard(spinlock_irq, &sdev->lock)
 		sdev->stats.user_queues--;
-		list_del_init(&queue->signal_node);
-	}
 	list_del(&queue->node);
 	context->user_queue_count--;
 	queue_put(queue);
@@ -292,7 +331,7 @@ static struct svadev_user_queue *find(struct svadev_context *context, u32 id)
  * @id: its name
  *
  * Context: process; sleeps, bounded by the command timeout.
- * Return: 0; -ENOENT; -EPERM neither the address space that bound nor a dead one; -EINTR before
+ * Return: 0; -ENOENT; -EPERM neither the address space that bound nor a dead one; -ERESTARTSYS before
  * anything was done.
  */
 int svadev_user_queue_destroy(struct svadev_context *context, u32 id)
@@ -301,7 +340,7 @@ int svadev_user_queue_destroy(struct svadev_context *context, u32 id)
 	int err = 0;
 
 	if (mutex_lock_interruptible(&context->mutex))
-		return -EINTR;
+		return -ERESTARTSYS;
 	queue = find(context, id);
 	if (!queue)
 		err = -ENOENT;
@@ -336,7 +375,7 @@ void svadev_user_queue_destroy_all(struct svadev_context *context)
  *
  * Context: process; may sleep: behind a create, destroy or unbind of the context, and a reset's
  * first half.
- * Return: 0; -ENOENT; -EINTR.
+ * Return: 0; -ENOENT; -ERESTARTSYS.
  */
 int svadev_user_queue_query(struct svadev_context *context, struct svadev_query_queue *args)
 {
@@ -346,7 +385,7 @@ int svadev_user_queue_query(struct svadev_context *context, struct svadev_query_
 	u32 status;
 
 	if (mutex_lock_interruptible(&context->mutex))
-		return -EINTR;
+		return -ERESTARTSYS;
 	queue = find(context, args->queue);
 	if (!queue)
 		goto unlock;
@@ -390,7 +429,7 @@ void svadev_user_queue_lose_all(struct svadev_device *sdev)
 			if (sdev->user_queues[number])
 				cut_off(sdev->user_queues[number]);
 	}
-	guard(spinlock_irq)(&sdev->lock);
+	guard(mutex)(&sdev->signal_lock);
 	list_for_each_entry(queue, &sdev->signalled, signal_node)
 		eventfd_signal(queue->eventfd);
 }
@@ -403,14 +442,15 @@ void svadev_user_queue_lose_all(struct svadev_device *sdev)
  * Does not ask which queue meant it: that is a trip to the device for each, and a sleeper that is
  * woken for nothing looks at its ring and sleeps again.
  *
- * Context: svadev_device.lock held; any.
+ * Not in the hard interrupt: a wake-up may run a chain that a user has made, and there may be 255.
+ *
+ * Context: thread of the interrupt.
  */
 void svadev_user_queue_signal(struct svadev_device *sdev, int irq)
 {
 	struct svadev_user_queue *queue;
 
-	lockdep_assert_held(&sdev->lock);
-
+	guard(mutex)(&sdev->signal_lock);
 	list_for_each_entry(queue, &sdev->signalled, signal_node)
 		if (queue->irq == irq)
 			eventfd_signal(queue->eventfd);
@@ -422,16 +462,28 @@ void svadev_user_queue_signal(struct svadev_device *sdev, int irq)
  * @data: the device
  *
  * Context: hard interrupt. The device lives: free_irq() comes before its last put.
- * Return: IRQ_HANDLED. MSI-X is not shared.
+ * Return: IRQ_WAKE_THREAD. MSI-X is not shared.
  */
 irqreturn_t svadev_user_queue_irq(int irq, void *data)
 {
 	struct svadev_device *sdev = data;
 
-	scoped_guard(spinlock_irqsave, &sdev->lock) {
+	scoped_guard(spinlock_irqsave, &sdev->lock)
 		sdev->stats.user_interrupts++;
-		svadev_user_queue_signal(sdev, irq);
-	}
+	return IRQ_WAKE_THREAD;
+}
+
+/**
+ * svadev_user_queue_irq_thread() - a vector that user queues share: wake their programs
+ * @irq: interrupt number
+ * @data: the device
+ *
+ * Context: thread; sleeps.
+ * Return: IRQ_HANDLED.
+ */
+irqreturn_t svadev_user_queue_irq_thread(int irq, void *data)
+{
+	svadev_user_queue_signal(data, irq);
 	return IRQ_HANDLED;
 }
 

@@ -189,10 +189,14 @@ fn make_image(
             let mut job = job.clone();
             job.share = request.share.is_some();
             job.timeout_scale = request.host.timeout_scale;
+            if matches!(job.mode, "test" | "bench") {
+                // Tests and the bench name PASIDs themselves.
+                job.module_parameters = "raw=1".into();
+            }
             if audit && job.mode == "test" {
                 // Tests may plant mistakes, since the auditor looks for them.
                 job.env.insert("SVADEV_AUDIT".into(), "1".into());
-                job.module_parameters = "plant=1".into();
+                job.module_parameters = "plant=1 raw=1".into();
             }
             let share = request.share;
             let contents = Contents { programs: &programs, busybox, module: module.as_deref(), job, share };

@@ -15,7 +15,8 @@
  *    Sizes are in @argsz, not in the request number, so numbers never change.
  *  - Errors: EFAULT a pointer of the call itself is bad (a bad pointer in a descriptor is a
  *    completion, not an error); EINVAL as above or as said at each operation; EINTR a signal came
- *    before anything was done; ENODEV the device was removed or its driver unbound: for ever, close
+ *    before anything was done, and its handler is without SA_RESTART (else the call is restarted; see
+ *    WAIT); EMFILE the user has too many files of the function open; ENODEV the device was removed or its driver unbound: for ever, close
  *    the file; EIO the device stopped answering and is out of service until it is reset; ENOTTY
  *    unknown request.
  *  - A reset of the function (echo 1 > /sys/bus/pci/devices/.../reset) completes the work in flight
@@ -39,10 +40,10 @@
 
 /*
  * Version of this interface, in struct svadev_query. Grows when something is added; nothing is ever
- * taken away. 2: user queues. 3: priorities and interrupt
- * moderation of user queues; PREFETCH and DROP.
+ * taken away. 2: user queues. 3: priorities and interrupt moderation of user queues; PREFETCH and
+ * DROP. 4: features, state and PCI domain in QUERY, whose count of queues is that of usable ones.
  */
-#define SVADEV_UAPI_VERSION 3
+#define SVADEV_UAPI_VERSION 4
 
 /* Most of one context's descriptors that can be in flight, whatever the device can hold. */
 #define SVADEV_MAX_IN_FLIGHT 256
@@ -167,6 +168,15 @@ struct svadev_completion {
 
 #define SVADEV_IOC_MAGIC 0xBB
 
+/* svadev_query.features: what this function can do, as the machine is. */
+#define SVADEV_FEATURES_PROCESS_ADDRESSES (1U << 0)	/* BIND can work: ATS and PASID. */
+#define SVADEV_FEATURES_PAGE_REQUESTS (1U << 1)	/* Pages need not be present: PRI. */
+
+/* svadev_query.state. */
+#define SVADEV_STATE_RUNNING 0
+#define SVADEV_STATE_RESETTING 1	/* Until the reset is over: calls wait. */
+#define SVADEV_STATE_FAILED 2	/* Until a reset succeeds: calls give EIO. */
+
 /**
  * struct svadev_query - SVADEV_IOC_QUERY
  * @argsz: size of this structure
@@ -178,15 +188,18 @@ struct svadev_completion {
  * @max_scatter: out: most entries of a scatter list
  * @max_in_flight: out: most descriptors of one context in flight
  * @max_uncollected: out: most descriptors of one context in flight or completed and not collected
- * @queues: out: queues of the function
+ * @queues: out: queues of the function that can be had, the kernel's own among them
  * @engines: out: engines of the function
- * @pci_address: out: domain << 16 | bus << 8 | device << 3 | function
+ * @pci_address: out: domain << 16 | bus << 8 | device << 3 | function; of the domain its low 16 bits
  * @pasid: out: the context's PASID, zero if it is not bound
  * @in_flight: out: descriptors of this context in flight
  * @uncollected: out: completions of this context that WAIT has not returned
  * @resets: out: times the function was reset since its driver was bound
  * @max_user_queues: out: most user queues of one context; since version 2
  * @user_queues: out: user queues of all contexts of the function; since version 2
+ * @features: out: SVADEV_FEATURES_*; since version 4, as all below
+ * @pci_domain: out: the whole domain
+ * @state: out: SVADEV_STATE_*
  *
  * Never waits. Any holder of the file may ask. Errors: ENODEV.
  */
@@ -209,6 +222,9 @@ struct svadev_query {
 	__u32 resets;
 	__u32 max_user_queues;
 	__u32 user_queues;
+	__u64 features;
+	__u32 pci_domain;
+	__u32 state;
 };
 
 /**
@@ -240,9 +256,14 @@ struct svadev_bind {
  * in flight is aborted; else the call waits for the context's own work, for a bounded time, and
  * aborts after that. Completions can still be collected.
  *
- * Not interrupted by signals; bounded by the driver's drain_timeout_ms. Errors: EINVAL the context
- * is not bound, and nothing changes; EPERM the caller is neither in the address space that bound it
- * nor is that one dead.
+ * Bounded by the driver's drain_timeout_ms and by the time that the device may wait for a page. Signals
+ * do not interrupt it once it has begun; EINTR means that nothing was done yet.
+ *
+ * Errors: EINVAL the context is not bound, and nothing changes; EPERM the caller is neither in the
+ * address space that bound it nor is that one dead; EBUSY the kernel has not answered a page request
+ * of the address space: it is still bound, takes no more work, and UNBIND can be tried again; EIO,
+ * ETIMEDOUT the same, since the device does not answer. A file that is closed then is unbound later,
+ * by the driver itself.
  */
 struct svadev_unbind {
 	__u32 argsz;
@@ -250,7 +271,8 @@ struct svadev_unbind {
 };
 
 /*
- * A test hook, CAP_SYS_RAWIO: svadev_desc.pasid is the caller's, so a descriptor can name any
+ * A test hook, with CAP_SYS_RAWIO, if the module was loaded with raw=1 and the kernel is not locked
+ * down (kernel_lockdown(7): it is as mighty as /dev/mem): svadev_desc.pasid is the caller's, so a descriptor can name any
  * PASID, or none (SVADEV_DESC_PASID_VALID clear: the addresses are then the function's DMA
  * addresses). The context need not be bound. The driver still replaces the cookie on the way (the
  * completion has the caller's) and sets SVADEV_DESC_INTERRUPT.
@@ -270,7 +292,7 @@ struct svadev_unbind {
  * file is O_NONBLOCK.
  *
  * Errors: EINVAL the context is not bound, or a descriptor's pasid is not zero; EPERM the caller's
- * address space is not the one that bound, or RAW without CAP_SYS_RAWIO; ESRCH the address space
+ * address space is not the one that bound, or RAW is not allowed; ESRCH the address space
  * that bound is dead; EAGAIN no room; ENOBUFS @max_uncollected reached, WAIT first (waiting would
  * not help, so this does not block).
  */
@@ -296,12 +318,14 @@ struct svadev_submit {
  * more. A completion is returned once; if @completions cannot be written it stays and the call
  * gives EFAULT. Any holder of the file may collect.
  *
- * Errors: EINTR a signal came and nothing is ready; ESRCH nothing is ready or in flight and the
+ * Errors: EINTR a signal came and nothing is ready. With a limit the call is not restarted, even after
+ * SIGSTOP and SIGCONT, as epoll_wait(2): the time that has passed would start again; ESRCH nothing is ready or in flight and the
  * address space that bound is dead; ENODEV the device is gone and nothing is ready (completions
  * that are ready are still given out).
  *
- * poll(2): POLLIN completions are ready; POLLOUT SUBMIT would take at least one; POLLERR | POLLHUP
- * the device is gone.
+ * poll(2): POLLIN completions are ready; POLLOUT SUBMIT would take at least one; POLLERR the function
+ * is out of service until a reset succeeds; POLLHUP nothing is in flight and the address space that
+ * bound is dead; POLLERR | POLLHUP the device is gone.
  */
 struct svadev_wait {
 	__u32 argsz;
@@ -361,6 +385,10 @@ struct svadev_wait {
 #define SVADEV_PRIORITY_HIGH 2	/* Four; CAP_SYS_NICE. */
 #define SVADEV_PRIORITY_URGENT 3	/* Eight; CAP_SYS_NICE. */
 
+/* Interrupts of a queue are no more frequent than so without CAP_SYS_NICE. */
+#define SVADEV_MIN_INTERRUPT_INTERVAL_US 20
+#define SVADEV_MIN_INTERRUPT_COUNT 16
+
 /**
  * struct svadev_create_queue - SVADEV_IOC_CREATE_QUEUE
  * @argsz: size of this structure
@@ -377,9 +405,11 @@ struct svadev_wait {
  * @wake_offset: in: zero; out: offset for mmap() of the wake page, one page
  * @priority: SVADEV_PRIORITY_*; since version 3, as all below
  * @interrupt_interval_us: least time between two interrupts of the queue, at most 65535. What
- *   completes meanwhile waits for the next, which always comes; 0: no wait
+ *   completes meanwhile waits for the next, which always comes; 0: no wait. Without CAP_SYS_NICE at
+ *   least SVADEV_MIN_INTERRUPT_INTERVAL_US
  * @interrupt_count: as many completions that want an interrupt do not wait any longer, at most
- *   65535; 0: any number waits
+ *   65535; 0: any number waits. Below SVADEV_MIN_INTERRUPT_COUNT it counts as that where the least
+ *   interval was raised
  * @reserved: zero
  *
  * The context must be bound and the caller in the address space that bound it. The rings are not
@@ -388,8 +418,8 @@ struct svadev_wait {
  *
  * Errors: EINVAL not bound, or a field is out of range; EPERM the caller's address space is not the
  * one that bound, or @priority needs CAP_SYS_NICE; ESRCH the address space that bound is dead;
- * EBUSY the context has SVADEV_MAX_USER_QUEUES; ENOSPC no
- * queue of the function is free; EBADF, EINVAL @eventfd is none; EAGAIN reset under way and
+ * EBUSY the context has SVADEV_MAX_USER_QUEUES; ENOSPC no queue of the function is free; EDQUOT the
+ * user has as many queues of the function as are free, and has not CAP_SYS_RESOURCE; EBADF, EINVAL @eventfd is none; EAGAIN reset under way and
  * O_NONBLOCK.
  */
 struct svadev_create_queue {
@@ -490,7 +520,7 @@ struct svadev_plant_swap {
 
 #define SVADEV_IOC_PLANT_SWAP _IO(SVADEV_IOC_MAGIC, 0x1f)
 
-/* Kept for more operations on user queues. ENOTTY until then. */
+/* The range for operations on user queues. ENOTTY where there is none. */
 #define SVADEV_IOC_QUEUE_FIRST 0x10
 #define SVADEV_IOC_QUEUE_LAST 0x17
 

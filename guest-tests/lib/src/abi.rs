@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "ioctl wrappers are made by nix's macros; callers prove the pointers")]
 
 /// Version of the interface that this crate was written for.
-pub const UAPI_VERSION: u32 = 3;
+pub const UAPI_VERSION: u32 = 4;
 /// Type of every request number.
 pub const IOC_MAGIC: u8 = 0xbb;
 /// `SVADEV_IOC_QUERY`.
@@ -23,9 +23,9 @@ pub const IOC_DESTROY_QUEUE: u8 = 0x11;
 pub const IOC_QUERY_QUEUE: u8 = 0x12;
 /// `SVADEV_IOC_PLANT_SWAP`.
 pub const IOC_PLANT_SWAP: u8 = 0x1f;
-/// First number kept for queues that a program drives itself.
+/// First number of the range for queues that a program drives itself.
 pub const IOC_QUEUE_FIRST: u8 = 0x10;
-/// Last number kept for queues that a program drives itself.
+/// Last number of the range for queues that a program drives itself.
 pub const IOC_QUEUE_LAST: u8 = 0x17;
 /// `SVADEV_SUBMIT_RAW`.
 pub const SUBMIT_RAW: u32 = 1 << 0;
@@ -41,6 +41,16 @@ pub const QUEUE_RUNNING: u32 = 0;
 pub const QUEUE_HALTED: u32 = 1;
 /// `SVADEV_QUEUE_LOST`.
 pub const QUEUE_LOST: u32 = 2;
+/// `SVADEV_STATE_RUNNING`.
+pub const STATE_RUNNING: u32 = 0;
+/// `SVADEV_STATE_RESETTING`.
+pub const STATE_RESETTING: u32 = 1;
+/// `SVADEV_STATE_FAILED`.
+pub const STATE_FAILED: u32 = 2;
+/// `SVADEV_MIN_INTERRUPT_INTERVAL_US`.
+pub const MIN_INTERRUPT_INTERVAL_US: u32 = 20;
+/// `SVADEV_MIN_INTERRUPT_COUNT`.
+pub const MIN_INTERRUPT_COUNT: u32 = 16;
 
 /// `struct svadev_query`.
 #[repr(C)]
@@ -65,6 +75,9 @@ pub struct QueryArgs {
     pub resets: u32,
     pub max_user_queues: u32,
     pub user_queues: u32,
+    pub features: u64,
+    pub pci_domain: u32,
+    pub state: u32,
 }
 
 /// `struct svadev_bind`.

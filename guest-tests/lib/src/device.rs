@@ -6,11 +6,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use svadev_spec::device;
+use svadev_spec::device::{self, Features};
 use zerocopy::FromZeros;
 
 use crate::abi::{self, BindArgs, PlantSwapArgs, QueryArgs, SubmitArgs, UnbindArgs, WaitArgs};
@@ -55,7 +55,7 @@ pub struct Query {
     pub max_in_flight: u32,
     /// Most descriptors of one context in flight or completed and not collected.
     pub max_uncollected: u32,
-    /// Queues of the function.
+    /// Queues of the function that can be had, the kernel's own among them.
     pub queues: u32,
     /// Engines of the function.
     pub engines: u32,
@@ -73,6 +73,10 @@ pub struct Query {
     pub max_user_queues: u32,
     /// User queues of all contexts of the function.
     pub user_queues: u32,
+    /// What the function can do; nothing if the driver is too old to say.
+    pub features: Features,
+    /// State of the function: [`abi::STATE_RUNNING`] and so on.
+    pub state: u32,
 }
 
 /// An open `/dev/svadevN`: one context of the driver. Dropping it closes the file; work in flight is aborted or drained then.
@@ -122,7 +126,7 @@ impl Device {
     pub fn bind(&self) -> Result<u32> {
         let mut args = BindArgs { argsz: size_of_u32::<BindArgs>(), ..Default::default() };
         // SAFETY: as in `query`.
-        unsafe { abi::bind(self.fd.as_raw_fd(), &raw mut args) }.map_err(Error::system("bind"))?;
+        uninterrupted(|| unsafe { abi::bind(self.fd.as_raw_fd(), &raw mut args) }).map_err(Error::system("bind"))?;
         Ok(args.pasid)
     }
 
@@ -130,7 +134,8 @@ impl Device {
     pub fn unbind(&self) -> Result<()> {
         let mut args = UnbindArgs { argsz: size_of_u32::<UnbindArgs>(), ..Default::default() };
         // SAFETY: as in `query`.
-        unsafe { abi::unbind(self.fd.as_raw_fd(), &raw mut args) }.map_err(Error::system("unbind"))?;
+        uninterrupted(|| unsafe { abi::unbind(self.fd.as_raw_fd(), &raw mut args) })
+            .map_err(Error::system("unbind"))?;
         Ok(())
     }
 
@@ -162,7 +167,8 @@ impl Device {
         };
         // SAFETY: `args` and the array behind `descs` live through the call; `Descriptor` is transparent over the kernel's
         // layout. What the device does later is the caller's contract.
-        let taken = unsafe { abi::submit(self.fd.as_raw_fd(), &raw mut args) }.map_err(Error::system("submit"))?;
+        let submit = || unsafe { abi::submit(self.fd.as_raw_fd(), &raw mut args) };
+        let taken = uninterrupted(submit).map_err(Error::system("submit"))?;
         Ok(usize::try_from(taken).expect("ioctl gives no negative number that is not an error"))
     }
 
@@ -191,12 +197,19 @@ impl Device {
             argsz: size_of_u32::<WaitArgs>(),
             flags: 0,
             completions: address_of(raw.as_mut_ptr()),
-            timeout_ns: timeout.map_or(-1, |t| i64::try_from(t.as_nanos()).unwrap_or(i64::MAX)),
+            timeout_ns: timeout.map_or(-1, nanoseconds),
             capacity: u32::try_from(capacity).expect("bounded by MAX_UNCOLLECTED"),
             min: u32::try_from(min).expect("bounded by MAX_UNCOLLECTED"),
         };
-        // SAFETY: `raw` has room for `capacity` completions, any bytes of which are valid, and lives through the call.
-        let stored = unsafe { abi::wait(self.fd.as_raw_fd(), &raw mut args) }.map_err(Error::system("wait"))?;
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let wait = || {
+            if let Some(deadline) = deadline {
+                args.timeout_ns = nanoseconds(deadline.saturating_duration_since(Instant::now()));
+            }
+            // SAFETY: `raw` has room for `capacity` completions, any bytes of which are valid, and lives through the call.
+            unsafe { abi::wait(self.fd.as_raw_fd(), &raw mut args) }
+        };
+        let stored = uninterrupted(wait).map_err(Error::system("wait"))?;
         let stored = usize::try_from(stored).expect("ioctl gives no negative number that is not an error");
         raw[..stored].iter().map(|raw| Ok(Completion::from_raw(raw)?)).collect()
     }
@@ -233,7 +246,7 @@ impl Device {
     pub fn poll(&self, interest: PollFlags, timeout: Option<Duration>) -> Result<PollFlags> {
         let mut fds = [PollFd::new(self.fd.as_fd(), interest)];
         let timeout = timeout.map_or(PollTimeout::NONE, |t| PollTimeout::try_from(t).unwrap_or(PollTimeout::MAX));
-        poll(&mut fds, timeout).map_err(Error::system("poll"))?;
+        uninterrupted(|| poll(&mut fds, timeout)).map_err(Error::system("poll"))?;
         Ok(fds[0].revents().unwrap_or_else(PollFlags::empty))
     }
 }
@@ -293,7 +306,7 @@ impl Query {
             engines: args.engines,
             pci_address: format!(
                 "{:04x}:{:02x}:{:02x}.{}",
-                address >> 16,
+                (address >> 16).max(args.pci_domain),
                 address >> 8 & 0xff,
                 address >> 3 & 0x1f,
                 address & 7
@@ -304,6 +317,23 @@ impl Query {
             resets: args.resets,
             max_user_queues: args.max_user_queues,
             user_queues: args.user_queues,
+            features: Features::from_bits_retain(args.features),
+            state: args.state,
+        }
+    }
+}
+
+/// A time limit as the kernel's structures carry it.
+fn nanoseconds(limit: Duration) -> i64 {
+    i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Makes a call again if a signal came before it did anything: a signal handler of the program, or SIGSTOP and SIGCONT.
+pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result,
         }
     }
 }

@@ -103,6 +103,7 @@ fn layout<'a>(body: impl Iterator<Item = &'a str>) -> Layout {
             _ => panic!("{kind} is not a fixed-width integer"),
         };
         let offset = end.next_multiple_of(size);
+        assert_eq!(offset, end, "a hole before {name} would be elsewhere for i386, and leak kernel memory");
         fields.push((name.to_owned(), offset, size));
         end = offset + size;
         align = align.max(size);
@@ -181,7 +182,10 @@ fn structures_have_one_layout() {
                     uncollected,
                     resets,
                     max_user_queues,
-                    user_queues
+                    user_queues,
+                    features,
+                    pci_domain,
+                    state
                 ),
             ),
             (
@@ -253,6 +257,13 @@ fn user_interface_constants_are_the_same() {
         ("SVADEV_QUEUE_RUNNING", abi::QUEUE_RUNNING.into()),
         ("SVADEV_QUEUE_HALTED", abi::QUEUE_HALTED.into()),
         ("SVADEV_QUEUE_LOST", abi::QUEUE_LOST.into()),
+        ("SVADEV_STATE_RUNNING", abi::STATE_RUNNING.into()),
+        ("SVADEV_STATE_RESETTING", abi::STATE_RESETTING.into()),
+        ("SVADEV_STATE_FAILED", abi::STATE_FAILED.into()),
+        ("SVADEV_FEATURES_PROCESS_ADDRESSES", device::Features::PROCESS_ADDRESSES.bits()),
+        ("SVADEV_FEATURES_PAGE_REQUESTS", device::Features::PAGE_REQUESTS.bits()),
+        ("SVADEV_MIN_INTERRUPT_INTERVAL_US", abi::MIN_INTERRUPT_INTERVAL_US.into()),
+        ("SVADEV_MIN_INTERRUPT_COUNT", abi::MIN_INTERRUPT_COUNT.into()),
         ("SVADEV_PRIORITY_NORMAL", priority(Priority::Normal)),
         ("SVADEV_PRIORITY_LOW", priority(Priority::Low)),
         ("SVADEV_PRIORITY_HIGH", priority(Priority::High)),
@@ -407,8 +418,14 @@ fn hardware_constants_are_the_same() {
 #[test]
 fn the_reader_sees_what_it_must() {
     let header = Header::parse(&without_comments(
-        "#define GUARD\n#define A 0x10U /* a\n comment */\n#define B (1U << 4)\nstruct s {\n\t__u8 x;\n\t__u32 y;\n};\n",
+        "#define GUARD\n#define A 0x10U /* a\n comment */\n#define B (1U << 4)\nstruct s {\n\t__u32 x;\n\t__u32 y;\n};\n",
     ));
     assert_eq!(header.constants, BTreeMap::from([("A".to_owned(), 16), ("B".to_owned(), 16)]));
-    assert_eq!(header.structs["s"].fields, [("x".to_owned(), 0, 1), ("y".to_owned(), 4, 4)]);
+    assert_eq!(header.structs["s"].fields, [("x".to_owned(), 0, 4), ("y".to_owned(), 4, 4)]);
+}
+
+#[test]
+#[should_panic(expected = "a hole before y")]
+fn a_hole_is_found() {
+    Header::parse("struct s {\n\t__u32 x;\n\t__u64 y;\n};\n");
 }

@@ -206,7 +206,8 @@ impl Device {
             if let Some(deadline) = deadline {
                 args.timeout_ns = nanoseconds(deadline.saturating_duration_since(Instant::now()));
             }
-            // SAFETY: `raw` has room for `capacity` completions, any bytes of which are valid, and lives through the call.
+            // SAFETY: `raw` has room for `capacity` completions, any bytes of which are valid, and lives through the
+            // call.
             unsafe { abi::wait(self.fd.as_raw_fd(), &raw mut args) }
         };
         let stored = uninterrupted(wait).map_err(Error::system("wait"))?;

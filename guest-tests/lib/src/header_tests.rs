@@ -418,7 +418,8 @@ fn hardware_constants_are_the_same() {
 #[test]
 fn the_reader_sees_what_it_must() {
     let header = Header::parse(&without_comments(
-        "#define GUARD\n#define A 0x10U /* a\n comment */\n#define B (1U << 4)\nstruct s {\n\t__u32 x;\n\t__u32 y;\n};\n",
+        "#define GUARD\n#define A 0x10U /* a\n comment */\n#define B (1U << 4)\n\
+         struct s {\n\t__u32 x;\n\t__u32 y;\n};\n",
     ));
     assert_eq!(header.constants, BTreeMap::from([("A".to_owned(), 16), ("B".to_owned(), 16)]));
     assert_eq!(header.structs["s"].fields, [("x".to_owned(), 0, 4), ("y".to_owned(), 4, 4)]);

@@ -3,6 +3,7 @@
 mod audit;
 mod bad;
 mod changes;
+mod driver;
 mod faults;
 mod lifetime;
 mod opcodes;
@@ -33,6 +34,7 @@ pub fn tests() -> Vec<Test> {
         user_queue::TESTS,
         audit::TESTS,
         reset::TESTS,
+        &driver::tests(),
     ]
     .concat()
 }

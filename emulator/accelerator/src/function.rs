@@ -26,7 +26,7 @@ const OUTSTANDING_PAGE_REQUESTS: u32 = 512;
 
 /// What an accelerator function is made of. One without an IOMMU has no ATS, PRI and PASID.
 fn description(settings: &FunctionSettings) -> Description {
-    let FunctionSettings { queues, vectors, untranslated, .. } = *settings;
+    let FunctionSettings { queues, vectors, ats, pri, pasid_bits, untranslated, .. } = *settings;
     let identity = Identity {
         vendor: PCI_VENDOR_ID,
         device: PCI_DEVICE_ID_ACCELERATOR,
@@ -36,9 +36,9 @@ fn description(settings: &FunctionSettings) -> Description {
     let bar = u8::try_from(BAR_MSIX).expect("one of six");
     Description {
         msi_x: Some(MsiX { vectors: vectors.into(), bar, pending_offset: MSIX_PBA_OFFSET }),
-        ats: (!untranslated).then_some(Ats),
-        pri: (!untranslated).then_some(Pri { capacity: OUTSTANDING_PAGE_REQUESTS }),
-        pasid: (!untranslated).then_some(PasidCapability { width: 20 }),
+        ats: (ats && !untranslated).then_some(Ats),
+        pri: (pri && !untranslated).then_some(Pri { capacity: OUTSTANDING_PAGE_REQUESTS }),
+        pasid: (!untranslated).then_some(PasidCapability { width: pasid_bits }),
         ..Description::new(identity)
             .with_bar(BAR_REGISTERS, Bar { size: regs::BAR_SIZE, wide: true })
             .with_bar(BAR_DOORBELLS, Bar { size: bar_doorbells_size(queues.into()), wide: true })

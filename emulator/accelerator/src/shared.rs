@@ -49,6 +49,12 @@ pub struct FunctionSettings {
     pub group_pages: u16,
     /// How long to wait for a page group response before the descriptor fails, ns.
     pub page_request_timeout_ns: u64,
+    /// It has the ATS capability. Without, no translation request leaves it.
+    pub ats: bool,
+    /// It has the PRI capability.
+    pub pri: bool,
+    /// PASID width that its capability states, 1 to 20 bits.
+    pub pasid_bits: u8,
     /// There is no IOMMU in front of the function. It has no ATS, PRI or PASID: requests without a PASID go to
     /// guest-physical addresses, others nowhere.
     pub untranslated: bool,
@@ -69,6 +75,9 @@ impl FunctionSettings {
             tlb_entries: 4096,
             group_pages: 32,
             page_request_timeout_ns: 10_000_000_000,
+            ats: true,
+            pri: true,
+            pasid_bits: 20,
             untranslated: false,
             audit: false,
         }
@@ -89,6 +98,7 @@ impl FunctionSettings {
 
     fn validate(&self) {
         assert!((1..=svadev_spec::device::MAX_QUEUES).contains(&u32::from(self.queues)), "queues out of range");
+        assert!((1..=20).contains(&self.pasid_bits), "PASID bits out of range");
         assert!(self.vectors > 0, "a function has at least one vector");
         assert!((1..=256).contains(&self.jobs_per_queue), "jobs per queue out of range");
         assert!(self.list_jobs_per_queue > 0, "a queue needs room for one list job");

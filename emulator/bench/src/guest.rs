@@ -143,7 +143,11 @@ fn flat(source: &CounterSource) -> BTreeMap<String, u64> {
         let Ok(Value::Object(object)) = value else { return };
         all.extend(object.iter().filter_map(|(name, value)| Some((format!("{path}.{name}"), value.as_u64()?))));
     };
-    add("unit", serde_json::to_value(&counters.unit));
+    for (index, unit) in counters.units.iter().enumerate() {
+        // Names that are the same in every machine with one unit.
+        let name = if counters.units.len() == 1 { "unit".to_owned() } else { format!("unit{index}") };
+        add(&name, serde_json::to_value(&unit.counters));
+    }
     for function in &counters.functions {
         add(&function.bdf, serde_json::to_value(function.counters));
     }

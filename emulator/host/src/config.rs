@@ -7,18 +7,25 @@ use svadev_iommu::UnitConfig;
 /// Everything that [`Host::start`](crate::Host::start) needs to know.
 #[derive(Clone, Debug)]
 pub struct HostConfig {
+    /// The IOMMUs, with what is behind each.
+    pub iommus: Vec<IommuConfig>,
+    /// Folder for the sockets. It must exist, and only its owner should be able to enter it.
+    pub socket_dir: PathBuf,
+    /// Multiplies every time limit. A busy host and its guest take longer for everything, page requests above all.
+    pub timeout_scale: u32,
+}
+
+/// One IOMMU.
+#[derive(Clone, Debug)]
+pub struct IommuConfig {
     /// The function whose BAR holds the IOMMU's registers.
-    pub iommu: Bdf,
-    /// How the IOMMU behaves.
+    pub bdf: Bdf,
+    /// What the IOMMU can do, and how it caches.
     pub unit: UnitConfig,
     /// With a value, the auditor runs. It reports a stale cache entry whose table changed this many milliseconds ago.
     pub audit_limit_ms: Option<u64>,
     /// The functions behind the IOMMU.
     pub accelerators: Vec<AcceleratorConfig>,
-    /// Folder for the sockets. It must exist, and only its owner should be able to enter it.
-    pub socket_dir: PathBuf,
-    /// Multiplies every time limit. A busy host and its guest take longer for everything, page requests above all.
-    pub timeout_scale: u32,
 }
 
 /// One accelerator function.
@@ -28,6 +35,12 @@ pub struct AcceleratorConfig {
     pub name: String,
     /// Requester ID.
     pub bdf: Bdf,
+    /// It has ATS, and so can translate.
+    pub ats: bool,
+    /// It has PRI, and so can ask for pages. PRI needs ATS.
+    pub pri: bool,
+    /// PASID width, bits: 1 to 20.
+    pub pasid_bits: u8,
     /// Number of queues, `1..=MAX_QUEUES`.
     pub queues: u16,
     /// Number of engines, `1..=queues`. Each is a thread.

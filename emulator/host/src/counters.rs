@@ -12,9 +12,9 @@ use crate::threads::Threads;
 /// The counters of all parts of a host.
 #[derive(Clone, Debug, Serialize)]
 pub struct Counters {
-    /// The IOMMU's counters.
-    pub unit: svadev_iommu::Counters,
-    /// The auditor's counters, if there is an auditor.
+    /// The IOMMUs' counters, in the order of the configuration.
+    pub units: Vec<UnitCounters>,
+    /// The auditors' counters together, if there is an auditor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit: Option<AuditCounters>,
     /// The accelerator functions' counters, in the order of the configuration.
@@ -22,6 +22,16 @@ pub struct Counters {
     /// Commands that VMMs sent, over all sockets. An access of a guest that traps is one; so is what a VMM does on
     /// its own.
     pub commands: u64,
+}
+
+/// What one IOMMU counted.
+#[derive(Clone, Debug, Serialize)]
+pub struct UnitCounters {
+    /// The address of its function, as `lspci` prints it.
+    pub bdf: String,
+    /// What it did.
+    #[serde(flatten)]
+    pub counters: svadev_iommu::Counters,
 }
 
 /// What one accelerator function counted.
@@ -37,7 +47,7 @@ pub struct FunctionCounters {
 /// Reads a host's counters, also from another thread and while the host runs.
 #[derive(Clone, Debug)]
 pub struct CounterSource {
-    pub(crate) bus: Arc<Bus<Threads>>,
+    pub(crate) buses: Vec<Arc<Bus<Threads>>>,
     pub(crate) functions: Vec<Arc<FunctionShared>>,
     pub(crate) senders: Vec<Sender>,
 }
@@ -51,6 +61,10 @@ impl CounterSource {
         };
         let functions = self.functions.iter().map(function).collect();
         let commands = self.senders.iter().map(|sender| sender.counters().commands).sum();
-        Counters { unit: self.bus.unit_counters(), audit: self.bus.audit_counters(), functions, commands }
+        let unit =
+            |bus: &Arc<Bus<Threads>>| UnitCounters { bdf: bus.iommu_bdf().to_string(), counters: bus.unit_counters() };
+        let units = self.buses.iter().map(unit).collect();
+        let audit = self.buses.iter().filter_map(|bus| bus.audit_counters()).reduce(|a, b| a + b);
+        Counters { units, audit, functions, commands }
     }
 }

@@ -12,8 +12,10 @@ pub enum HostEvent {
     Connected(Bdf),
     /// The VMM's connection ended. The function is in its initial state, and another VMM may attach.
     Disconnected(Bdf),
-    /// Firmware or kernel placed the unit's registers here, and they are decoded.
+    /// Firmware or kernel placed a unit's registers here, and they are decoded.
     UnitPlaced {
+        /// The function that carries the unit.
+        unit: Bdf,
         /// Guest-physical address.
         address: u64,
     },

@@ -13,7 +13,7 @@ use svadev_vfio_user::{Device, Sender, Server};
 
 use crate::audit;
 use crate::bus::Bus;
-use crate::config::{AcceleratorConfig, HostConfig};
+use crate::config::{AcceleratorConfig, HostConfig, IommuConfig};
 use crate::counters::{CounterSource, Counters};
 use crate::engine_thread::{self, Clock, Places};
 use crate::events::{Events, HostEvent, PanicWatch};
@@ -27,7 +27,7 @@ use crate::waker::Waker;
 #[derive(Debug)]
 pub struct Host {
     sockets: Vec<(Bdf, PathBuf)>,
-    bus: Arc<Bus<Threads>>,
+    buses: Vec<Arc<Bus<Threads>>>,
     functions: Vec<Arc<FunctionShared>>,
     senders: Vec<Sender>,
     wakers: Vec<Arc<Waker>>,
@@ -44,16 +44,13 @@ impl Host {
     /// Errors: a CPU that cannot be used, a socket that cannot be made, or no more descriptors, memory or threads. Then
     /// everything that was made is gone again.
     pub fn start(config: &HostConfig, events: impl Fn(HostEvent) + Send + Sync + 'static) -> anyhow::Result<Self> {
-        for function in &config.accelerators {
+        for function in config.iommus.iter().flat_map(|iommu| &iommu.accelerators) {
             engine_thread::check_cpus(&function.name, &function.cpus)?;
         }
         let events = Events::new(events);
-        let mut platform = Threads::default();
-        let machine = Machine::with_events(&machine_config(config), &mut platform, (), &events)?;
-        let bus = Arc::clone(&machine.bus);
         let mut host = Self {
             sockets: Vec::new(),
-            bus: Arc::clone(&bus),
+            buses: Vec::new(),
             functions: Vec::new(),
             senders: Vec::new(),
             wakers: Vec::new(),
@@ -63,27 +60,44 @@ impl Host {
             periodic_threads: Vec::new(),
         };
         let clock = Clock::start();
-        for (accelerator, function) in config.accelerators.iter().zip(machine.functions) {
+        for iommu in &config.iommus {
+            host.start_machine(config, iommu, clock, &events)?;
+        }
+        Ok(host)
+    }
+
+    /// Makes an IOMMU and what is behind it, and starts their threads.
+    fn start_machine(
+        &mut self,
+        config: &HostConfig,
+        iommu: &IommuConfig,
+        clock: Clock,
+        events: &Events,
+    ) -> anyhow::Result<()> {
+        let mut platform = Threads::default();
+        let machine = Machine::with_events(&machine_config(config, iommu), &mut platform, (), events)?;
+        let bus = Arc::clone(&machine.bus);
+        self.buses.push(Arc::clone(&bus));
+        for (accelerator, function) in iommu.accelerators.iter().zip(machine.functions) {
             let MachineFunction { device, server, engines, wakers, .. } = function;
             let shared = Arc::clone(device.shared());
             let places = Places::new(accelerator);
             for (engine, waker) in engines.into_iter().zip(wakers) {
                 let name = format!("{}/e{}", accelerator.name, engine.index());
-                host.wakers.push(Arc::clone(&waker));
+                self.wakers.push(Arc::clone(&waker));
                 let place = places.of(engine.index());
-                let watch = PanicWatch::new(&events, name.clone());
-                host.engine_threads.push(engine_thread::spawn(name, engine, waker, clock, watch, place)?);
+                let watch = PanicWatch::new(events, name.clone());
+                self.engine_threads.push(engine_thread::spawn(name, engine, waker, clock, watch, place)?);
             }
             let bdf = shared.bdf();
-            host.functions.push(shared);
-            host.serve(bdf, config, &events, server, device)?;
+            self.functions.push(shared);
+            self.serve(bdf, config, events, server, device)?;
         }
         if let Some(clock) = machine.audit_clock {
-            host.periodic_threads.push(audit::start(Arc::clone(&bus), clock, events.clone())?);
+            self.periodic_threads.push(audit::start(Arc::clone(&bus), clock, events.clone())?);
         }
-        host.periodic_threads.push(overdue::start(bus, config.timeout_scale, &events)?);
-        host.serve(config.iommu, config, &events, machine.iommu_server, machine.iommu)?;
-        Ok(host)
+        self.periodic_threads.push(overdue::start(bus, config.timeout_scale, events)?);
+        self.serve(iommu.bdf, config, events, machine.iommu_server, machine.iommu)
     }
 
     /// Makes a function's socket and starts the thread that serves it.
@@ -112,20 +126,20 @@ impl Host {
         Ok(())
     }
 
-    /// Every function's socket. The last one is the IOMMU's.
+    /// Every function's socket. Each IOMMU's comes after those of the functions behind it.
     pub fn sockets(&self) -> &[(Bdf, PathBuf)] {
         &self.sockets
     }
 
-    /// Writes a register of the unit as its socket thread does. For benchmarks that leave out the cost of a trap.
+    /// Writes a register of the first unit as its socket thread does. For benchmarks that leave out the cost of a trap.
     pub fn write_unit_register(&self, offset: u64, data: &[u8]) {
-        self.bus.write_register(offset, data);
+        self.buses[0].write_register(offset, data);
     }
 
     /// A reader of the counters for later, from any thread.
     pub fn counter_source(&self) -> CounterSource {
         let (functions, senders) = (self.functions.clone(), self.senders.clone());
-        CounterSource { bus: Arc::clone(&self.bus), functions, senders }
+        CounterSource { buses: self.buses.clone(), functions, senders }
     }
 
     /// The counters as they are now.
@@ -160,22 +174,22 @@ pub fn socket_path(folder: &Path, bdf: Bdf) -> PathBuf {
     folder.join(format!("{:02x}-{:02x}.{}.sock", bdf.bus(), bdf.device(), bdf.function()))
 }
 
-/// The machine that a host runs.
-fn machine_config(config: &HostConfig) -> MachineConfig {
+/// The machine of an IOMMU.
+fn machine_config(config: &HostConfig, iommu: &IommuConfig) -> MachineConfig {
     let scale = u64::from(config.timeout_scale);
     let function = |accelerator: &AcceleratorConfig| {
-        let AcceleratorConfig { bdf, queues, engines, vectors, .. } = *accelerator;
+        let AcceleratorConfig { bdf, ats, pri, pasid_bits, queues, engines, vectors, .. } = *accelerator;
         let usual = FunctionSettings::new(bdf);
         let page_request_timeout_ns = usual.page_request_timeout_ns * scale;
-        let audit = config.audit_limit_ms.is_some();
-        FunctionSettings { queues, engines, vectors, page_request_timeout_ns, audit, ..usual }
+        let audit = iommu.audit_limit_ms.is_some();
+        FunctionSettings { ats, pri, pasid_bits, queues, engines, vectors, page_request_timeout_ns, audit, ..usual }
     };
     MachineConfig {
-        iommu: config.iommu,
-        unit: config.unit.clone(),
+        iommu: iommu.bdf,
+        unit: iommu.unit.clone(),
         // On a slow host the guest's vCPUs also wait longer between a change and its invalidation.
-        audit: config.audit_limit_ms.map(|ms| AuditConfig { limit_ns: (ms * 1_000_000).saturating_mul(scale) }),
-        functions: config.accelerators.iter().map(function).collect(),
+        audit: iommu.audit_limit_ms.map(|ms| AuditConfig { limit_ns: (ms * 1_000_000).saturating_mul(scale) }),
+        functions: iommu.accelerators.iter().map(function).collect(),
     }
 }
 
@@ -191,25 +205,32 @@ mod tests {
         let accelerator = |device: u8| AcceleratorConfig {
             name: format!("sva{device}"),
             bdf: Bdf::new(0, device, 0).unwrap(),
+            ats: true,
+            pri: true,
+            pasid_bits: 20,
             queues: 64,
             engines: 1,
             vectors: 4,
             cpus: Vec::new(),
             spin_us: 50,
         };
-        let config = HostConfig {
-            iommu: Bdf::new(0, 5, 0).unwrap(),
+        let iommu = |bdf: u8, accelerators| IommuConfig {
+            bdf: Bdf::new(0, bdf, 0).unwrap(),
             unit: UnitConfig::default(),
             audit_limit_ms: None,
-            accelerators: vec![accelerator(6), accelerator(7)],
+            accelerators,
+        };
+        let config = HostConfig {
+            iommus: vec![iommu(5, vec![accelerator(6), accelerator(7)]), iommu(8, vec![accelerator(9)])],
             socket_dir: folder.path().to_owned(),
             timeout_scale: 1,
         };
         let host = Host::start(&config, drop).unwrap();
-        assert_eq!(host.sockets().len(), 3);
+        assert_eq!(host.sockets().len(), 5);
         assert!(host.sockets().iter().all(|(_, path)| path.exists()));
         let counters = serde_json::to_value(host.snapshot()).unwrap();
         assert_eq!(counters["functions"][1]["bdf"], "00:07.0");
+        assert_eq!(counters["units"][1]["bdf"], "00:08.0");
         host.stop();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }

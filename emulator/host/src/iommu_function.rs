@@ -70,7 +70,7 @@ impl<P: Platform> IommuDevice<P> {
         {
             self.reports += 1;
             self.placed = place;
-            self.events.send(HostEvent::UnitPlaced { address });
+            self.events.send(HostEvent::UnitPlaced { unit: self.bus.iommu_bdf(), address });
         }
     }
 }

@@ -15,10 +15,10 @@
 //!
 //! # The path through it
 //! [`Machine::new`] makes the parts on a [`Platform`] and connects them, without a thread. [`Host::start`] makes a
-//! machine and gives each part a thread; the simulated world calls the parts in turn. A VMM's command arrives in a
-//! function's vfio-user server, which calls `accelerator` or `iommu_function`. From there it goes to the models;
-//! their effects come back through `accelerator`'s ports and through `bus`, to `link` (interrupts and replies) and
-//! `releases` (unmapped memory).
+//! machine for each IOMMU and gives each part a thread; the simulated world calls the parts in turn. A VMM's command
+//! arrives in a function's vfio-user server, which calls `accelerator` or `iommu_function`. From there it goes to the
+//! models; their effects come back through `accelerator`'s ports and through `bus`, to `link` (interrupts and replies)
+//! and `releases` (unmapped memory).
 //!
 //! What differs between a process and a simulated world is a [`Platform`]. What happens in a fixed order between the
 //! models belongs into `accelerator` or `bus`. What needs a thread or a clock belongs beside `host`.
@@ -48,8 +48,8 @@ mod waker;
 
 pub use accelerator::{Accelerator, AcceleratorState};
 pub use bus::{Bus, Down, HostEngine};
-pub use config::{AcceleratorConfig, HostConfig};
-pub use counters::{CounterSource, Counters, FunctionCounters};
+pub use config::{AcceleratorConfig, HostConfig, IommuConfig};
+pub use counters::{CounterSource, Counters, FunctionCounters, UnitCounters};
 pub use events::HostEvent;
 pub use host::{Host, socket_path};
 pub use iommu_function::{IommuDevice, IommuState};

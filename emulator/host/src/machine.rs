@@ -1,6 +1,7 @@
 //! [`Machine`]: unit, functions and engines, wired up and without a thread. Its owner drives all of them.
 //!
-//! A [`Host`](crate::Host) gives each part a thread. A simulated world calls them in turn, in an order of its own.
+//! A [`Host`](crate::Host) has one for each IOMMU, and gives each part a thread. A simulated world calls them in turn,
+//! in an order of its own.
 use std::sync::Arc;
 
 use svadev_accelerator::{Function, FunctionSettings};

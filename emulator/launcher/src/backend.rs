@@ -2,12 +2,11 @@
 use std::ops::Deref;
 use std::path::PathBuf;
 
-use svadev_host::{AcceleratorConfig, Host, HostConfig};
+use svadev_host::{AcceleratorConfig, Host, HostConfig, IommuConfig};
 pub use svadev_host::{CounterSource, HostEvent as BackendEvent, socket_path};
-use svadev_iommu::UnitConfig;
 use tokio::sync::mpsc;
 
-use crate::topology::{AcceleratorFunction, Topology};
+use crate::topology::{AcceleratorFunction, IommuFunction, Topology};
 
 /// What a topology does not say about a host.
 #[derive(Clone, Debug)]
@@ -55,17 +54,24 @@ impl Deref for Backend {
 
 /// The host of a topology.
 fn host_config(topology: &Topology, options: &BackendOptions) -> HostConfig {
+    let iommu = |(index, iommu): (usize, &IommuFunction)| {
+        let behind = topology.accelerators.iter().filter(|function| function.iommu == index);
+        IommuConfig {
+            bdf: iommu.bdf,
+            unit: iommu.unit.clone(),
+            audit_limit_ms: iommu.audit_limit_ms,
+            accelerators: behind.map(accelerator_config).collect(),
+        }
+    };
     HostConfig {
-        iommu: topology.iommu.bdf,
-        unit: UnitConfig { caching: topology.iommu.caching.into(), ..UnitConfig::default() },
-        audit_limit_ms: topology.iommu.audit_limit_ms,
-        accelerators: topology.accelerators.iter().map(accelerator_config).collect(),
+        iommus: topology.iommus.iter().enumerate().map(iommu).collect(),
         socket_dir: options.socket_dir.clone(),
         timeout_scale: options.timeout_scale,
     }
 }
 
 fn accelerator_config(function: &AcceleratorFunction) -> AcceleratorConfig {
-    let AcceleratorFunction { name, bdf, queues, engines, vectors, cpus, spin_us } = function.clone();
-    AcceleratorConfig { name, bdf, queues, engines, vectors, cpus, spin_us }
+    let AcceleratorFunction { name, bdf, iommu: _, ats, pri, pasid_bits, queues, engines, vectors, cpus, spin_us } =
+        function.clone();
+    AcceleratorConfig { name, bdf, ats, pri, pasid_bits, queues, engines, vectors, cpus, spin_us }
 }

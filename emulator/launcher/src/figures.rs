@@ -16,7 +16,7 @@ pub struct Figure {
     pub unit: String,
 }
 
-/// The numbers in the backend's counters, each named by its path: `unit.page_requests`, `00:06.0.bytes`.
+/// The numbers in the backend's counters, each named by its path: `00:05.0.page_requests`, `00:06.0.bytes`.
 pub fn add_counters(figures: &mut Vec<Figure>, path: &str, value: &Value) {
     let join = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     match value {
@@ -59,10 +59,15 @@ const COUNTERS: &[(&str, Option<&str>, Option<&str>)] = &[
     ("interrupts", Some("interrupts"), Some("interrupts")),
 ];
 
-/// The table of the main counters: a column for the unit, and one for each function.
+/// The table of the main counters: a column for each unit, and one for each function.
 pub fn counter_table(counters: &Value) -> Vec<String> {
+    let units = counters["units"].as_array().map_or(&[][..], Vec::as_slice);
     let functions = counters["functions"].as_array().map_or(&[][..], Vec::as_slice);
-    let mut head = format!("{:34}{:>14}", "", "IOMMU");
+    let mut head = format!("{:34}", "");
+    for unit in units {
+        let bdf = if units.len() == 1 { "" } else { unit["bdf"].as_str().unwrap_or_default() };
+        head += &format!("{:>14}", format!("IOMMU {bdf}").trim_end());
+    }
     for function in functions {
         head += &format!("{:>14}", function["bdf"].as_str().unwrap_or("function"));
     }
@@ -70,7 +75,10 @@ pub fn counter_table(counters: &Value) -> Vec<String> {
         format!("{:>14}", value.and_then(Value::as_u64).map_or_else(String::new, |n| n.to_string()))
     };
     let row = |&(name, unit, function): &(&str, Option<&str>, Option<&str>)| {
-        let mut line = format!("{name:34}{}", cell(unit.and_then(|key| counters["unit"].get(key))));
+        let mut line = format!("{name:34}");
+        for each in units {
+            line += &cell(unit.and_then(|key| each.get(key)));
+        }
         for each in functions {
             line += &cell(function.and_then(|key| each.get(key)));
         }
@@ -110,11 +118,12 @@ mod tests {
     #[test]
     fn counters_are_rows_named_by_their_path() {
         let mut figures = Vec::new();
-        let counters = serde_json::json!({"unit": {"faults": 2}, "functions": [{"bdf": "00:06.0", "bytes": 7}]});
+        let units = serde_json::json!([{"bdf": "00:05.0", "faults": 2}]);
+        let counters = serde_json::json!({"units": units, "functions": [{"bdf": "00:06.0", "bytes": 7}]});
         add_counters(&mut figures, "", &counters);
         let mut rows: Vec<_> = figures.iter().map(|f| (f.name.as_str(), f.value.as_u64().unwrap())).collect();
         rows.sort_unstable();
-        assert_eq!(rows, [("00:06.0.bytes", 7), ("unit.faults", 2)]);
+        assert_eq!(rows, [("00:05.0.faults", 2), ("00:06.0.bytes", 7)]);
     }
 
     #[test]
@@ -125,7 +134,8 @@ mod tests {
             assert!(of_unit.is_none_or(|key| unit.get(key).is_some()), "{row}: {of_unit:?}");
             assert!(of_function.is_none_or(|key| function.get(key).is_some()), "{row}: {of_function:?}");
         }
-        let counters = serde_json::json!({"unit": {"waits": 3}, "functions": [{"bdf": "00:06.0", "bytes": 7}]});
+        let units = serde_json::json!([{"bdf": "00:05.0", "waits": 3}]);
+        let counters = serde_json::json!({"units": units, "functions": [{"bdf": "00:06.0", "bytes": 7}]});
         let lines = counter_table(&counters);
         assert!(lines[0].ends_with("         IOMMU       00:06.0"), "{}", lines[0]);
         assert!(lines.iter().any(|l| l.starts_with("bytes") && l.ends_with(" 7")), "{lines:?}");

@@ -128,8 +128,7 @@ pub fn run(request: Request<'_>, observer: &mut dyn Observer) -> Outcome<Finishe
         say!("debugger: {}", gdb_command(topology.machine.kernel.as_deref(), port));
     }
     let folder = RunFolder::create().or_exit(Exit::Setup)?;
-    let (initrd, has_our_init) =
-        make_image(&request, &kernel, &kit, &busybox, &folder, topology.iommu.audit_limit_ms.is_some())?;
+    let (initrd, has_our_init) = make_image(&request, &kernel, &kit, &busybox, &folder, topology.is_audited())?;
     let choice = kvm::Choice { topology, qemu: &qemu, kernel: &kernel.image, busybox: &busybox };
     let plan = Plan {
         topology,

@@ -37,3 +37,4 @@ pub mod run;
 pub mod runtime;
 pub mod service;
 pub mod topology;
+pub mod unit_options;

@@ -1,13 +1,16 @@
 //! The machine: one TOML file from which QEMU's arguments, the DMAR table and the backend's configuration are made.
 //!
 //! `qemu-configs/README.md` describes the file. Errors name the line and what to write instead.
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
 
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use svadev_fabric::Bdf;
+use svadev_iommu::UnitConfig;
 use svadev_spec::device::MAX_QUEUES;
 use toml::Spanned;
+
+use crate::unit_options::{self, UnitOverride};
 
 /// The machine that is used when no `--topology` is given.
 pub const DEFAULT: &str = include_str!("../../../qemu-configs/default.toml");
@@ -33,9 +36,9 @@ const MAX_MEMORY: u64 = 1 << 40;
 pub struct Topology {
     /// The virtual machine itself.
     pub machine: Machine,
-    /// The function whose BAR holds the remapping unit's registers.
-    pub iommu: IommuFunction,
-    /// The functions behind it; at least one.
+    /// The functions whose BARs hold the remapping units' registers; at least one.
+    pub iommus: Vec<IommuFunction>,
+    /// The functions behind them; at least one behind each.
     pub accelerators: Vec<AcceleratorFunction>,
 }
 
@@ -56,13 +59,15 @@ pub struct Machine {
     pub append: String,
 }
 
-/// The IOMMU's own PCI function.
+/// A remapping unit's own PCI function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IommuFunction {
+    /// Name in the file and on the command line.
+    pub name: String,
     /// Where it sits.
     pub bdf: Bdf,
-    /// The unit's caching mode.
-    pub caching: Caching,
+    /// What the unit can do, and how it caches.
+    pub unit: UnitConfig,
     /// Compare cached translations with the tables, and report a change that is not invalidated within so many
     /// milliseconds. `None` turns the auditor off.
     pub audit_limit_ms: Option<u64>,
@@ -102,6 +107,14 @@ pub struct AcceleratorFunction {
     pub name: String,
     /// Where it sits.
     pub bdf: Bdf,
+    /// The unit that it is behind: its place in [`Topology::iommus`].
+    pub iommu: usize,
+    /// It has ATS. Without, it cannot translate, and has no PRI either.
+    pub ats: bool,
+    /// It has PRI: it can ask for pages.
+    pub pri: bool,
+    /// PASID width, bits.
+    pub pasid_bits: u8,
     /// Queues, `1..=MAX_QUEUES`.
     pub queues: u16,
     /// Engines, each a thread.
@@ -215,7 +228,8 @@ pub fn parse_address(text: &str) -> Result<Bdf, String> {
 struct RawTopology {
     #[serde(default)]
     machine: RawMachine,
-    iommu: RawIommu,
+    iommu: Option<RawIommu>,
+    iommus: Option<Spanned<Vec<RawIommu>>>,
     accelerators: Spanned<Vec<RawAccelerator>>,
 }
 
@@ -234,9 +248,12 @@ struct RawMachine {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawIommu {
+    name: Option<Spanned<String>>,
     address: Spanned<String>,
     #[serde(default)]
     caching: Caching,
+    #[serde(default)]
+    unit: BTreeMap<Spanned<String>, toml::Value>,
     #[serde(default)]
     audit: bool,
     audit_limit_ms: Option<u64>,
@@ -247,6 +264,10 @@ struct RawIommu {
 struct RawAccelerator {
     name: Option<Spanned<String>>,
     address: Spanned<String>,
+    iommu: Option<Spanned<String>>,
+    ats: Option<bool>,
+    pri: Option<Spanned<bool>>,
+    pasid_bits: Option<Spanned<i64>>,
     queues: Option<Spanned<i64>>,
     engines: Option<Spanned<i64>>,
     vectors: Option<Spanned<i64>>,
@@ -262,17 +283,28 @@ impl Topology {
         let at = Locator { file, text };
         let machine = parse_machine(&at, raw.machine)?;
         let mut taken = Vec::new();
-        let limit = raw.iommu.audit_limit_ms.unwrap_or(AUDIT_LIMIT_MS);
-        let iommu = IommuFunction {
-            bdf: parse_slot(&at, &raw.iommu.address, &mut taken)?,
-            caching: raw.iommu.caching,
-            audit_limit_ms: raw.iommu.audit.then_some(limit),
+        let iommus = match (raw.iommu, raw.iommus) {
+            (Some(iommu), None) => vec![iommu],
+            (None, Some(iommus)) if !iommus.get_ref().is_empty() => iommus.into_inner(),
+            (Some(_), Some(iommus)) => {
+                bail!(
+                    "{}: there is an [iommu] section, too: write [[iommus]] for each unit",
+                    at.line(iommus.span().start)
+                )
+            }
+            (None, _) => bail!("{file}: there is no unit: add an [iommu] section"),
         };
+        let iommus = iommus.into_iter().enumerate().map(|(index, raw)| parse_iommu(&at, index, raw, &mut taken));
+        let iommus = iommus.collect::<anyhow::Result<Vec<_>>>()?;
+        if let Some(twice) = iommus.iter().enumerate().find(|(n, one)| iommus[..*n].iter().any(|o| o.name == one.name))
+        {
+            bail!("{file}: two units have the name {:?}: choose another", twice.1.name);
+        }
         let (span, raws) = (raw.accelerators.span(), raw.accelerators.into_inner());
         ensure!(!raws.is_empty(), "{}: there is no accelerator: add an [[accelerators]] section", at.line(span.start));
         let mut accelerators: Vec<AcceleratorFunction> = Vec::new();
         for (index, raw) in raws.iter().enumerate() {
-            let function = parse_accelerator(&at, index, raw, &mut taken)?;
+            let function = parse_accelerator(&at, index, raw, &iommus, &mut taken)?;
             if let Some(name) = &raw.name {
                 let twice = accelerators.iter().any(|other| other.name == function.name);
                 ensure!(
@@ -284,7 +316,65 @@ impl Topology {
             }
             accelerators.push(function);
         }
-        Ok(Self { machine, iommu, accelerators })
+        for (index, iommu) in iommus.iter().enumerate() {
+            let used = accelerators.iter().any(|function| function.iommu == index);
+            ensure!(used, "{file}: nothing is behind {}: write iommu = {:?} at an accelerator", iommu.name, iommu.name);
+        }
+        Ok(Self { machine, iommus, accelerators })
+    }
+
+    /// Applies an option of the command line to the units that it means.
+    ///
+    /// Errors: there is no unit of this name.
+    pub fn set_unit_option(&mut self, option: &UnitOverride) -> anyhow::Result<()> {
+        let UnitOverride { unit: name, key, value } = option;
+        let mut found = false;
+        for iommu in self.iommus.iter_mut().filter(|iommu| name.as_ref().is_none_or(|name| *name == iommu.name)) {
+            unit_options::set(&mut iommu.unit, key, value).map_err(|error| anyhow::anyhow!("--unit: {error}"))?;
+            found = true;
+        }
+        let names: Vec<_> = self.iommus.iter().map(|iommu| iommu.name.as_str()).collect();
+        ensure!(found, "--unit: there is no unit {:?}: write {}", name.as_deref().unwrap_or(""), names.join(" or "));
+        Ok(())
+    }
+
+    /// Checks what the file and the command line say together.
+    ///
+    /// Errors: a unit cannot address the guest's memory.
+    pub fn check(&self) -> anyhow::Result<()> {
+        // q35 puts what does not fit below 4 GiB above it.
+        let end = self.machine.memory_bytes + (4 << 30);
+        for iommu in &self.iommus {
+            let bits = iommu.unit.host_address_width;
+            ensure!(
+                end <= 1 << bits,
+                "address_bits = {bits} of {} is too small for {} MiB of memory: write {} or more",
+                iommu.name,
+                self.machine.memory_bytes >> 20,
+                u64::BITS - (end - 1).leading_zeros()
+            );
+        }
+        Ok(())
+    }
+
+    /// Host address width that the firmware tells the guest, bits: the widest unit's.
+    pub fn host_address_width(&self) -> u8 {
+        self.iommus.iter().map(|iommu| iommu.unit.host_address_width).max().unwrap_or(UnitConfig::HOST_ADDRESS_WIDTH)
+    }
+
+    /// Whether a unit is audited.
+    pub fn is_audited(&self) -> bool {
+        self.iommus.iter().any(|iommu| iommu.audit_limit_ms.is_some())
+    }
+
+    /// A unit as messages call it.
+    pub fn unit_name(&self, index: usize) -> &str {
+        if self.iommus.len() == 1 { "the IOMMU" } else { &self.iommus[index].name }
+    }
+
+    /// The unit that `bdf` carries: its place in [`Topology::iommus`].
+    pub fn unit_at(&self, bdf: Bdf) -> Option<usize> {
+        self.iommus.iter().position(|iommu| iommu.bdf == bdf)
     }
 
     /// From a file.
@@ -293,9 +383,9 @@ impl Topology {
         Self::parse(&path.display().to_string(), &text)
     }
 
-    /// Every function of ours, the IOMMU's first, in the order QEMU is told of them.
+    /// Every function of ours, the IOMMUs' first, in the order QEMU is told of them.
     pub fn functions(&self) -> impl Iterator<Item = Bdf> {
-        std::iter::once(self.iommu.bdf).chain(self.accelerators.iter().map(|function| function.bdf))
+        self.iommus.iter().map(|iommu| iommu.bdf).chain(self.accelerators.iter().map(|function| function.bdf))
     }
 }
 
@@ -374,19 +464,57 @@ fn parse_slot(at: &Locator<'_>, address: &Spanned<String>, taken: &mut Vec<Bdf>)
     Ok(bdf)
 }
 
+fn parse_iommu(at: &Locator<'_>, index: usize, raw: RawIommu, taken: &mut Vec<Bdf>) -> anyhow::Result<IommuFunction> {
+    let name = parse_name(at, raw.name.as_ref(), || format!("iommu{index}"))?;
+    let mut unit = UnitConfig { caching: raw.caching.into(), ..UnitConfig::default() };
+    for (key, value) in &raw.unit {
+        // A switch or a number is written as on the command line.
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        unit_options::set(&mut unit, key.get_ref(), &value)
+            .map_err(|error| anyhow::anyhow!("{}: {error}", at.line(key.span().start)))?;
+    }
+    let limit = raw.audit_limit_ms.unwrap_or(AUDIT_LIMIT_MS);
+    let bdf = parse_slot(at, &raw.address, taken)?;
+    Ok(IommuFunction { name, bdf, unit, audit_limit_ms: raw.audit.then_some(limit) })
+}
+
+/// A name in the file, or the default.
+fn parse_name(
+    at: &Locator<'_>,
+    name: Option<&Spanned<String>>,
+    default: impl FnOnce() -> String,
+) -> anyhow::Result<String> {
+    let Some(name) = name else { return Ok(default()) };
+    let (place, name) = (at.line(name.span().start), name.get_ref());
+    let good = (1..=32).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    ensure!(good, "{place}: invalid name {name:?}: write 1 to 32 characters of a-z, 0-9 and -");
+    Ok(name.clone())
+}
+
 fn parse_accelerator(
     at: &Locator<'_>,
     index: usize,
     raw: &RawAccelerator,
+    iommus: &[IommuFunction],
     taken: &mut Vec<Bdf>,
 ) -> anyhow::Result<AcceleratorFunction> {
-    let name = raw.name.as_ref().map_or_else(|| format!("sva{index}"), |name| name.get_ref().clone());
-    if let Some(span) = &raw.name {
-        let good = (1..=32).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        let place = at.line(span.span().start);
-        ensure!(good, "{place}: invalid name {name:?}: write 1 to 32 characters of a-z, 0-9 and -");
+    let name = parse_name(at, raw.name.as_ref(), || format!("sva{index}"))?;
+    let iommu = match &raw.iommu {
+        None => 0,
+        Some(wanted) => {
+            let names: Vec<_> = iommus.iter().map(|iommu| iommu.name.as_str()).collect();
+            let (place, wanted) = (at.line(wanted.span().start), wanted.get_ref());
+            let found = names.iter().position(|name| name == wanted);
+            found.with_context(|| format!("{place}: there is no unit {wanted:?}: write {}", names.join(" or ")))?
+        }
+    };
+    let ats = raw.ats.unwrap_or(true);
+    if let Some(pri) = raw.pri.as_ref().filter(|pri| *pri.get_ref() && !ats) {
+        bail!("{}: pri = true needs ATS: write ats = true, or pri = false", at.line(pri.span().start));
     }
+    let pri = raw.pri.as_ref().map_or(ats, |pri| *pri.get_ref());
+    let pasid_bits = at.number("pasid_bits", raw.pasid_bits.as_ref(), 20, 1..=20)?;
     let bdf = parse_slot(at, &raw.address, taken)?;
     let queues = at.number("queues", raw.queues.as_ref(), 64, 1..=i64::from(MAX_QUEUES))?;
     let engines = at.number("engines", raw.engines.as_ref(), 1, 1..=MAX_ENGINES.min(queues))?;
@@ -399,6 +527,10 @@ fn parse_accelerator(
         spin_us: u32::try_from(spin_us).expect("checked to be small"),
         name,
         bdf,
+        iommu,
+        ats,
+        pri,
+        pasid_bits: u8::try_from(pasid_bits).expect("checked to be small"),
         queues: u16::try_from(queues).expect("checked to be small"),
         engines: u8::try_from(engines).expect("checked to be small"),
         vectors: u8::try_from(vectors).expect("checked to be small"),
@@ -418,11 +550,13 @@ mod tests {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../qemu-configs");
         let load = |name: &str| Topology::load(&std::path::Path::new(folder).join(name)).unwrap();
         let default = load("default.toml");
-        assert_eq!(default.iommu.bdf, Bdf::new(0, 5, 0).unwrap());
+        assert_eq!(default.iommus[0].bdf, Bdf::new(0, 5, 0).unwrap());
         assert!(default.accelerators.len() >= 2, "one process on two functions is what the SVA core was written for");
         assert_eq!((default.machine.cpus, default.machine.levels), (2, Levels::Five));
         assert_eq!(load("four-level.toml").machine.levels, Levels::Four);
         assert_eq!(load("one-cpu.toml").machine.cpus, 1);
+        let two = load("two-units.toml");
+        assert!(two.iommus.len() == 2 && two.iommus[0].unit != two.iommus[1].unit);
         assert!(load("two-engines.toml").accelerators.iter().all(|function| function.engines == 2));
     }
 
@@ -471,6 +605,48 @@ mod tests {
         assert_eq!((&*pinned.accelerators[0].cpus, pinned.accelerators[0].spin_us), (&[2, 5][..], 0));
         let wrong = error(&format!("{text}cpus = [1, -1]\n"));
         assert!(wrong.starts_with("m.toml:5:12: cpus = -1 is out of range"), "{wrong}");
+    }
+
+    #[test]
+    fn units_and_functions_lack_what_the_file_says() {
+        let text = "[[iommus]]\naddress = \"00:05.0\"\n[[iommus]]\nname = \"old\"\naddress = \"00:04.0\"\n\
+                    unit = { levels = 4, page_requests = false }\n\
+                    [[accelerators]]\naddress = \"00:06.0\"\n\
+                    [[accelerators]]\naddress = \"00:07.0\"\niommu = \"old\"\npri = false\npasid_bits = 8\n";
+        let mut machine = Topology::parse("m.toml", text).unwrap();
+        assert_eq!(machine.iommus[0].unit, UnitConfig::default());
+        assert!(!machine.iommus[1].unit.levels5 && !machine.iommus[1].unit.page_requests);
+        let [first, second] = &machine.accelerators[..] else { panic!("two") };
+        assert_eq!((first.iommu, first.ats, first.pri, first.pasid_bits), (0, true, true, 20));
+        assert_eq!((second.iommu, second.ats, second.pri, second.pasid_bits), (1, true, false, 8));
+        machine.set_unit_option(&"old.address_bits=40".parse().unwrap()).unwrap();
+        assert_eq!((machine.iommus[0].unit.host_address_width, machine.iommus[1].unit.host_address_width), (52, 40));
+        assert_eq!(machine.host_address_width(), 52);
+        machine.set_unit_option(&"caching=none".parse().unwrap()).unwrap();
+        assert!(machine.iommus.iter().all(|iommu| iommu.unit.caching == svadev_iommu::Caching::None));
+        let unknown = machine.set_unit_option(&"new.caching=none".parse().unwrap()).unwrap_err().to_string();
+        assert!(unknown.contains("\"new\"") && unknown.contains("iommu0 or old"), "{unknown}");
+        machine.check().unwrap();
+        machine.set_unit_option(&"old.address_bits=36".parse().unwrap()).unwrap();
+        machine.machine.memory_bytes = 100 << 30;
+        let narrow = machine.check().unwrap_err().to_string();
+        assert!(narrow.contains("address_bits = 36 of old") && narrow.contains("write 37 or more"), "{narrow}");
+    }
+
+    #[test]
+    fn wrong_units_are_refused_with_line_value_and_remedy() {
+        let function = "[[accelerators]]\naddress = \"00:06.0\"\n";
+        let value = error(&format!("[iommu]\naddress = \"00:05.0\"\nunit = {{ levels = 6 }}\n{function}"));
+        assert_eq!(value, "m.toml:3:10: levels = 6 is not allowed: write 4 or 5");
+        let key = error(&format!("[iommu]\naddress = \"00:05.0\"\nunit = {{ prs = true }}\n{function}"));
+        assert!(key.starts_with("m.toml:3:10: unknown key \"prs\"") && key.contains("page_requests"), "{key}");
+        let unit = error(&format!("[iommu]\naddress = \"00:05.0\"\n{function}iommu = \"iommu1\"\n"));
+        assert_eq!(unit, "m.toml:5:9: there is no unit \"iommu1\": write iommu0");
+        let unused = format!("[[iommus]]\naddress = \"00:05.0\"\n[[iommus]]\naddress = \"00:04.0\"\n{function}");
+        assert!(error(&unused).contains("nothing is behind iommu1"), "{}", error(&unused));
+        let pri = error(&format!("[iommu]\naddress = \"00:05.0\"\n{function}ats = false\npri = true\n"));
+        assert!(pri.starts_with("m.toml:6:7: pri = true needs ATS"), "{pri}");
+        assert!(error(function).contains("there is no unit"));
     }
 
     #[test]

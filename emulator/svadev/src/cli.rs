@@ -9,6 +9,7 @@ use svadev_launcher::{
     guest::HostOptions,
     results::Shard,
     topology::{self, Accel, Caching, Levels, Topology},
+    unit_options::UnitOverride,
 };
 
 /// A shared-virtual-addressing accelerator and its IOMMU, beside stock QEMU and a stock guest kernel.
@@ -99,6 +100,10 @@ pub(crate) struct MachineArgs {
     /// IOMMU caching mode.
     #[arg(long)]
     pub(crate) caching: Option<CachingChoice>,
+    /// What the IOMMU can do, as in page_requests=off or levels=4; may be given again. qemu-configs/README.md has the
+    /// keys. With several units, NAME.KEY=VALUE is for one of them.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) unit: Vec<UnitOverride>,
     /// Compare cached translations with the guest's tables while it runs, and report missing invalidations.
     #[arg(long)]
     pub(crate) audit: bool,
@@ -127,16 +132,23 @@ impl MachineArgs {
         machine.levels = self.levels.unwrap_or(machine.levels);
         machine.accel = self.accel.map_or(machine.accel, Into::into);
         machine.kernel = self.kernel.clone().or(machine.kernel.take());
-        let iommu = &mut topology.iommu;
-        iommu.caching = self.caching.map_or(iommu.caching, Into::into);
-        if self.audit {
-            iommu.audit_limit_ms = self.audit_limit.or(iommu.audit_limit_ms).or(Some(topology::AUDIT_LIMIT_MS));
+        for iommu in &mut topology.iommus {
+            if let Some(caching) = self.caching {
+                iommu.unit.caching = Caching::from(caching).into();
+            }
+            if self.audit {
+                iommu.audit_limit_ms = self.audit_limit.or(iommu.audit_limit_ms).or(Some(topology::AUDIT_LIMIT_MS));
+            }
+        }
+        for option in &self.unit {
+            topology.set_unit_option(option).or_exit(Exit::Usage)?;
         }
         let machine = &mut topology.machine;
         for more in &self.append {
             machine.append.push(' ');
             machine.append.push_str(more);
         }
+        topology.check().or_exit(Exit::Usage)?;
         Ok(topology)
     }
 }
@@ -531,7 +543,8 @@ pub(crate) enum Format {
 /// `svadev dmar`
 #[derive(Args, Debug)]
 pub(crate) struct DmarArgs {
-    /// Guest-physical address of the IOMMU's BAR, or `auto` to start QEMU briefly and find it.
+    /// Guest-physical address of the IOMMU's BAR, or `auto` to start QEMU briefly and find it. With several units, their
+    /// addresses with commas between, in the topology's order.
     #[arg(long, value_name = "ADDRESS|auto", value_parser = parse_unit_address)]
     pub(crate) address: UnitAddress,
     /// File to write.
@@ -545,25 +558,29 @@ pub(crate) struct DmarArgs {
     pub(crate) host: HostArgs,
 }
 
-/// The address of the IOMMU's BAR.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The addresses of the IOMMUs' BARs.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum UnitAddress {
     /// Find it.
     Auto,
-    /// At this address.
-    At(u64),
+    /// At these addresses.
+    At(Vec<u64>),
 }
 
 fn parse_unit_address(text: &str) -> Result<UnitAddress, String> {
     if text == "auto" {
         return Ok(UnitAddress::Auto);
     }
+    text.split(',').map(parse_bar_address).collect::<Result<_, _>>().map(UnitAddress::At)
+}
+
+fn parse_bar_address(text: &str) -> Result<u64, String> {
     let number = match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
     };
     match number {
-        Ok(address) if address != 0 && address & 0xfff == 0 && address < 1 << 52 => Ok(UnitAddress::At(address)),
+        Ok(address) if address != 0 && address & 0xfff == 0 && address < 1 << 52 => Ok(address),
         Ok(_) => Err("invalid address: the IOMMU's BAR is page-aligned, not 0 and below 2^52".into()),
         Err(_) => Err("invalid address: write auto, or a number as in 0xfebff000".into()),
     }

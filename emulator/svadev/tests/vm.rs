@@ -25,6 +25,11 @@ fn the_smoke_suite_passes_with_two_engines_a_function() {
 }
 
 #[test]
+fn the_smoke_suite_passes_with_two_units_that_are_not_alike() {
+    suite_passes(&["--topology", concat!(env!("CARGO_MANIFEST_DIR"), "/../../qemu-configs/two-units.toml")]);
+}
+
+#[test]
 fn the_auditor_finds_only_what_is_planted_without_caches() {
     audited_suite_passes("none");
 }
@@ -143,7 +148,7 @@ fn the_demo_tells_its_story_and_its_figures() {
     let figures = json_of(figures.path());
     let names: Vec<_> =
         figures["figures"].as_array().unwrap().iter().filter_map(|figure| figure["name"].as_str()).collect();
-    assert!(names.iter().any(|name| name.starts_with("unit.")), "the unit's counters: {names:?}");
+    assert!(names.iter().any(|name| name.starts_with("00:05.0.")), "the unit's counters: {names:?}");
     assert!(names.iter().any(|name| name.starts_with("00:06.0.")), "a function's counters: {names:?}");
 }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use svadev_fabric::Bdf;
-use svadev_host::{AcceleratorConfig, Host, HostConfig, socket_path};
+use svadev_host::{AcceleratorConfig, Host, HostConfig, IommuConfig, socket_path};
 use svadev_iommu::UnitConfig;
 use svadev_spec::device::{
     BAR_DOORBELLS, BAR_REGISTERS, BAR_UNIT, DOORBELL_STRIDE, QueuePasid, QueueSize, QueueStatus, QueueVector,
@@ -291,17 +291,18 @@ fn host_config(size: Size, socket_dir: PathBuf) -> HostConfig {
     let function = AcceleratorConfig {
         name: "sva0".into(),
         bdf: FUNCTION,
+        ats: true,
+        pri: true,
+        pasid_bits: 20,
         queues: size.queues,
         engines: size.engines,
         vectors: 4,
         cpus: Vec::new(),
         spin_us: size.spin_us.unwrap_or(SPIN_US),
     };
+    let unit = UnitConfig::default();
     HostConfig {
-        iommu: UNIT,
-        unit: UnitConfig::default(),
-        audit_limit_ms: None,
-        accelerators: vec![function],
+        iommus: vec![IommuConfig { bdf: UNIT, unit, audit_limit_ms: None, accelerators: vec![function] }],
         socket_dir,
         timeout_scale: 1,
     }

@@ -69,6 +69,22 @@ pub struct AuditCounters {
     pub suppressed: u64,
 }
 
+/// The counters of two auditors together.
+impl std::ops::Add for AuditCounters {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        let Self { checks, held, forgotten, findings, suppressed } = other;
+        Self {
+            checks: self.checks + checks,
+            held: self.held + held,
+            forgotten: self.forgotten + forgotten,
+            findings: self.findings + findings,
+            suppressed: self.suppressed + suppressed,
+        }
+    }
+}
+
 /// Compares what is cached with the tables as they are, and reports whose invalidation is missing.
 #[derive(Debug)]
 pub(crate) struct Auditor {

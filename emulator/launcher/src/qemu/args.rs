@@ -323,7 +323,7 @@ mod tests {
     #[test]
     fn libvirt_elements_are_escaped() {
         let topology = default();
-        let functions = [(topology.iommu.bdf, PathBuf::from("/run/s.sock"))];
+        let functions = [(topology.iommus[0].bdf, PathBuf::from("/run/s.sock"))];
         let xml = libvirt_xml(&CommandLine { functions: &functions, ..line(&topology) });
         assert!(xml.contains("value='{&quot;addr&quot;:&quot;05.0&quot;"), "{xml}");
     }

@@ -112,7 +112,7 @@ impl Machine {
             cpus: machine.cpus,
             memory: machine.memory_bytes,
             levels: machine.levels.count().into(),
-            caching: format!("{:?}", topology.iommu.caching).to_lowercase(),
+            caching: caching_of(topology),
             functions: topology.accelerators.len(),
         }
     }
@@ -178,6 +178,13 @@ impl Results {
         );
         serde_json::from_value(value).map_err(|error| anyhow!("{name} is damaged: {error}: {remedy}"))
     }
+}
+
+/// The caching mode of the units; one for each if they differ.
+fn caching_of(topology: &Topology) -> String {
+    let mut modes: Vec<_> = topology.iommus.iter().map(|iommu| format!("{:?}", iommu.unit.caching)).collect();
+    modes.dedup();
+    modes.join("+").to_lowercase()
 }
 
 #[cfg(test)]
@@ -252,7 +259,7 @@ mod tests {
         let figures =
             json!({"figures": [{"name": "copy", "value": 1.5, "unit": "GB/s"}, {"name": "unit.walks", "value": 3}]});
         check("demo.json", &serde_json::to_value(Framed::new(Kind::Demo, &figures)).unwrap()).unwrap();
-        let counters = json!({"counters": {"unit": {"walks": 3}, "functions": []}});
+        let counters = json!({"counters": {"units": [{"bdf": "00:05.0", "walks": 3}], "functions": []}});
         check("serve.json", &serde_json::to_value(Framed::new(Kind::Serve, &counters)).unwrap()).unwrap();
         let end = json!({"status": 3, "by": "program", "kernel_log": ["BUG: x"]});
         check("vm.json", &serde_json::to_value(Framed::new(Kind::Vm, &end)).unwrap()).unwrap();

@@ -128,7 +128,10 @@ impl Runner<'_> {
         let plain_args = line(&without_debugging(self.plan.extra));
         self.write_command(&args).or_exit(Exit::Setup)?;
         let cache = crate::kit::cache_folder().or_exit(Exit::Setup)?;
-        let mut placement = dmar.as_ref().map(|_| Placement::load(&cache, self.plan.qemu, &plain_args, self.folder));
+        let mut placement = dmar.as_ref().map(|_| {
+            let guess = dmar::unknown_addresses(self.plan.topology);
+            Placement::load(&cache, self.plan.qemu, &plain_args, self.folder, guess)
+        });
 
         let output = (self.plan.terminal != Terminal::Log).then(console::Output::start);
         let sink = match &output {
@@ -145,33 +148,33 @@ impl Runner<'_> {
 
         let mut ended = Err(Failure::new(
             Exit::Backend,
-            format!("firmware placed the IOMMU's BAR at another address at each of {MAX_STARTS} starts"),
+            format!("firmware placed an IOMMU's BAR at another address at each of {MAX_STARTS} starts"),
         ));
         for _ in 0..MAX_STARTS {
             if let (Some(file), Some(placement)) = (&dmar, &placement) {
-                let table = dmar::table(self.plan.topology, placement.address());
+                let table = dmar::table(self.plan.topology, placement.addresses());
                 std::fs::write(file, table).with_context(|| file.display().to_string()).or_exit(Exit::Setup)?;
             }
             let (share, typed) = (share.as_deref(), typed.as_ref());
             let learning = args != plain_args && placement.as_ref().is_some_and(|placement| !placement.is_known());
             let args = if learning { &plain_args } else { &args };
             let start = Start { args, learning, listeners: &listeners, share, sink: &sink, typed, deadline };
-            let address = placement.as_ref().map(Placement::address);
-            match self.attempt(start, address, &events, &mut receiver).await {
+            let addresses = placement.as_ref().map(|placement| placement.addresses().to_vec());
+            match self.attempt(start, addresses, &events, &mut receiver).await {
                 Attempt::Ended(how) => {
                     ended = how;
                     break;
                 }
-                Attempt::Misplaced(address) => {
-                    tracing::info!("the IOMMU's BAR is at {address:#x}: rewriting the DMAR table and restarting QEMU");
+                Attempt::Misplaced(addresses) => {
+                    tracing::info!("BARs are at {addresses:#x?}: rewriting the DMAR table and restarting QEMU");
                     if let Some(placement) = &mut placement {
-                        placement.learn(address);
+                        placement.learn(addresses);
                     }
                 }
             }
         }
         if let (Ok(_), Some(placement)) = (&ended, &mut placement) {
-            placement.learn(placement.address());
+            placement.learn(placement.addresses().to_vec());
         }
         drop(sink);
         drop(raw);
@@ -193,7 +196,7 @@ impl Runner<'_> {
     async fn attempt(
         &mut self,
         start: Start<'_>,
-        address: Option<u64>,
+        addresses: Option<Vec<u64>>,
         events: &mpsc::Sender<Event>,
         receiver: &mut mpsc::Receiver<Event>,
     ) -> Attempt {
@@ -217,7 +220,7 @@ impl Runner<'_> {
             tokio::task::spawn_local(forward_typed(typed.clone(), senders.clone(), is_ready, events.clone(), form))
         });
         let mut booting = (self.plan.terminal == Terminal::Log).then(|| Step::begin("booting the guest"));
-        let mut state = State::new(self.plan, address, start.learning, start.deadline, senders, ready);
+        let mut state = State::new(self.plan, addresses, start.learning, start.deadline, senders, ready);
         loop {
             let deadline = state.deadline();
             tokio::select! {
@@ -268,7 +271,7 @@ impl Runner<'_> {
         match event {
             Some(BackendEvent::Connected(bdf)) => _ = self.connected.insert(bdf),
             Some(BackendEvent::Disconnected(bdf)) => _ = self.connected.remove(&bdf),
-            Some(BackendEvent::UnitPlaced { address }) => state.unit_placed(address),
+            Some(BackendEvent::UnitPlaced { unit, address }) => state.unit_placed(unit, address),
             Some(BackendEvent::Audit(finding)) => {
                 if let Some(line) = self.audit_report(*finding) {
                     state.tell(line);

@@ -35,7 +35,7 @@ pub struct Plan<'a> {
     pub timeout_scale: u32,
     /// The guest's program is connected to our standard streams.
     pub terminal: Terminal,
-    /// End as soon as the unit's BAR is placed.
+    /// End as soon as the units' BARs are placed.
     pub until_placed: bool,
 }
 
@@ -69,8 +69,8 @@ pub enum Ended {
     Exit(u8),
     /// The guest powered off without one.
     PoweredOff,
-    /// The unit's BAR was placed here, which was all that was wanted.
-    Placed(u64),
+    /// The units' BARs were placed here, which was all that was wanted.
+    Placed(Vec<u64>),
     /// The user ended the run at the terminal.
     Quit,
 }
@@ -79,6 +79,6 @@ pub enum Ended {
 pub(super) enum Attempt {
     /// For good.
     Ended(Outcome<Ended>),
-    /// Firmware put the unit's BAR elsewhere than the DMAR table says.
-    Misplaced(u64),
+    /// Firmware put a unit's BAR elsewhere than the DMAR table says: where they all are.
+    Misplaced(Vec<u64>),
 }

@@ -4,6 +4,7 @@ use std::{
     time::Duration,
 };
 
+use svadev_fabric::Bdf;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
@@ -51,9 +52,9 @@ impl MachineClock {
 /// One start of QEMU.
 pub(super) struct State<'a> {
     plan: &'a Plan<'a>,
-    /// Where the DMAR table says that the unit is; `None` without a table.
-    address: Option<u64>,
-    /// This start only finds out where the unit is.
+    /// Where the DMAR table says that the units are, in the topology's order; `None` without a table.
+    addresses: Option<Vec<u64>>,
+    /// This start only finds out where the units are.
     learning: bool,
     clock: MachineClock,
     /// QEMU has stopped the machine.
@@ -66,8 +67,11 @@ pub(super) struct State<'a> {
     ready: watch::Sender<bool>,
     /// When PID 1 was heard last, on the machine's clock; `None` before its first word.
     heard: Option<Duration>,
+    /// Where firmware has put the units so far.
+    found: Vec<Option<u64>>,
+    /// Every unit is where the table says.
     placed: bool,
-    misplaced: Option<u64>,
+    misplaced: Option<Vec<u64>>,
     /// What decided the end. The first cause counts: what comes after it follows from it.
     decision: Option<Outcome<Ended>>,
     /// When QEMU must have ended by itself after the decision, on the machine's clock.
@@ -85,7 +89,7 @@ pub(super) struct State<'a> {
 impl<'a> State<'a> {
     pub(super) fn new(
         plan: &'a Plan<'a>,
-        address: Option<u64>,
+        addresses: Option<Vec<u64>>,
         learning: bool,
         timeout_at: Option<Instant>,
         senders: Senders,
@@ -93,7 +97,7 @@ impl<'a> State<'a> {
     ) -> Self {
         Self {
             plan,
-            address,
+            addresses,
             learning,
             clock: MachineClock { now: Duration::ZERO, looked: Instant::now() },
             stopped: false,
@@ -102,6 +106,7 @@ impl<'a> State<'a> {
             senders,
             ready,
             heard: None,
+            found: vec![None; plan.topology.iommus.len()],
             placed: false,
             misplaced: None,
             decision: None,
@@ -230,7 +235,7 @@ impl<'a> State<'a> {
             Message::Exit(status) => self.ends_within(Ok(Ended::Exit(status)), POWER_OFF_LIMIT),
             Message::Hello(release) => {
                 tracing::info!("the guest runs Linux {release}");
-                if self.address.is_some() && !self.placed {
+                if self.addresses.is_some() && !self.placed {
                     self.fail(Exit::Backend, "the guest has booted, but the IOMMU's BAR was never enabled");
                 }
             }
@@ -253,28 +258,35 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Handles that the unit's BAR was placed.
-    pub(super) fn unit_placed(&mut self, address: u64) {
-        tracing::debug!("the IOMMU's BAR is at {address:#x}");
-        let Some(expected) = self.address else { return };
+    /// Handles that a unit's BAR was placed. Firmware places one after the other: a wrong table is made anew when all
+    /// places are known.
+    pub(super) fn unit_placed(&mut self, unit: Bdf, address: u64) {
+        let (Some(index), Some(expected)) = (self.plan.topology.unit_at(unit), &self.addresses) else { return };
+        let name = self.plan.topology.unit_name(index);
+        tracing::debug!("{name}'s BAR is at {address:#x}");
+        if self.placed {
+            let expected = expected[index];
+            if address != expected {
+                let text = format!(
+                    "the guest moved {name}'s BAR from {expected:#x} to {address:#x}, so its own IOMMU driver cannot \
+                     find it: add intremap=off to the kernel command line"
+                );
+                self.fail(Exit::GuestSetup, text);
+            }
+            return;
+        }
+        self.found[index] = Some(address);
+        let Some(found) = self.found.iter().copied().collect::<Option<Vec<u64>>>() else { return };
         if self.plan.until_placed {
-            self.decide(Ok(Ended::Placed(address)));
+            self.decide(Ok(Ended::Placed(found)));
             self.must_stop = true;
         } else if self.learning {
-            self.misplaced = Some(address);
+            self.misplaced = Some(found);
             self.must_stop = true;
-        } else if address == expected {
+        } else if found == *expected {
             self.placed = true;
-        } else if self.placed {
-            self.fail(
-                Exit::GuestSetup,
-                format!(
-                    "the guest moved the IOMMU's BAR from {expected:#x} to {address:#x}, so its own IOMMU driver cannot \
-                     find it: add intremap=off to the kernel command line"
-                ),
-            );
         } else {
-            self.misplaced = Some(address);
+            self.misplaced = Some(found);
             self.must_stop = true;
         }
     }
@@ -286,8 +298,8 @@ impl<'a> State<'a> {
 
     /// The result of this start of QEMU.
     pub(super) fn conclude(self, folder: &Path) -> Attempt {
-        if let (Some(address), None) = (self.misplaced, &self.decision) {
-            return Attempt::Misplaced(address);
+        if let (Some(addresses), None) = (self.misplaced, &self.decision) {
+            return Attempt::Misplaced(addresses);
         }
         Attempt::Ended(self.decision.unwrap_or_else(|| {
             let status = self.status.expect("the loop ends only after QEMU has");

@@ -8,6 +8,9 @@ use crate::{
     topology::{self, Accel, Topology},
 };
 
+/// The unit of the default machine.
+const UNIT: Bdf = Bdf(0x0028);
+
 struct Silent;
 
 impl Observer for Silent {
@@ -44,7 +47,8 @@ fn conclude(
         let timeout_at = plan.timeout.map(|limit| Instant::now() + limit);
         let (ready, _ready) = watch::channel(false);
         let (senders, _inputs) = streams::inputs();
-        let mut state = State::new(&plan, Some(0xfebf_f000), false, timeout_at, senders, ready);
+        let mut state =
+            State::new(&plan, Some(crate::dmar::unknown_addresses(plan.topology)), false, timeout_at, senders, ready);
         story(&mut state, &mut KernelLog::default());
         let status = if state.must_stop { 9 } else { status };
         state.status = Some(Ok(ExitStatus::from_raw(status)));
@@ -56,7 +60,7 @@ fn exit_of(attempt: Attempt) -> (Exit, String) {
     match attempt {
         Attempt::Ended(Err(failure)) => (failure.exit, failure.to_string()),
         Attempt::Ended(Ok(ended)) => panic!("ended well: {ended:?}"),
-        Attempt::Misplaced(address) => panic!("misplaced: {address:#x}"),
+        Attempt::Misplaced(address) => panic!("misplaced: {address:x?}"),
     }
 }
 
@@ -65,7 +69,7 @@ fn control(state: &mut State<'_>, line: &str) {
 }
 
 fn boot(state: &mut State<'_>) {
-    state.unit_placed(0xfebf_f000);
+    state.unit_placed(UNIT, 0xfebf_f000);
     control(state, "svadev:hello 7.3");
 }
 
@@ -264,20 +268,52 @@ fn qemus_own_end() {
 
 #[test]
 fn a_bar_elsewhere_restarts_and_a_moved_one_fails() {
-    let attempt = conclude(|_| {}, POWERED_OFF, |state, _| state.unit_placed(0x38_0000_0000));
-    assert!(matches!(attempt, Attempt::Misplaced(0x38_0000_0000)));
+    let attempt = conclude(|_| {}, POWERED_OFF, |state, _| state.unit_placed(UNIT, 0x38_0000_0000));
+    assert!(matches!(attempt, Attempt::Misplaced(places) if places == [0x38_0000_0000]));
     let attempt = conclude(
         |_| {},
         POWERED_OFF,
         |state, _| {
             boot(state);
-            state.unit_placed(0xfebf_f000);
-            state.unit_placed(0x38_0000_0000);
+            state.unit_placed(UNIT, 0xfebf_f000);
+            state.unit_placed(UNIT, 0x38_0000_0000);
         },
     );
     let (exit, text) = exit_of(attempt);
     assert_eq!(exit, Exit::GuestSetup);
     assert!(text.contains("intremap=off"), "{text}");
+}
+
+#[test]
+fn firmware_places_units_one_after_the_other() {
+    const SECOND: Bdf = Bdf(0x0030);
+    static TWO: std::sync::LazyLock<Topology> = std::sync::LazyLock::new(|| {
+        let text = "[[iommus]]\naddress = \"00:05.0\"\n[[iommus]]\naddress = \"00:06.0\"\n\
+                    [[accelerators]]\naddress = \"00:07.0\"\n\
+                    [[accelerators]]\naddress = \"00:08.0\"\niommu = \"iommu1\"\n";
+        Topology::parse("t", text).unwrap()
+    });
+    let placed = |until_placed, first, second| {
+        conclude(
+            |plan| (plan.topology, plan.until_placed) = (&TWO, until_placed),
+            POWERED_OFF,
+            move |state, _| {
+                state.unit_placed(SECOND, second);
+                assert!(!state.must_stop, "the first unit is not placed yet");
+                state.unit_placed(UNIT, first);
+                if !state.must_stop {
+                    control(state, "svadev:hello 7.3");
+                    control(state, "svadev:exit 0");
+                }
+            },
+        )
+    };
+    let attempt = placed(false, 0xfebf_f000, 0xfebf_e000);
+    assert!(matches!(attempt, Attempt::Ended(Ok(Ended::Exit(0)))), "both are where the table says");
+    let attempt = placed(false, 0xfebf_f000, 0x1000);
+    assert!(matches!(attempt, Attempt::Misplaced(places) if places == [0xfebf_f000, 0x1000]));
+    let attempt = placed(true, 0x2000, 0x1000);
+    assert!(matches!(attempt, Attempt::Ended(Ok(Ended::Placed(places))) if places == [0x2000, 0x1000]));
 }
 
 #[test]
@@ -288,6 +324,6 @@ fn a_guest_that_boots_without_a_placed_unit_is_the_backends_fault() {
 
 #[test]
 fn learning_the_address_is_all_that_dmar_wants() {
-    let attempt = conclude(|plan| plan.until_placed = true, POWERED_OFF, |state, _| state.unit_placed(0x1000));
-    assert!(matches!(attempt, Attempt::Ended(Ok(Ended::Placed(0x1000)))));
+    let attempt = conclude(|plan| plan.until_placed = true, POWERED_OFF, |state, _| state.unit_placed(UNIT, 0x1000));
+    assert!(matches!(attempt, Attempt::Ended(Ok(Ended::Placed(places))) if places == [0x1000]));
 }

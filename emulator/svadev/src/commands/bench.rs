@@ -137,7 +137,7 @@ fn in_guest(
     let Watch { show, collected, release } = watch;
     show.end();
     let topology = args.machine.topology()?;
-    let (cpus, caching) = (topology.machine.cpus, topology.iommu.caching);
+    let (cpus, caching) = (topology.machine.cpus, topology.iommus[0].unit.caching);
     let accel = finished.accel.qemu_name().unwrap_or("?");
     machine.guest = format!("Linux {release}, {cpus} CPUs under {accel}, IOMMU caching {caching:?}");
     let findings = finished.report.kernel_log.findings().to_vec();

@@ -48,17 +48,24 @@ pub(crate) fn qemu_args(args: &QemuArgsArgs) -> Outcome<u8> {
 /// Writes the table.
 pub(crate) fn dmar(args: &DmarArgs) -> Outcome<u8> {
     let topology = args.machine.topology()?;
-    let address = match args.address {
-        UnitAddress::At(address) => address,
+    let addresses = match &args.address {
+        UnitAddress::At(addresses) => addresses.clone(),
         UnitAddress::Auto => learn(args)?,
     };
-    write_table(&topology, address, &args.output)?;
-    say!("{}: the IOMMU's BAR is at {address:#x}", args.output.display());
+    let units = topology.iommus.len();
+    if addresses.len() != units {
+        let message = format!("--address has {} addresses: write one for each unit, {units} in all", addresses.len());
+        return Err(Failure::new(Exit::Usage, message));
+    }
+    write_table(&topology, &addresses, &args.output)?;
+    for (index, address) in addresses.iter().enumerate() {
+        say!("{}: {}'s BAR is at {address:#x}", args.output.display(), topology.unit_name(index));
+    }
     Ok(Exit::Success.code())
 }
 
 /// Starts QEMU for as long as its firmware needs.
-fn learn(args: &DmarArgs) -> Outcome<u64> {
+fn learn(args: &DmarArgs) -> Outcome<Vec<u64>> {
     let request = Request {
         command: "dmar",
         topology: args.machine.topology()?,
@@ -69,8 +76,8 @@ fn learn(args: &DmarArgs) -> Outcome<u64> {
         until_placed: true,
     };
     match guest::run(request, &mut Silent)?.conclude(false)? {
-        Ended::Placed(address) => Ok(address),
-        other => Err(Failure::new(Exit::Backend, format!("firmware never placed the IOMMU's BAR ({other:?})"))),
+        Ended::Placed(addresses) => Ok(addresses),
+        other => Err(Failure::new(Exit::Backend, format!("firmware never placed every IOMMU's BAR ({other:?})"))),
     }
 }
 

@@ -74,7 +74,7 @@ async fn serve(backend: &mut Backend, table: &mut TableFile<'_>, reports: &mut u
                 say!("{bdf}: disconnected");
                 table.disconnected();
             }
-            Some(BackendEvent::UnitPlaced { address }) => table.placed(address),
+            Some(BackendEvent::UnitPlaced { unit, address }) => table.placed(unit, address),
             Some(BackendEvent::Audit(finding)) => {
                 *reports += 1;
                 say!("audit: {finding}");

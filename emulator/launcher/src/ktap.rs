@@ -109,6 +109,7 @@ pub struct Parser {
     diagnostics: Vec<String>,
     results: Vec<TestResult>,
     problems: Vec<String>,
+    gave_up: Option<String>,
     last: Instant,
 }
 
@@ -120,6 +121,7 @@ impl Parser {
             diagnostics: Vec::new(),
             results: Vec::new(),
             problems: Vec::new(),
+            gave_up: None,
             last: now,
         }
     }
@@ -154,6 +156,7 @@ impl Parser {
             }
             Line::BailOut(reason) => {
                 self.problem(format!("the suite gave up:{reason}"));
+                self.gave_up.get_or_insert_with(|| reason.trim().to_owned());
                 None
             }
             Line::Result(verdict, number, rest) => self.result(depth, verdict, number, rest, now),
@@ -262,7 +265,7 @@ impl Parser {
     /// Ends the parsing: no more lines come.
     pub fn finish(mut self) -> Summary {
         let levels = std::mem::take(&mut self.levels);
-        if levels[0].planned.is_none() && levels[0].seen == 0 {
+        if levels[0].planned.is_none() && levels[0].seen == 0 && self.gave_up.is_none() {
             self.problem("the suite printed nothing".into());
         }
         for level in &levels {
@@ -274,7 +277,7 @@ impl Parser {
         for line in std::mem::take(&mut self.diagnostics).into_iter().filter(|_| unfinished) {
             self.problem(format!("output of a test that did not finish: {line}"));
         }
-        Summary { results: self.results, problems: self.problems }
+        Summary { results: self.results, problems: self.problems, gave_up: self.gave_up }
     }
 
     /// How many results there are of how many planned at the outermost level.
@@ -290,6 +293,8 @@ pub struct Summary {
     pub results: Vec<TestResult>,
     /// Problems of the suite as a whole, such as a plan that is not met or results out of order.
     pub problems: Vec<String>,
+    /// Why the suite gave up, if it did.
+    pub gave_up: Option<String>,
 }
 
 impl Summary {
@@ -335,6 +340,15 @@ mod tests {
             parser.line(line, start + Duration::from_secs(second));
         }
         parser.finish()
+    }
+
+    #[test]
+    fn a_suite_that_gives_up_before_its_first_test_says_why_in_one_line() {
+        let mut parser = Parser::new(Instant::now());
+        parser.line("Bail out! the unit has no scalable mode", Instant::now());
+        let summary = parser.finish();
+        assert_eq!(summary.gave_up.as_deref(), Some("the unit has no scalable mode"));
+        assert_eq!(summary.problems, ["the suite gave up: the unit has no scalable mode"]);
     }
 
     #[test]

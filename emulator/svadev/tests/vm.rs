@@ -30,6 +30,38 @@ fn the_smoke_suite_passes_with_two_units_that_are_not_alike() {
 }
 
 #[test]
+fn without_page_requests_only_what_needs_page_faults_is_skipped() {
+    let results = tempfile::NamedTempFile::new().unwrap();
+    let file = results.path().to_str().unwrap();
+    let output = Svadev::new(&["test", "opcode", "fault.", "--unit", "page_requests=off", "--json", file]).run();
+    assert_eq!(output.status.code(), Some(0), "{}", stdout_of(&output) + &stderr_of(&output));
+    let results = json_of(results.path());
+    let (skipped, passed): (Vec<_>, Vec<_>) =
+        results["results"].as_array().unwrap().iter().partition(|result| result["verdict"] == "skip");
+    assert!(passed.len() > skipped.len() && skipped.len() > 4, "{} passed, {} skipped", passed.len(), skipped.len());
+    for result in skipped {
+        assert!(result["reason"].as_str().unwrap().contains("--unit page_requests=on"), "{result}");
+    }
+}
+
+#[test]
+fn a_guest_that_lacks_something_for_sva_is_told_what_in_one_line() {
+    for (option, value, remedy) in [
+        ("--append", "intel_iommu=sm_off", "intel_iommu=on,sm_on"),
+        ("--append", "pci=noats", "pci=noats"),
+        ("--append", "intel_iommu=off", "intel_iommu=on,sm_on"),
+        ("--unit", "scalable_mode=off", "--unit scalable_mode=on"),
+    ] {
+        let output = Svadev::new(&["test", "opcode", option, value]).run();
+        assert_eq!(output.status.code(), Some(125), "{value}: {}", stdout_of(&output) + &stderr_of(&output));
+        let text = stderr_of(&output);
+        let told: Vec<_> = text.lines().filter(|line| line.contains("no process can bind")).collect();
+        assert!(told.len() == 1 && told[0].contains(remedy), "{value}: {text}");
+        assert!(!stdout_of(&output).contains("FAIL"), "{value}: no test is to blame");
+    }
+}
+
+#[test]
 fn the_auditor_finds_only_what_is_planted_without_caches() {
     audited_suite_passes("none");
 }

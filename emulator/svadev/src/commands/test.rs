@@ -7,7 +7,7 @@ use super::result_files::{Writer, print};
 use crate::cli::TestArgs;
 use svadev_launcher::{
     control::Message,
-    exit::{Exit, OrExit as _, Outcome},
+    exit::{Exit, Failure, OrExit as _, Outcome},
     guest::{self, Image, Request},
     guest_image::{Job, build},
     ktap::{Parser, TestResult, Verdict},
@@ -43,11 +43,13 @@ pub(crate) fn run(args: &TestArgs) -> Outcome<u8> {
     let machine = Machine::of(&topology, finished.accel, &suite.release);
     suite.clear_progress();
     let summary = suite.parser.finish();
-    let mut problems = summary.problems.clone();
+    // A suite that gives up before its first test says why in one line, at the end: no test is to blame.
+    let gave_up = summary.gave_up.clone().filter(|_| summary.results.is_empty());
+    let mut problems = if gave_up.is_some() { Vec::new() } else { summary.problems.clone() };
     problems.extend(finished.report.kernel_log.findings().iter().map(|line| format!("kernel log: {line}")));
     // If the suite's status says that something failed, a failed test must be among the results.
     let failed = summary.count(Verdict::Fail);
-    if let (Ok(Ended::Exit(status @ 1..)), 0) = (&finished.report.ended, failed) {
+    if let (Ok(Ended::Exit(status @ 1..)), 0, None) = (&finished.report.ended, failed, &gave_up) {
         problems.push(format!("the suite ended with status {status}, but no test failed"));
     }
     if finished.report.ended.as_ref().is_ok_and(|ended| !matches!(ended, Ended::Exit(_))) {
@@ -67,7 +69,10 @@ pub(crate) fn run(args: &TestArgs) -> Outcome<u8> {
     let mut results = with_problems(summary.results, &problems);
     results.extend(audit_result(&finished.report.audit, finished.report.counters.get("audit").is_some()));
     let bad = failed > 0 || !problems.is_empty();
-    let ended = finished.conclude(bad);
+    let mut ended = finished.conclude(bad);
+    if let (Ok(_), Some(why)) = (&ended, gave_up) {
+        ended = Err(Failure::new(Exit::GuestSetup, why));
+    }
     let status = match &ended {
         Err(failure) => failure.exit,
         Ok(_) if bad => Exit::TestFailed,

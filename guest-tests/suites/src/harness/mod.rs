@@ -4,6 +4,7 @@ pub mod args;
 mod context;
 pub mod kernel_log;
 pub mod ktap;
+pub mod needs;
 pub mod peer;
 pub mod report;
 mod rng;
@@ -40,6 +41,8 @@ pub struct Test {
     pub timeout: Duration,
     /// What it provokes in the kernel log.
     pub marked: Option<Marked>,
+    /// It needs page faults of the device: it is skipped where no page can be asked for.
+    pub page_requests: bool,
     /// The test itself.
     pub run: fn(&Context) -> Verdict,
 }
@@ -48,19 +51,26 @@ impl Test {
     /// A test of one function.
     #[must_use]
     pub const fn each(name: &'static str, run: fn(&Context) -> Verdict) -> Self {
-        Self { name, scope: Scope::Each, timeout: DEFAULT_TIMEOUT, marked: None, run }
+        Self { name, scope: Scope::Each, timeout: DEFAULT_TIMEOUT, marked: None, page_requests: false, run }
     }
 
     /// A test of two functions together.
     #[must_use]
     pub const fn pair(name: &'static str, run: fn(&Context) -> Verdict) -> Self {
-        Self { name, scope: Scope::Pair, timeout: DEFAULT_TIMEOUT, marked: None, run }
+        Self { name, scope: Scope::Pair, timeout: DEFAULT_TIMEOUT, marked: None, page_requests: false, run }
     }
 
     /// It takes longer than most.
     #[must_use]
     pub const fn timeout_s(mut self, seconds: u64) -> Self {
         self.timeout = Duration::from_secs(seconds);
+        self
+    }
+
+    /// It needs page faults of the device.
+    #[must_use]
+    pub const fn needs_page_requests(mut self) -> Self {
+        self.page_requests = true;
         self
     }
 

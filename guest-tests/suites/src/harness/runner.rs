@@ -35,7 +35,13 @@ pub struct Run {
     pub repeat: u32,
     /// Cases after one that failed are not run.
     pub fail_fast: bool,
+    /// The functions can ask for pages. If not, every page of a test is made present before the device may use it.
+    pub page_requests: bool,
 }
+
+/// Why a test is skipped that needs page faults of the device.
+const NO_PAGE_REQUESTS: &str = "the functions have no page requests: give them back with --unit page_requests=on, or \
+                                pri = true in the topology";
 
 impl Run {
     /// Run the cases and write KTAP.
@@ -50,6 +56,11 @@ impl Run {
             self.functions.len(),
             self.scale
         ))?;
+        if !self.page_requests {
+            writer.diagnostic(
+                "no page requests: memory is locked in place, and tests that need page faults are skipped",
+            )?;
+        }
         let mut stopped = false;
         for (round, case) in (1..=self.repeat).flat_map(|round| cases.iter().map(move |case| (round, case))) {
             let name = if self.repeat > 1 { format!("{}@{round}", case.name()) } else { case.name() };
@@ -76,6 +87,9 @@ impl Run {
     fn one(&self, case: &Case) -> (Outcome, String) {
         if case.test.scope == Scope::Pair && self.functions.len() < 2 {
             return (Outcome::Skipped("the machine has one function; this test needs two".into()), String::new());
+        }
+        if case.test.page_requests && !self.page_requests {
+            return (Outcome::Skipped(NO_PAGE_REQUESTS.into()), String::new());
         }
         let name = case.name();
         if let Some(marked) = case.test.marked
@@ -117,7 +131,7 @@ impl Run {
                     scale: self.scale,
                     report,
                 };
-                be_the_test(child_output, &context, case)
+                be_the_test(child_output, &context, case, self.page_requests)
             }
             ForkResult::Parent { child } => {
                 drop(child_output);
@@ -197,13 +211,17 @@ fn with_step(outcome: Outcome, report: &Report) -> Outcome {
 }
 
 /// The child's half: run the test, leave the verdict in the report, end.
-fn be_the_test(output: OwnedFd, context: &Context, case: &Case) -> ! {
+fn be_the_test(output: OwnedFd, context: &Context, case: &Case, page_requests: bool) -> ! {
     let verdict = peer::guarded(|| {
         setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
         nix::unistd::dup2_stdout(&output)?;
         nix::unistd::dup2_stderr(&output)?;
         drop(output);
+        if !page_requests {
+            use nix::sys::mman::{MlockAllFlags, mlockall};
+            mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE)?;
+        }
         (case.test.run)(context)
     });
     context.report.store(&verdict);

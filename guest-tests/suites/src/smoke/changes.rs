@@ -20,13 +20,13 @@ pub(super) const TESTS: &[Test] = &[
     Test::each("change.munmap_under_dma", munmap_under_dma),
     Test::each("change.mprotect_under_dma", mprotect_under_dma),
     Test::each("change.mremap_moves", mremap_moves),
-    Test::each("change.dontneed_reads_zeros", dontneed),
-    Test::each("change.dontneed_under_dma", dontneed_under_dma),
-    Test::each("change.free_then_write_stays", madv_free),
-    Test::each("change.pageout_under_dma", pageout_under_dma),
+    Test::each("change.dontneed_reads_zeros", dontneed).needs_page_requests(),
+    Test::each("change.dontneed_under_dma", dontneed_under_dma).needs_page_requests(),
+    Test::each("change.free_then_write_stays", madv_free).needs_page_requests(),
+    Test::each("change.pageout_under_dma", pageout_under_dma).needs_page_requests(),
     Test::each("change.huge_page_collapse", collapse),
-    Test::each("change.cow_after_fork", cow_after_fork),
-    Test::each("change.cow_read_before_write", cow_read_first),
+    Test::each("change.cow_after_fork", cow_after_fork).needs_page_requests(),
+    Test::each("change.cow_read_before_write", cow_read_first).needs_page_requests(),
 ];
 
 fn munmap_then_access(c: &Context) -> Verdict {

@@ -25,7 +25,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::each("fault.non_canonical", non_canonical),
     Test::each("fault.list_in_unmapped_memory", list_unmapped),
     Test::each("fault.list_entry_unmapped", list_entry),
-    Test::each("fault.userfaultfd_range", userfaultfd),
+    Test::each("fault.userfaultfd_range", userfaultfd).needs_page_requests(),
     Test::each("fault.stack_does_not_grow", stack_growth),
     Test::each("fault.address_space_end", last_page),
 ];

@@ -18,7 +18,7 @@ use crate::{check, check_eq, fail};
 pub(super) const TESTS: &[Test] = &[
     Test::each("lifetime.L1.context_outlives_its_mm", outlives_mm).allows(GONE),
     Test::each("lifetime.L1.fd_passed_after_owner_death", passed_fd).allows(GONE),
-    Test::each("lifetime.L2.fork_inherits_the_file_not_the_binding", fork_no_binding),
+    Test::each("lifetime.L2.fork_inherits_the_file_not_the_binding", fork_no_binding).needs_page_requests(),
     Test::pair("lifetime.L3.one_mm_two_functions", one_mm_two_functions),
     Test::pair("lifetime.L3.unbind_in_either_order", unbind_orders),
     Test::each("lifetime.L4.exit_with_work_in_flight", exit_in_flight).allows(GONE),
@@ -28,16 +28,16 @@ pub(super) const TESTS: &[Test] = &[
     Test::each("lifetime.L5.close_after_unbind_and_exit_after_close", teardown_twice),
     Test::each("lifetime.L8.bind_unbind_pairs", bind_unbind_pairs),
     Test::each("lifetime.L8.unbind_with_work_in_flight", unbind_in_flight),
-    Test::each("lifetime.L8.parallel_bind_and_unbind", parallel_binds).timeout_s(20),
+    Test::each("lifetime.L8.parallel_bind_and_unbind", parallel_binds).needs_page_requests().timeout_s(20),
     Test::each("lifetime.L11.unbind_races_with_exit", unbind_races_exit).timeout_s(20).allows(GONE),
     Test::each("lifetime.exec_ends_the_binding", exec_ends_binding).allows(GONE),
     Test::each("lifetime.exec_closes_the_file", exec_closes),
     Test::each("lifetime.pasid_is_used_again", pasid_reuse),
-    Test::each("isolation.two_processes_one_function", two_processes),
+    Test::each("isolation.two_processes_one_function", two_processes).needs_page_requests(),
     Test::pair("isolation.pasid_bound_elsewhere_is_blocked", bound_elsewhere)
         // Not `expects`: the kernel prints ten faults in five seconds at most, and others may have used them up.
         .allows(Expected::DmarFault),
-    Test::each("isolation.many_processes", many_processes).timeout_s(30).allows(GONE),
+    Test::each("isolation.many_processes", many_processes).needs_page_requests().timeout_s(30).allows(GONE),
 ];
 
 /// A process that dies with work in flight is gone from the PASID table before the device hears of it, and what the device asks

@@ -20,8 +20,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::each("pages.hugetlb_1g", hugetlb_1g),
     Test::each("pages.file_shared", file_shared),
     Test::each("pages.file_private", file_private),
-    Test::each("pages.file_never_read", file_cold),
-    Test::each("pages.shared_with_a_process", shared_memory),
+    Test::each("pages.file_never_read", file_cold).needs_page_requests(),
+    Test::each("pages.shared_with_a_process", shared_memory).needs_page_requests(),
     Test::each("pages.zero_page_is_not_written", zero_page),
 ];
 

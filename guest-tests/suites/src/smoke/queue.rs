@@ -15,7 +15,7 @@ use crate::{check, check_eq};
 
 pub(super) const TESTS: &[Test] = &[
     Test::each("queue.full", full),
-    Test::each("queue.fills_and_gives_eagain", nonblocking),
+    Test::each("queue.fills_and_gives_eagain", nonblocking).needs_page_requests(),
     Test::each("queue.uncollected_limit", uncollected),
     Test::each("queue.a_parked_one_delays_nobody", parked),
     Test::each("queue.fence", fence),

@@ -3,7 +3,14 @@ use crate::harness::{Test, Verdict};
 use crate::{check, skip};
 
 fn plain() -> Run {
-    Run { functions: vec!["/nonexistent/svadev0".into()], seed: 1, scale: 1.0, repeat: 1, fail_fast: false }
+    Run {
+        functions: vec!["/nonexistent/svadev0".into()],
+        seed: 1,
+        scale: 1.0,
+        repeat: 1,
+        fail_fast: false,
+        page_requests: true,
+    }
 }
 
 /// Run one test without functions; return its outcome and output.
@@ -26,6 +33,15 @@ fn failure(body: fn(&Context) -> Verdict, limit: Duration) -> String {
 // libtest runs tests in threads, and the runner forks: the child then must not meet a lock that another thread holds.
 // One test function, one after another, keeps what else runs small; the allocator's locks are reset by glibc in the
 // child.
+#[test]
+fn what_needs_page_faults_is_skipped_where_there_are_none() {
+    let case = Case { test: Test::each("a", |_| Ok(())).needs_page_requests(), function: 0 };
+    let (outcome, _) = Run { page_requests: false, ..plain() }.one(&case);
+    assert!(matches!(&outcome, Outcome::Skipped(why) if why.contains("--unit page_requests=on")), "{outcome:?}");
+    let (outcome, _) = plain().one(&case);
+    assert_eq!(outcome, Outcome::Passed);
+}
+
 #[test]
 fn every_way_to_end_is_told_apart() {
     let (outcome, output) = run(

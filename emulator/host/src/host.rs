@@ -8,7 +8,7 @@ use anyhow::Context;
 use svadev_accelerator::{FunctionSettings, FunctionShared};
 use svadev_fabric::Bdf;
 use svadev_iommu::AuditConfig;
-use svadev_vfio_user::unix::{Options, Stop, serve};
+use svadev_vfio_user::unix::{Options, Owner, Stop, serve};
 use svadev_vfio_user::{Device, Sender, Server};
 
 use crate::audit;
@@ -32,6 +32,8 @@ pub struct Host {
     senders: Vec<Sender>,
     wakers: Vec<Arc<Waker>>,
     stop: Stop,
+    /// The process that is the machine's VMM: all sockets belong to one at a time.
+    owner: Owner,
     socket_threads: Vec<JoinHandle<()>>,
     engine_threads: Vec<JoinHandle<()>>,
     /// Threads that do something for the unit now and then.
@@ -55,6 +57,7 @@ impl Host {
             senders: Vec::new(),
             wakers: Vec::new(),
             stop: Stop::new().context("cannot make the eventfd that stops the host")?,
+            owner: Owner::default(),
             socket_threads: Vec::new(),
             engine_threads: Vec::new(),
             periodic_threads: Vec::new(),
@@ -114,11 +117,12 @@ impl Host {
             UnixListener::bind(&path).with_context(|| format!("cannot make the socket {}", path.display()))?;
         self.sockets.push((bdf, path));
         self.senders.push(server.sender());
-        let (stop, events, name) = (self.stop.clone(), events.clone(), format!("socket {bdf}"));
+        let (stop, owner) = (self.stop.clone(), self.owner.clone());
+        let (events, name) = (events.clone(), format!("socket {bdf}"));
         let watch = PanicWatch::new(&events, name.clone());
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             let _watch = watch;
-            if let Err(error) = serve(&listener, &mut server, &mut device, &Options::default(), &stop) {
+            if let Err(error) = serve(&listener, &mut server, &mut device, &Options::default(), &owner, &stop) {
                 events.send(HostEvent::Fatal(format!("the server of function {bdf} failed: {error}")));
             }
         });

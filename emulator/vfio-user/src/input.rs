@@ -11,7 +11,7 @@ use zerocopy::FromBytes;
 /// Size of the buffer until a longer message needs more, bytes.
 const INITIAL_SIZE: usize = 64 << 10;
 /// Most descriptors that wait for the rest of their message. The kernel passes at most 253 (`SCM_MAX_FD`) at a time.
-const MAX_HELD_FDS: usize = 512;
+const MAX_HELD_FDS: usize = 256;
 
 /// Why a connection cannot go on: where the next message begins is no longer known, or descriptors were lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

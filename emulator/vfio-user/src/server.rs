@@ -102,6 +102,11 @@ impl Server {
         Ok(Progress::Handled)
     }
 
+    /// Whether a version was agreed on.
+    pub(crate) fn is_negotiated(&self) -> bool {
+        self.session.is_negotiated()
+    }
+
     /// Sends what was queued, as far as the transport takes it.
     pub fn flush(&mut self) {
         self.shared.flush();

@@ -56,10 +56,10 @@ fn check(set: &IrqSet, action: Action, irq: &IrqInfo) -> Result<(), Errno> {
     Ok(())
 }
 
-/// One eventfd for each interrupt. A message carries no -1, so what is missing at the end, or all of it, takes the
-/// interrupt's eventfd away; `count` is at most the type's count here, which bounds the list.
+/// One eventfd for each interrupt, or none at all, which takes all of them away. A message carries no -1, so with any
+/// other number nobody knows which interrupt is meant. `count` is at most the type's count here, which bounds the list.
 fn eventfds(fds: Vec<OwnedFd>, count: usize) -> Result<Vec<Option<OwnedFd>>, Errno> {
-    if fds.len() > count {
+    if fds.len() != count && !fds.is_empty() {
         return Err(Errno::EINVAL);
     }
     let mut eventfds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();

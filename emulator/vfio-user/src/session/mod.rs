@@ -38,6 +38,11 @@ impl Session {
         Self { limits, shared, negotiated: false, maps: BTreeMap::new(), reply: Vec::new() }
     }
 
+    /// Whether VERSION has come.
+    pub(crate) fn is_negotiated(&self) -> bool {
+        self.negotiated
+    }
+
     /// Handles one command. Errors end the connection.
     pub(crate) fn command(
         &mut self,

@@ -10,6 +10,8 @@ use crate::input::ProtocolError;
 
 /// Most version data that is looked at, bytes. QEMU sends about 200.
 const MAX_VERSION_DATA: usize = 4096;
+/// Most DMA mappings that a client may make unless it is told otherwise (*vfio-user* "VFIO_USER_VERSION").
+const DEFAULT_MAX_DMA_MAPS: u64 = 65535;
 /// The only page size that DMA mappings are aligned to, bytes.
 pub(super) const PAGE_SIZE: u64 = 4096;
 
@@ -59,36 +61,50 @@ impl Session {
         Ok(Ok(Vec::new()))
     }
 
-    /// Our capabilities, NUL included: "a subset of those proposed" (*vfio-user* "VFIO_USER_VERSION"), and no longer
-    /// than the proposal, since QEMU has room for no more. What is left out has its default, so what matters most comes
-    /// first.
+    /// Our capabilities, NUL included. What is worse than its default always goes out: a client that does not know it
+    /// would send what we refuse. The rest is "a subset of those proposed" (*vfio-user* "VFIO_USER_VERSION"), and no
+    /// longer than the proposal, since QEMU has room for no more. A client that proposes nothing gets all.
     fn capabilities(&self, proposed: &Capabilities, room: usize) -> String {
         const START: &str = "{\"capabilities\":{";
         const END: &str = "}}\0";
         let limits = &self.limits;
-        if START.len() + END.len() > room {
-            return String::new();
-        }
+        let silent = room == 0;
+        let room = if silent { MAX_VERSION_DATA } else { room };
+        let (fds, size, maps) =
+            (u64::from(limits.max_msg_fds), u64::from(limits.max_data_xfer_size), u64::from(limits.max_dma_maps));
+        // Name, value, whether it is worse than its default, whether it was proposed.
+        let numbers = [
+            ("max_msg_fds", fds, false, proposed.max_msg_fds.is_some()),
+            (
+                "max_data_xfer_size",
+                size,
+                size < DEFAULT_MAX_DATA_XFER_SIZE.into(),
+                proposed.max_data_xfer_size.is_some(),
+            ),
+            ("max_dma_maps", maps, maps < DEFAULT_MAX_DMA_MAPS, proposed.max_dma_maps.is_some()),
+            ("pgsizes", PAGE_SIZE, false, proposed.pgsizes.is_some()),
+        ];
         let mut json = String::from(START);
-        let mut put = |name: &str, value: Option<u64>| {
-            let Some(value) = value else { return };
+        let mut put = |entry: &str, must: bool| {
             let before = json.len();
             let comma = if before == START.len() { "" } else { "," };
-            let _ = write!(json, "{comma}\"{name}\":{value}");
-            if json.len() + END.len() > room {
+            let _ = write!(json, "{comma}{entry}");
+            if json.len() + END.len() > room && !must {
                 json.truncate(before);
             }
         };
-        put("max_msg_fds", proposed.max_msg_fds.map(|_| limits.max_msg_fds.into()));
-        put("max_data_xfer_size", proposed.max_data_xfer_size.map(|_| limits.max_data_xfer_size.into()));
-        put("max_dma_maps", proposed.max_dma_maps.map(|_| limits.max_dma_maps.into()));
-        put("pgsizes", proposed.pgsizes.map(|_| PAGE_SIZE));
-        if proposed.write_multiple == Some(true) {
-            let comma = if json.len() == START.len() { "" } else { "," };
-            let entry = format!("{comma}\"write_multiple\":true");
-            if json.len() + entry.len() + END.len() <= room {
-                json += &entry;
+        for must in [true, false] {
+            for (name, value, worse, wanted) in numbers {
+                if worse == must && (worse || wanted || silent) {
+                    put(&format!("\"{name}\":{value}"), must);
+                }
             }
+        }
+        if proposed.write_multiple == Some(true) {
+            put("\"write_multiple\":true", false);
+        }
+        if json.len() == START.len() && START.len() + END.len() > room {
+            return String::new();
         }
         json + END
     }

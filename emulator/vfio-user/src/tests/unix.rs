@@ -13,7 +13,7 @@ use super::fake::{Call, Fake, SPARSE, TRAPPED};
 use super::{memfd, same_file};
 use crate::client::SocketClient;
 use crate::client::request::dma_map;
-use crate::unix::{Options, Stop, serve};
+use crate::unix::{Options, Owner, Stop, serve};
 use crate::{Limits, Sender, Server};
 
 /// A server on a thread of its own.
@@ -39,7 +39,7 @@ impl Served {
         let thread = std::thread::spawn({
             let stop = stop.clone();
             move || {
-                serve(&listener, &mut server, &mut device, &options, &stop).unwrap();
+                serve(&listener, &mut server, &mut device, &options, &Owner::default(), &stop).unwrap();
                 device
             }
         });
@@ -79,7 +79,7 @@ fn expect_end(peer: &SocketClient) {
 #[test]
 fn accesses_with_and_without_spinning() {
     for max_spin_us in [0, 100, 1_000_000] {
-        let served = Served::start(Options { max_spin_us });
+        let served = Served::start(Options { max_spin_us, ..Options::default() });
         let peer = served.negotiate();
         for i in 0..200u32 {
             peer.write(TRAPPED, u64::from(i % 64) * 4, &i.to_ne_bytes()).unwrap();
@@ -149,20 +149,31 @@ fn a_client_that_goes_away_in_the_middle_of_a_message_makes_room_for_the_next() 
 }
 
 #[test]
-fn a_second_client_waits_in_the_backlog() {
+fn a_second_client_is_refused_at_once_and_the_next_is_served() {
     let served = Served::start(Options::default());
     let first = served.negotiate();
     let second = served.connect();
     let version = Version { major: 0, minor: 0 };
-    second.send(command::VERSION, version.as_bytes(), &[]).unwrap();
-    first.write(TRAPPED, 0, &[1]).unwrap();
-    second.stream().set_nonblocking(true).unwrap();
-    assert_eq!(second.stream().read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
-    second.stream().set_nonblocking(false).unwrap();
-    drop(first);
+    let id = second.send(command::VERSION, version.as_bytes(), &[]).unwrap();
     let header = second.receive().unwrap().header;
-    assert_eq!(header.command, command::VERSION);
-    assert_eq!(second.read(TRAPPED, 0).unwrap(), [1], "device state outlives a client");
+    assert_eq!((header.message_id, header.error), (id, nix::errno::Errno::EBUSY as u32));
+    expect_end(&second);
+    first.write(TRAPPED, 0, &[1]).unwrap();
+    drop(first);
+    let third = served.negotiate();
+    assert_eq!(third.read(TRAPPED, 0).unwrap(), [1], "the fake device keeps its state");
+}
+
+#[test]
+fn a_client_that_says_nothing_does_not_hold_the_device() {
+    let served = Served::start(Options { version_limit: Duration::from_millis(20), ..Options::default() });
+    let silent = served.connect();
+    expect_end(&silent);
+    let peer = served.negotiate();
+    // Once it has a version, it may be silent as long as it likes.
+    std::thread::sleep(Duration::from_millis(60));
+    peer.write(TRAPPED, 0, &[7]).unwrap();
+    assert_eq!(peer.read(TRAPPED, 0).unwrap(), [7]);
 }
 
 #[test]
@@ -179,7 +190,7 @@ fn a_protocol_error_closes_the_connection_and_no_other() {
 fn a_stop_ends_a_loop_that_waits_for_a_client_or_a_message() {
     let served = Served::start(Options::default());
     assert!(served.stop().calls.is_empty());
-    let served = Served::start(Options { max_spin_us: 0 });
+    let served = Served::start(Options { max_spin_us: 0, ..Options::default() });
     let peer = served.negotiate();
     assert_eq!(served.stop().calls, [Call::Disconnected]);
     expect_end(&peer);
@@ -187,7 +198,7 @@ fn a_stop_ends_a_loop_that_waits_for_a_client_or_a_message() {
 
 #[test]
 fn other_threads_send_while_the_loop_sleeps() {
-    let served = Served::start(Options { max_spin_us: 0 });
+    let served = Served::start(Options { max_spin_us: 0, ..Options::default() });
     let peer = served.negotiate();
     let sender = served.sender.clone();
     std::thread::spawn(move || sender.dma_write(0x1000, b"data")).join().unwrap().unwrap();
@@ -209,7 +220,7 @@ fn other_threads_send_while_the_loop_sleeps() {
 
 #[test]
 fn a_deferred_reply_reaches_a_client_that_waits() {
-    let served = Served::start_with(Options { max_spin_us: 0 }, |sender| {
+    let served = Served::start_with(Options { max_spin_us: 0, ..Options::default() }, |sender| {
         let mut device = Fake::new();
         device.complete_resets_on_a_thread(sender);
         device
@@ -224,7 +235,7 @@ fn a_deferred_reply_reaches_a_client_that_waits() {
 
 #[test]
 fn a_full_socket_loses_nothing_and_blocks_nobody() {
-    let served = Served::start(Options { max_spin_us: 0 });
+    let served = Served::start(Options { max_spin_us: 0, ..Options::default() });
     let peer = served.negotiate();
     // Neither side reads: what fits in no socket waits in the queue, and then senders are refused.
     let block = vec![0x5a; 64 << 10];

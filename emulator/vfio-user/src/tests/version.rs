@@ -48,10 +48,22 @@ fn capabilities_are_a_subset_of_those_proposed() {
 #[test]
 fn version_data_is_optional() {
     let mut rig = Rig::unconnected(Limits::default());
-    assert_eq!(rig.call(command::VERSION, &proposal(0, 1, b"")).unwrap(), proposal(0, 0, b""));
+    let reply = rig.call(command::VERSION, &proposal(0, 1, b"")).unwrap();
+    let all = r#"{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":1048576,"max_dma_maps":65535,"pgsizes":4096}}"#;
+    assert_eq!(json_of(&reply), all, "a client without data may use all of it");
     assert!(rig.call(command::DEVICE_GET_INFO, &[16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).is_ok());
     let mut rig = Rig::unconnected(Limits::default());
     assert_eq!(rig.call(command::VERSION, &proposal(0, 1, b"{}\0")).unwrap(), proposal(0, 0, b""), "no room for JSON");
+}
+
+#[test]
+fn what_is_worse_than_its_default_is_always_said() {
+    let limits = Limits { max_data_xfer_size: 4096, ..Limits::default() };
+    for proposed in ["{}", r#"{"capabilities":{"max_msg_fds":1}}"#] {
+        let mut rig = Rig::unconnected(limits);
+        let reply = rig.call(command::VERSION, &proposal(0, 0, &[proposed.as_bytes(), &[0]].concat())).unwrap();
+        assert_eq!(json_of(&reply), r#"{"capabilities":{"max_data_xfer_size":4096}}"#, "to {proposed}");
+    }
 }
 
 #[test]

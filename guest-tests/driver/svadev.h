@@ -9,7 +9,8 @@
  *  svadev_context.c  bind, drain, unbind
  *  svadev_mm.c       when an address space dies
  *  svadev_user_queue.c  queues that programs drive themselves
- *  svadev_plant.c    a mistake on purpose, for tests
+ *  svadev_plant.c    a mistake on purpose, for tests; x86 only
+ *  compat.h          what older kernels lack
  *  svadev_chardev.c  /dev/svadevN
  *
  * Locks, outermost first. Each is taken only after those above it, and none is held across a return
@@ -49,6 +50,7 @@
 #include <linux/wait.h>
 #include <linux/workqueue.h>
 
+#include "compat.h"
 #include "svadev_hw.h"
 
 #if !defined(CONFIG_64BIT) || !defined(__LITTLE_ENDIAN)
@@ -478,7 +480,14 @@ void svadev_mm_del(struct svadev_mm *smm, struct svadev_context *context);
 int svadev_mm_hold(struct svadev_mm *smm, bool *held);
 
 /* svadev_plant.c */
+#ifdef CONFIG_X86
 int svadev_plant_swap(unsigned long address);
+#else
+static inline int svadev_plant_swap(unsigned long address)
+{
+	return -EOPNOTSUPP;
+}
+#endif
 
 /* svadev_chardev.c */
 extern const struct file_operations svadev_fops;

@@ -288,7 +288,7 @@ static struct iommu_sva *bind_device(struct svadev_device *sdev, bool nonblock)
 			return ERR_PTR(err);
 		starts = sdev->starts;
 		svadev_leave(sdev);
-		handle = iommu_sva_bind_device(&sdev->pdev->dev, current->mm);
+		handle = svadev_sva_bind(&sdev->pdev->dev, current->mm);
 		if (handle != ERR_PTR(-EBUSY))
 			return handle;
 		if (READ_ONCE(sdev->state) == SVADEV_RUNNING && READ_ONCE(sdev->starts) == starts)
@@ -320,7 +320,7 @@ static int bind_locked(struct svadev_context *context, bool nonblock)
 		goto put_mm;
 	}
 	err = -EOVERFLOW;
-	pasid = iommu_sva_get_pasid(handle);
+	pasid = svadev_sva_pasid(handle);
 	if (pasid & ~SVADEV_DESC_PASID_MASK)
 		goto unbind;
 	err = -ENOMEM;
@@ -348,7 +348,7 @@ static int bind_locked(struct svadev_context *context, bool nonblock)
 put_bond:
 	bond_put(sdev, bond);
 unbind:
-	iommu_sva_unbind_device(handle);
+	svadev_sva_unbind(handle);
 put_mm:
 	svadev_mm_put(smm);
 	return err;
@@ -590,7 +590,7 @@ static int unbind_locked(struct svadev_context *context)
 	 * The handle needs the PCI device and its group. Both live: remove takes this context's
 	 * mutex to unbind it before it lets them go, and clears the handle.
 	 */
-	iommu_sva_unbind_device(context->handle);
+	svadev_sva_unbind(context->handle);
 	context->handle = NULL;
 	bond_put(sdev, context->bond);
 	context->bond = NULL;
@@ -711,7 +711,7 @@ static void free_context(struct svadev_context *context)
 {
 	struct svadev_device *sdev = context->sdev;
 	struct svadev_request *request, *next;
-	LIST_HEAD(done);
+	LIST_HEAD(completions);
 
 	/*
 	 * With the lock: whoever completed the last request has dropped it, and so is done with the
@@ -719,9 +719,9 @@ static void free_context(struct svadev_context *context)
 	 */
 	scoped_guard(spinlock_irq, &sdev->lock) {
 		WARN_ON(context->in_flight_count);
-		list_splice_init(&context->done, &done);
+		list_splice_init(&context->done, &completions);
 	}
-	list_for_each_entry_safe(request, next, &done, node)
+	list_for_each_entry_safe(request, next, &completions, node)
 		kmem_cache_free(svadev_request_cache, request);
 	/* After the unbind: remove must find the context for as long as it has a handle. */
 	scoped_guard(mutex, &sdev->contexts_lock) {

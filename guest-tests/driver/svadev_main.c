@@ -116,7 +116,7 @@ static const struct attribute_group *svadev_groups[] = {
 	NULL
 };
 
-static char *svadev_devnode(const struct device *dev, umode_t *mode)
+static char *svadev_devnode(SVADEV_DEVNODE_CONST struct device *dev, umode_t *mode)
 {
 	/* Everyone may: a program reaches its own memory only. */
 	if (mode)
@@ -124,7 +124,7 @@ static char *svadev_devnode(const struct device *dev, umode_t *mode)
 	return NULL;
 }
 
-static const struct class svadev_class = {
+static SVADEV_CLASS_CONST struct class svadev_class = {
 	.name = "svadev",
 	.devnode = svadev_devnode,
 	.dev_groups = svadev_groups,

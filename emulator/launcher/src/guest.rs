@@ -197,8 +197,15 @@ fn make_image(
                 job.env.insert("SVADEV_AUDIT".into(), "1".into());
                 job.module_parameters = "plant=1 raw=1".into();
             }
-            let share = request.share;
-            let contents = Contents { programs: &programs, busybox, module: module.as_deref(), job, share };
+            let ram_disk = if kernel.is_kits && job.mode == "test" { kit.get()?.ram_disk_module() } else { None };
+            let contents = Contents {
+                programs: &programs,
+                busybox,
+                module: module.as_deref(),
+                ram_disk: ram_disk.as_deref(),
+                job,
+                share: request.share,
+            };
             guest_image::write(contents, &out).or_exit(Exit::Setup)?;
             Ok((out, true))
         }

@@ -78,6 +78,14 @@ impl Kit {
     }
 }
 
+impl Kit {
+    /// The kernel's module for disks in memory, if the kit has it.
+    pub fn ram_disk_module(&self) -> Option<PathBuf> {
+        let folder = self.modules_dir.join("kernel/drivers/block");
+        ["brd.ko", "brd.ko.xz", "brd.ko.zst"].map(|name| folder.join(name)).into_iter().find(|path| path.exists())
+    }
+}
+
 /// The kit, set up at the first use of something in it.
 #[derive(Debug, Default)]
 pub struct LazyKit(OnceCell<Kit>);

@@ -51,6 +51,8 @@ pub struct Contents<'a> {
     pub busybox: &'a Path,
     /// Our module.
     pub module: Option<&'a Path>,
+    /// The kernel's module for disks in memory (`brd`), compressed or not, where it is no part of the kernel.
+    pub ram_disk: Option<&'a Path>,
     /// The job.
     pub job: Job,
     /// The host's folder that the guest mounts at [`SHARE`].
@@ -61,6 +63,8 @@ pub struct Contents<'a> {
 pub const SHARE: &str = "/mnt/share";
 /// Folders that are mounted over in the guest, so that a file that is packed there is not seen.
 const HIDDEN: [&str; 4] = ["/dev", "/proc", "/sys", SHARE];
+/// Where the guest's tests look for the module of disks in memory.
+const RAM_DISK: &str = "/svadev/brd.ko";
 
 /// Folders that programs expect, and that mounts need.
 const FOLDERS: [&str; 12] =
@@ -87,6 +91,9 @@ pub fn write(contents: Contents<'_>, out: &Path) -> anyhow::Result<()> {
     add_busybox(&mut archive, contents.busybox)?;
     if let Some(module) = contents.module {
         archive.host_file("/svadev/svadev.ko", module, 0o644)?;
+    }
+    if let Some(module) = contents.ram_disk {
+        archive.host_file(RAM_DISK, module, 0o644)?;
     }
     let mut job = contents.job;
     if job.mode == "run" {

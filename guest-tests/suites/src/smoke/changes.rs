@@ -12,6 +12,7 @@ use super::opcodes::{check_fault, check_success};
 use crate::harness::peer::Peer;
 use crate::harness::{Context, During, Test, Verdict, Work};
 use crate::memory::{HUGE, PAGE, check_bytes, small_pages, transparent_huge};
+use crate::swap::Swap;
 use crate::{check, check_eq};
 
 pub(super) const TESTS: &[Test] = &[
@@ -285,8 +286,10 @@ fn madv_free(c: &Context) -> Verdict {
     check_bytes(&memory.bytes(0, length), &vec![7; length], "what the device wrote after MADV_FREE")
 }
 
-/// File pages that are reclaimed under the device come back with their contents.
+/// Pages that go to swap under the device come back with their contents, and with what the device wrote last.
 fn pageout_under_dma(c: &Context) -> Verdict {
+    let _swap = Swap::on()?;
+    let before = Swap::written()?;
     let device = c.bound()?;
     let length = 8 * 4096;
     let memory = small_pages(length)?;
@@ -302,7 +305,37 @@ fn pageout_under_dma(c: &Context) -> Verdict {
         },
         |_| Ok(memory.advise(0, length, MmapAdvise::MADV_PAGEOUT)?),
     )?;
-    check_bytes(&memory.bytes(0, length), &data, "memory afterwards")
+    check_bytes(&memory.bytes(0, length), &data, "memory that was read")?;
+    let written = Swap::written()? - before;
+    check!(written >= 8, "only {written} pages went to swap under reads");
+    c.step("the device writes while pages go to swap");
+    let last = AtomicU64::new(0);
+    race(
+        &device,
+        |n| Descriptor::fill(memory.address(), length as u64, n),
+        |done| {
+            check_success(done, length as u64, "fill while pages are reclaimed")?;
+            last.store(done.cookie, Ordering::Relaxed);
+            Ok(())
+        },
+        |_| Ok(memory.advise(0, length, MmapAdvise::MADV_PAGEOUT)?),
+    )?;
+    let expected = last.load(Ordering::Relaxed).to_le_bytes().repeat(length / 8);
+    check_bytes(&memory.bytes(0, length), &expected, "memory that was written")?;
+    c.step("what only the device wrote goes to swap and comes back");
+    for value in 1..4u64 {
+        let before = Swap::written()?;
+        let fill = device.go(&Descriptor::fill(memory.address(), length as u64, value))?;
+        check_success(&fill, length as u64, "fill")?;
+        // A page that a worker has brought in can be reclaimed once it has left that processor's list of new pages.
+        std::fs::write("/proc/sys/vm/drop_caches", "1").during("drop_caches")?;
+        memory.advise(0, length, MmapAdvise::MADV_PAGEOUT)?;
+        let written = Swap::written()? - before;
+        check!(written >= 1, "none of 8 pages that the device wrote went to swap");
+        let expected = value.to_le_bytes().repeat(length / 8);
+        check_bytes(&memory.bytes(0, length), &expected, "memory that came back from swap")?;
+    }
+    Ok(())
 }
 
 /// MADV_COLLAPSE (Linux 6.1) gathers 512 small pages into a huge one, under reads and writes of the device.

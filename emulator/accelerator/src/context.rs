@@ -54,6 +54,8 @@ pub(crate) struct Context<P: Platform> {
     next_interrupt_ns: u64,
     /// Bit n: the queue at position n has an interrupt that waits.
     delayed: [u64; MAX_QUEUES as usize / 64],
+    /// The vector of the mirror's events.
+    pub(crate) mirror_vector: Option<u16>,
     /// Room for overlap checks.
     pub(crate) scratch: Vec<(u64, u64)>,
 }
@@ -69,6 +71,7 @@ impl<P: Platform> Context<P> {
             waits: PageWaits::new(engine, parts),
             next_interrupt_ns: u64::MAX,
             delayed: [0; MAX_QUEUES as usize / 64],
+            mirror_vector: None,
             scratch: Vec::with_capacity(MAX_SCATTER_ENTRIES as usize),
         }
     }
@@ -103,7 +106,7 @@ impl<P: Platform> Context<P> {
 
     /// When the engine must run again, if at all, ns.
     pub(crate) fn next_ns(&self) -> Option<u64> {
-        let next = self.waits.next_deadline_ns().min(self.next_interrupt_ns);
+        let next = self.waits.next_deadline_ns().min(self.next_interrupt_ns).min(self.requester.mirror().next_ns());
         (next != u64::MAX).then_some(next)
     }
 
@@ -136,7 +139,29 @@ impl<P: Platform> Context<P> {
 
     /// Nobody waits any more.
     pub(crate) fn cancel(&mut self, waiter: Waiter, wait: Wait) {
-        self.waits.cancel(self.shared.endpoint(), waiter, wait);
+        self.waits.cancel(self.shared.endpoint(), &mut self.requester, waiter, wait);
+    }
+
+    /// The next wait that the mirror's driver ends: who waits, and what the driver said.
+    pub(crate) fn mirror_answer(&mut self) -> Option<(Waiter, ResponseCode)> {
+        let gate = self.endpoint().gate();
+        let answer = self.requester.mirror_response(gate, self.now_ns)?;
+        let waiter = self.waits.take_mirror_waiter(self.shared.endpoint(), answer.slot, answer.code);
+        Some((waiter.expect("a ticket has a waiter until it is answered or forgotten"), answer.code))
+    }
+
+    /// Sends the mirror's events, and raises its vector if somebody must hear of them or of an acknowledgement.
+    pub(crate) fn mirror_work(&mut self) {
+        if !self.requester.mirror().is_on() {
+            return;
+        }
+        let gate = self.endpoint().gate();
+        self.requester.mirror_work(gate, self.now_ns);
+        if self.requester.mirror_mut().take_wake()
+            && let Some(vector) = self.mirror_vector
+        {
+            self.shared.ports().interrupt(vector);
+        }
     }
 
     /// The answer to a group, if there is one; the group is over then.

@@ -12,7 +12,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use svadev_endpoint::{Invalidation, Mailbox, Obligation, Platform, Presence, Requester, Resume, Slice};
+use svadev_endpoint::{Invalidation, Mailbox, Obligation, Platform, Presence, Requester, Resume, Slice, WaitFor};
+use svadev_mirror::SideState;
 use svadev_mutation::mutant;
 
 use crate::context::Context;
@@ -54,6 +55,8 @@ pub(crate) struct EngineState {
     /// Commands that are not finished, by number, and when each ends at its limit, ns.
     pub(crate) commands: [Option<(Command, u64)>; COMMANDS],
     horizons: Box<[Horizon]>,
+    mirror: SideState,
+    mirror_vector: Option<u16>,
 }
 
 /// One DMA engine of a function: owned by one thread, which calls [`run`](Self::run) again and again.
@@ -94,8 +97,8 @@ impl<P: Platform> Engine<P> {
                 Queue::new(number, position, settings.jobs_per_queue, 2 * settings.list_jobs_per_queue)
             })
             .collect();
-        let requester = Requester::new(index, shared.endpoint(), memory, upstream);
         let parts = queues.len() * (settings.jobs_per_queue + 2);
+        let requester = Requester::new(index, shared.endpoint(), memory, upstream, parts);
         Self {
             cx: Context::new(index, requester, shared, parts),
             horizons: vec![Horizon::default(); COMMANDS * queues.len()].into(),
@@ -126,14 +129,16 @@ impl<P: Platform> Engine<P> {
         }
         self.raise_delayed();
         worked |= self.move_line();
+        worked |= self.take_mirror_answers();
         self.look();
         if !self.schedule.is_idle() {
-            // SAFETY: the engine is online, and has emptied its mailbox above; the slice ends before it looks there
-            // again.
+            // SAFETY: the engine is online, and has emptied its mailbox and looked at the mirror above; the slice ends
+            // before it looks there again.
             let slice = unsafe { Slice::begin(self.cx.endpoint().gate()) };
             worked |= self.serve(&slice);
         }
         worked |= self.settle();
+        self.cx.mirror_work();
         if worked {
             return Progress::Worked;
         }
@@ -146,6 +151,13 @@ impl<P: Platform> Engine<P> {
     pub fn park(&mut self) -> bool {
         if !self.presence.is_online() {
             return true;
+        }
+        // The guest's driver first: if it has posted something, the mailbox still counts as looked at.
+        let gate = self.cx.endpoint().gate();
+        if !self.cx.requester.mirror_rest(gate) {
+            self.cx.requester.mirror_arrive(gate);
+            self.cx.mirror_work();
+            return false;
         }
         let Self { presence, cx, queues, schedule, .. } = self;
         let arm = || schedule.watched().iter().for_each(|&position| queues[position].arm(cx, true));
@@ -174,6 +186,8 @@ impl<P: Platform> Engine<P> {
         if posted {
             self.empty_mailbox();
         }
+        let gate = self.cx.endpoint().gate();
+        self.cx.requester.mirror_arrive(gate);
         posted
     }
 
@@ -196,6 +210,9 @@ impl<P: Platform> Engine<P> {
         let mut presence = std::mem::take(&mut self.presence);
         presence.leave(shared.endpoint().side(self.cx.engine), || self.empty_mailbox());
         self.presence = presence;
+        let gate = self.cx.endpoint().gate();
+        self.cx.requester.mirror_leave(gate);
+        self.cx.mirror_work();
     }
 
     /// The state of an engine that is paused.
@@ -210,6 +227,8 @@ impl<P: Platform> Engine<P> {
                 _ => None,
             }),
             horizons: self.horizons.clone(),
+            mirror: self.cx.requester.mirror().save(),
+            mirror_vector: self.cx.mirror_vector,
         }
     }
 
@@ -226,6 +245,8 @@ impl<P: Platform> Engine<P> {
             self.schedule.activate(position);
         }
         self.horizons.clone_from(&state.horizons);
+        self.cx.requester.mirror_mut().restore(&state.mirror);
+        self.cx.mirror_vector = state.mirror_vector;
         self.disabled_runs.clone_from(&state.disabled_runs);
         if let Some((until_ns, disable)) = state.disabling.zip(disable) {
             self.cx.waits.deadline(until_ns);
@@ -310,7 +331,9 @@ impl<P: Platform> Engine<P> {
         if posted {
             self.empty_mailbox();
         }
-        posted
+        let gate = self.cx.endpoint().gate();
+        // The driver's own list of what must go, beside the mailbox.
+        posted | self.cx.requester.mirror_look(gate)
     }
 
     /// Takes what is in the mailbox and does it. No span exists here: this is between two slices.
@@ -341,6 +364,7 @@ impl<P: Platform> Engine<P> {
             self.disables_until_ns = self.limit_ns();
             self.cx.waits.deadline(self.disables_until_ns);
         }
+        self.take_mirror_change();
         self.take_queue_changes();
         self.take_rung();
         if std::mem::take(&mut self.taken.device.commanded) {
@@ -377,6 +401,8 @@ impl<P: Platform> Engine<P> {
         }
         self.schedule.clear();
         self.cx.requester.invalidate(Invalidation::ALL);
+        // Nothing is written: the guest may have given the control block to somebody else.
+        self.cx.requester.mirror_detach(false);
         self.commands_pending = 0;
         for command in &mut self.commands {
             if let Some(pending) = command.take() {
@@ -384,6 +410,9 @@ impl<P: Platform> Engine<P> {
             }
         }
         while let Some(obligation) = self.disables.pop() {
+            self.cx.acknowledge(obligation);
+        }
+        while let Some(obligation) = self.taken.device.mirror.offs.pop() {
             self.cx.acknowledge(obligation);
         }
         while let Some(obligation) = self.taken.device.resets.pop() {
@@ -404,6 +433,39 @@ impl<P: Platform> Engine<P> {
                 }
             }
         }
+    }
+
+    /// Turns the mirror off, then on. With it off, what waits for its driver asks again, and is refused.
+    fn take_mirror_change(&mut self) {
+        self.taken.device.kicked = false;
+        let gate = self.cx.endpoint().gate();
+        if !self.taken.device.mirror.offs.is_empty() {
+            for position in 0..self.queues.len() {
+                let events = |wait: &svadev_endpoint::Wait| matches!(wait.reason, WaitFor::Event(_));
+                if self.queues[position].end_waits(&mut self.cx, |_, wait| events(wait).then_some(Resume::Retry)) {
+                    self.schedule.activate(position);
+                }
+            }
+            self.cx.requester.mirror_detach(gate.bus_master);
+            while let Some(obligation) = self.taken.device.mirror.offs.pop() {
+                self.cx.acknowledge(obligation);
+            }
+        }
+        if let Some((block, vector)) = self.taken.device.mirror.on.take() {
+            self.cx.mirror_vector = vector;
+            self.cx.requester.mirror_attach(block, gate);
+        }
+    }
+
+    /// Goes on with what the mirror's driver has answered.
+    fn take_mirror_answers(&mut self) -> bool {
+        let mut answered = false;
+        while let Some((waiter, code)) = self.cx.mirror_answer() {
+            self.queues[waiter.queue].mirror_answered(&mut self.cx, waiter.part, code);
+            self.schedule.activate(waiter.queue);
+            answered = true;
+        }
+        answered
     }
 
     fn take_queue_changes(&mut self) {

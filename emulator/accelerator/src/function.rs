@@ -17,6 +17,8 @@ use svadev_spec::device::{
 
 use crate::doorbell::DoorbellPages;
 use crate::engine::Engine;
+use crate::halves::{half, set_half};
+use crate::mirror_registers::MirrorRegisters;
 use crate::orders::Command;
 use crate::queue_config::QueueRegisters;
 use crate::shared::{FunctionPorts, FunctionSettings, FunctionShared};
@@ -65,6 +67,7 @@ pub struct Function {
     /// PASIDs that were last written to the abort slots.
     pub(crate) abort_pasids: [u32; ABORT_SLOTS as usize],
     pub(crate) msi_x: MsiXTable,
+    pub(crate) mirror: MirrorRegisters,
 }
 
 impl Function {
@@ -79,7 +82,7 @@ impl Function {
         doorbells: DoorbellPages,
     ) -> (Self, Vec<Engine<On<M, U>>>)
     where
-        M: GuestMemory + ?Sized,
+        M: GuestMemory + ?Sized + 'static,
         U: Upstream + ?Sized,
     {
         let shared = Arc::new(FunctionShared::new(settings, ports, doorbells));
@@ -93,6 +96,7 @@ impl Function {
             command_high: 0,
             abort_pasids: [0; ABORT_SLOTS as usize],
             msi_x: MsiXTable::new(description.msi_x.expect("it has one")),
+            mirror: MirrorRegisters::new(memory, settings.engines),
             shared,
         };
         function.apply_config();
@@ -142,11 +146,13 @@ impl Function {
 
     fn reset_registers(&mut self) {
         // Taken apart whole: a new field must be given a line here. Configuration space is reset by whoever resets it.
-        let Self { shared, config: _, queues, command_high, abort_pasids, msi_x } = self;
+        let Self { shared, config: _, queues, command_high, abort_pasids, msi_x, mirror } = self;
         queues.fill(QueueBank::default());
         *command_high = 0;
         abort_pasids.fill(0);
         msi_x.reset();
+        mirror.reset();
+        shared.mirror().clear();
         shared.reset();
     }
 
@@ -269,17 +275,18 @@ impl Function {
             _ => match (self.queue_at(offset), abort_slot_at(offset)) {
                 (Some((queue, register)), _) => self.read_queue(queue, register),
                 (None, Some(slot)) => self.read_abort_slot(slot).into_bits(),
-                (None, None) => 0,
+                (None, None) => self.mirror.read(&self.shared, offset),
             },
         }
     }
 
     fn features(&self) -> Features {
-        if self.shared.settings().untranslated {
+        let unit = if self.shared.settings().untranslated {
             Features::empty()
         } else {
             Features::PROCESS_ADDRESSES | Features::PAGE_REQUESTS
-        }
+        };
+        unit | Features::MIRROR
     }
 
     fn read_abort_slot(&self, slot: usize) -> AbortSlot {
@@ -344,7 +351,10 @@ impl Function {
             _ => match (self.queue_at(offset), abort_slot_at(offset)) {
                 (Some((queue, register)), _) => self.write_queue(queue, register, value),
                 (None, Some(slot)) => self.write_abort_slot(slot, AbortSlot::from_bits(value)),
-                (None, None) => {}
+                (None, None) => {
+                    let bus_master = self.config.command().bus_master();
+                    self.mirror.write(&self.shared, bus_master, offset, value);
+                }
             },
         }
     }
@@ -427,15 +437,4 @@ fn words_mut(offset: u64, data: &mut [u8]) -> impl Iterator<Item = (u64, &mut [u
     let data = if is_register_access(offset, data.len()) { data } else { &mut [] };
     // An aligned access does not wrap, so neither does the offset of a word in it.
     data.chunks_exact_mut(4).enumerate().map(move |(n, bytes)| (offset + 4 * n as u64, bytes))
-}
-
-/// The half of a 64-bit register that an offset means.
-fn half(value: u64, offset: u64) -> u32 {
-    let value = if offset & 4 == 0 { value } else { value >> 32 };
-    u32::try_from(value & u64::from(u32::MAX)).expect("masked to 32 bits")
-}
-
-fn set_half(register: &mut u64, offset: u64, value: u32) {
-    let shift = if offset & 4 == 0 { 0 } else { 32 };
-    *register = *register & !(u64::from(u32::MAX) << shift) | u64::from(value) << shift;
 }

@@ -148,6 +148,11 @@ impl Job {
         [self.src, self.dst].into_iter().flatten().filter_map(Cursor::into_buffer)
     }
 
+    /// The descriptor's cookie.
+    pub(crate) fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
     /// Operand bytes done so far.
     pub(crate) fn bytes_done(&self) -> u64 {
         self.done

@@ -1,6 +1,7 @@
 //! What the accelerator mails to its engines: the device's part of a mailbox.
 use svadev_endpoint::{Mail, Obligation};
 use svadev_fabric::Pasid;
+use svadev_mirror::ControlBlock;
 use svadev_spec::device::{ABORT_SLOTS, MAX_QUEUES};
 
 use crate::queue_config::QueueConfig;
@@ -17,6 +18,17 @@ pub(crate) enum Done {
     Disable,
     /// The command with this number, below [`COMMANDS`]: no longer busy.
     Command(usize),
+    /// MIRROR_CONTROL.enable 1 → 0: the mirror is no longer busy.
+    Mirror,
+}
+
+/// Changes of the mirror that an engine has not taken: first off, then on.
+#[derive(Debug, Default)]
+pub(crate) struct MirrorChange {
+    /// Unacknowledged MIRROR_CONTROL.enable 1 → 0.
+    pub(crate) offs: Vec<Obligation<Done>>,
+    /// It was turned on after that, with this vector.
+    pub(crate) on: Option<(ControlBlock, Option<u16>)>,
 }
 
 /// Changes of one queue that its engine has not taken: first the disable, then the enable.
@@ -57,6 +69,10 @@ pub(crate) struct Orders {
     pub(crate) commands: [Option<(Command, Obligation<Done>)>; COMMANDS],
     /// Some element of `commands` is set.
     pub(crate) commanded: bool,
+    /// The mirror was turned off or on.
+    pub(crate) mirror: MirrorChange,
+    /// MIRROR_KICK was written: there may be responses.
+    pub(crate) kicked: bool,
 }
 
 impl Orders {
@@ -71,7 +87,15 @@ impl Orders {
             rung_all: false,
             commands: [const { None }; COMMANDS],
             commanded: false,
+            mirror: MirrorChange::default(),
+            kicked: false,
         }
+    }
+
+    /// MIRROR_CONTROL.enable 1 → 0 outdates the 0 → 1 that came before it.
+    pub(crate) fn mirror_off(&mut self, obligation: Obligation<Done>) {
+        self.mirror.on = None;
+        self.mirror.offs.push(obligation);
     }
 
     /// The wake page of a queue was written.
@@ -101,6 +125,8 @@ impl Orders {
         if std::mem::take(&mut self.commanded) {
             self.resets.extend(self.commands.iter_mut().filter_map(Option::take).map(|(_, obligation)| obligation));
         }
+        self.mirror.on = None;
+        self.resets.append(&mut self.mirror.offs);
         self.resets.push(obligation);
     }
 }
@@ -115,6 +141,9 @@ impl Mail for Orders {
             && self.rung == [0; MAX_QUEUES as usize / 64]
             && !self.rung_all
             && !self.commanded
+            && self.mirror.offs.is_empty()
+            && self.mirror.on.is_none()
+            && !self.kicked
     }
 }
 
@@ -122,7 +151,8 @@ impl Drop for Orders {
     /// The engine and the function are gone: whoever waited is gone with them.
     fn drop(&mut self) {
         let commands = self.commands.iter_mut().filter_map(Option::take).map(|(_, obligation)| obligation);
-        for obligation in self.resets.drain(..).chain(self.disables.drain(..)).chain(commands) {
+        let held = self.resets.drain(..).chain(self.disables.drain(..)).chain(self.mirror.offs.drain(..));
+        for obligation in held.chain(commands) {
             let _nobody_hears = obligation.acknowledge();
         }
     }

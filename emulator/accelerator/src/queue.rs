@@ -6,8 +6,8 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 
-use svadev_endpoint::{Expiry, Failure, Fault, Patience, Platform, Resume, Slice, Target, Wait, WaitFor};
-use svadev_fabric::Pasid;
+use svadev_endpoint::{Expiry, Failure, Fault, Patience, Platform, Refusal, Resume, Slice, Target, Wait, WaitFor};
+use svadev_fabric::{Pasid, ResponseCode};
 use svadev_mutation::mutant;
 use svadev_spec::device::{Code, Descriptor, DescriptorFlags, QueueModeration, QueueStatus, doorbell, queue_error};
 
@@ -67,6 +67,8 @@ pub(crate) struct Served {
 pub(crate) struct Queue {
     /// The queue's number in the function.
     number: usize,
+    /// The same, as events have it.
+    name: u16,
     /// Its position among the engine's queues.
     position: usize,
     state: State,
@@ -115,6 +117,7 @@ impl Queue {
         let slots = u16::try_from(jobs).expect("settings allow at most 256");
         Self {
             number,
+            name: u16::try_from(number).expect("a function has at most 256 queues"),
             position,
             state: State::Off,
             config: QueueConfig {
@@ -156,6 +159,11 @@ impl Queue {
     /// Its number in the function.
     pub(crate) fn number(&self) -> usize {
         self.number
+    }
+
+    /// What an access to its rings asks for.
+    pub(super) fn ring_fault(&self, target: Target, refusal: Refusal, ahead: u64) -> Fault {
+        Fault { target, refusal, ahead, stop: false, queue: self.name, cookie: None }
     }
 
     /// Whether it runs, so that its doorbell counts.
@@ -291,7 +299,8 @@ impl Queue {
             Step::Complete => self.completing.push_back(slot),
             Step::Refused { target, refusal, ahead } => {
                 let stop = job.flags.contains(DescriptorFlags::STOP_ON_FAULT);
-                match cx.fault(slice, waiter, &mut job.patience, &Fault { target, refusal, ahead, stop }) {
+                let fault = Fault { target, refusal, ahead, stop, queue: self.name, cookie: Some(job.cookie()) };
+                match cx.fault(slice, waiter, &mut job.patience, &fault) {
                     Ok(wait) => job.wait = Some(wait),
                     Err(code) => {
                         job.fail(code, target);
@@ -349,6 +358,13 @@ impl Queue {
             }
             Err(group) => *self.wait_mut(part) = Some(Wait { reason: WaitFor::Response(group), ..wait }),
         }
+    }
+
+    /// The mirror's driver has answered what a part waits for.
+    pub(crate) fn mirror_answered<P: Platform>(&mut self, cx: &mut Context<P>, part: Part, code: ResponseCode) {
+        let wait = self.wait_mut(part).take().expect("a ticket has a waiter until it is answered or forgotten");
+        let resume = self.patience_mut(part).response(code, 1);
+        self.resume(cx, part, wait.target, resume);
     }
 
     /// A part that is next in line may ask again.

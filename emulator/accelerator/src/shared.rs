@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use svadev_endpoint::{Answer, Endpoint, EndpointSettings, Obligation, Ports};
 use svadev_fabric::{Bdf, InvalidateAck, InvalidateRequest, PageGroupResponse, SourceId};
+use svadev_mirror::{ControlBlock, Face};
 use svadev_spec::device::{CommandStatus, QueueStatus, Status};
 
 use crate::counters::{Counters, EngineCounters};
@@ -77,7 +78,7 @@ impl FunctionSettings {
             page_request_timeout_ns: 10_000_000_000,
             ats: true,
             pri: true,
-            pasid_bits: 20,
+            pasid_bits: 19,
             untranslated: false,
             audit: false,
         }
@@ -98,7 +99,7 @@ impl FunctionSettings {
 
     fn validate(&self) {
         assert!((1..=svadev_spec::device::MAX_QUEUES).contains(&u32::from(self.queues)), "queues out of range");
-        assert!((1..=20).contains(&self.pasid_bits), "PASID bits out of range");
+        assert!((1..=19).contains(&self.pasid_bits), "PASID bits out of range");
         assert!(self.vectors > 0, "a function has at least one vector");
         assert!((1..=256).contains(&self.jobs_per_queue), "jobs per queue out of range");
         assert!(self.list_jobs_per_queue > 0, "a queue needs room for one list job");
@@ -172,6 +173,8 @@ pub struct FunctionShared {
     enabled: AtomicBool,
     /// Resets and disables that engines are carrying out.
     busy: AtomicU32,
+    /// Times that the mirror was turned off, and an engine has not let go of it yet.
+    mirror_busy: AtomicU32,
     /// The last disable ended at its limit.
     disable_timed_out: AtomicBool,
     commands: [CommandFace; COMMANDS],
@@ -198,6 +201,7 @@ impl FunctionShared {
             doorbells,
             enabled: AtomicBool::new(false),
             busy: AtomicU32::new(0),
+            mirror_busy: AtomicU32::new(0),
             disable_timed_out: AtomicBool::new(false),
             commands: Default::default(),
             queues: (0..queues).map(|_| QueueFace::default()).collect(),
@@ -298,15 +302,17 @@ impl FunctionShared {
     /// An engine ends its part of a command or of a disable at the limit. Called before it acknowledges.
     pub(crate) fn timed_out(&self, done: Done) {
         match done {
-            Done::Reset => {}
+            Done::Reset | Done::Mirror => {}
             Done::Disable => self.disable_timed_out.store(true, Ordering::Relaxed),
             Done::Command(number) => self.commands[number].timed_out.store(true, Ordering::Relaxed),
         }
     }
 
     fn ask_all(&self, done: Done, put: impl Fn(&mut Orders, Obligation<Done>)) {
-        if matches!(done, Done::Reset | Done::Disable) {
-            self.busy.fetch_add(1, Ordering::Relaxed);
+        match done {
+            Done::Reset | Done::Disable => drop(self.busy.fetch_add(1, Ordering::Relaxed)),
+            Done::Mirror => drop(self.mirror_busy.fetch_add(1, Ordering::Relaxed)),
+            Done::Command(_) => {}
         }
         let own = Obligation::new(Answer::Device(done));
         for engine in 0..self.endpoint.engines() {
@@ -334,6 +340,7 @@ impl FunctionShared {
             match done {
                 Done::Reset | Done::Disable => drop(self.busy.fetch_add(1, Ordering::Relaxed)),
                 Done::Command(number) => self.commands[number].busy.store(true, Ordering::Relaxed),
+                Done::Mirror => unreachable!("an engine that is paused has turned it off"),
             }
             Obligation::new(Answer::Device(done))
         })
@@ -350,6 +357,38 @@ impl FunctionShared {
                 self.busy.fetch_sub(1, Ordering::Release);
             }
             Done::Command(number) => self.commands[number].busy.store(false, Ordering::Release),
+            Done::Mirror => drop(self.mirror_busy.fetch_sub(1, Ordering::Release)),
+        }
+    }
+
+    /// What the function's threads share of its mirror.
+    pub fn mirror(&self) -> &Arc<Face> {
+        self.endpoint.mirror()
+    }
+
+    /// MIRROR_CONTROL.enable 0 → 1, with a header that was found in order.
+    pub(crate) fn mirror_on(&self, block: ControlBlock, vector: Option<u16>) {
+        for engine in 0..self.endpoint.engines() {
+            self.post(engine, |orders| orders.mirror.on = Some((block, vector)));
+        }
+    }
+
+    /// MIRROR_CONTROL.enable 1 → 0.
+    pub(crate) fn mirror_off(&self) {
+        self.ask_all(Done::Mirror, Orders::mirror_off);
+    }
+
+    /// Whether an engine may still use an address space of a mirror that was turned off.
+    pub(crate) fn mirror_busy(&self) -> bool {
+        self.mirror_busy.load(Ordering::Acquire) != 0
+    }
+
+    /// MIRROR_KICK.
+    pub(crate) fn kick(&self, engine: usize) {
+        let engines = self.endpoint.engines();
+        let kicked = if engine < engines { engine..engine + 1 } else { 0..engines };
+        for engine in kicked {
+            self.post(engine, |orders| orders.kicked = true);
         }
     }
 

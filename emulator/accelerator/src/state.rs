@@ -5,6 +5,7 @@ use svadev_spec::device::{ABORT_SLOTS, CommandStatus, DOORBELL_STRIDE, QueueStat
 
 use crate::engine::{Engine, EngineState};
 use crate::function::{Function, QueueBank};
+use crate::mirror_registers::MirrorBank;
 use crate::orders::{COMMANDS, Done};
 
 /// Everything that a guest can see of a function, and the work that it has under way.
@@ -22,6 +23,7 @@ pub struct FunctionState {
     status: Status,
     /// How each command stands, by number; whether it is busy follows from the engines.
     commands: Box<[CommandStatus]>,
+    mirror: MirrorBank,
     /// QUEUE_STATUS and QUEUE_FAULT_ADDRESS of each queue.
     faces: Box<[(QueueStatus, u64)]>,
     /// The words of the doorbell pages.
@@ -41,7 +43,7 @@ impl Function {
     /// The state of a function whose engines are paused.
     pub fn save<P: Platform>(&self, engines: &[Engine<P>]) -> FunctionState {
         // Taken apart whole: a new field must be given a line here.
-        let Self { shared, config, queues, command_high, abort_pasids, msi_x } = self;
+        let Self { shared, config, queues, command_high, abort_pasids, msi_x, mirror } = self;
         let words = (0..queues.len()).flat_map(|page| (0..DOORBELL_STRIDE).step_by(4).map(move |at| (page, at)));
         FunctionState {
             config: config.save(),
@@ -51,6 +53,7 @@ impl Function {
             abort_pasids: *abort_pasids,
             status: shared.status(),
             commands: (0..COMMANDS).map(|number| shared.command_status(number)).collect(),
+            mirror: mirror.save(shared),
             faces: (0..queues.len()).map(|n| (shared.queue(n).status(), shared.queue(n).fault_address())).collect(),
             doorbells: words.map(|(page, at)| shared.doorbells().load(page, at)).collect(),
             prg: shared.endpoint().prg().save(),
@@ -69,6 +72,7 @@ impl Function {
             abort_pasids,
             status,
             commands,
+            mirror,
             faces,
             doorbells,
             prg,
@@ -79,6 +83,7 @@ impl Function {
         self.queues.clone_from(queues);
         self.command_high = *command_high;
         self.msi_x.restore(msi_x);
+        self.mirror.restore(&self.shared, mirror);
         self.abort_pasids = *abort_pasids;
         self.shared.restore(*status, commands);
         for (n, &(status, fault_address)) in faces.iter().enumerate() {

@@ -4,6 +4,7 @@ mod descriptors;
 mod faults;
 mod invalidation;
 mod lifecycle;
+mod mirror;
 mod random;
 mod registers;
 mod rings;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use svadev_fabric::{Bdf, InvalidateAck, InvalidateRequest, PageGroupResponse, SourceId};
+use svadev_mirror::Face;
 use svadev_mutation::mutant;
 
 use crate::counters::{Counters, EngineCounters};
@@ -51,6 +52,7 @@ pub struct Endpoint<D: Mail> {
     prg: PrgTable,
     gate: AtomicU32,
     counters: Box<[Arc<EngineCounters>]>,
+    mirror: Arc<Face>,
 }
 
 impl<D: Mail> fmt::Debug for Endpoint<D> {
@@ -72,6 +74,7 @@ impl<D: Mail> Endpoint<D> {
             prg: PrgTable::new(engines),
             gate: AtomicU32::new(0),
             counters: (0..engines).map(|_| Arc::default()).collect(),
+            mirror: Arc::new(Face::new(engines)),
         }
     }
 
@@ -103,6 +106,11 @@ impl<D: Mail> Endpoint<D> {
     /// One engine's mailbox and handshake.
     pub fn side(&self, engine: usize) -> &EngineSide<D> {
         &self.engines[engine]
+    }
+
+    /// What its threads share of the mirror.
+    pub fn mirror(&self) -> &Arc<Face> {
+        &self.mirror
     }
 
     /// The page request groups.

@@ -1,7 +1,8 @@
 //! Who waits for which page: what an engine's accesses do when a page is missing.
 use std::collections::VecDeque;
 
-use svadev_fabric::{Iova, PageRequest, PageRequestOutcome, PrgIndex, ResponseCode, SourceId, Upstream};
+use svadev_fabric::{Iova, PageRequest, PageRequestOutcome, Pasid, PrgIndex, ResponseCode, SourceId, Upstream};
+use svadev_mirror::Ask;
 use svadev_mutation::mutant;
 
 use crate::address::Target;
@@ -11,7 +12,7 @@ use crate::failure::Failure;
 use crate::page_request::{Group, NoGroup};
 use crate::requester::{Refusal, Requester};
 use crate::span::Slice;
-use crate::wait::{PATIENCE, Patience, Wait, WaitFor};
+use crate::wait::{Patience, Wait, WaitFor};
 
 /// Most page requests of one group.
 pub const MAX_GROUP_PAGES: usize = 64;
@@ -28,6 +29,10 @@ pub struct Fault {
     pub ahead: u64,
     /// Do not ask for the page.
     pub stop: bool,
+    /// The queue, for a driver that looks at it.
+    pub queue: u16,
+    /// The descriptor's cookie; `None` for an access to a queue's rings.
+    pub cookie: Option<u64>,
 }
 
 /// One engine's parked accesses. `W` names a waiter to the device.
@@ -38,6 +43,8 @@ pub struct PageWaits<W> {
     next_deadline_ns: u64,
     /// By page request group index.
     waiters: Box<[Option<W>]>,
+    /// By slot of the mirror's tickets.
+    mirror_waiters: Box<[Option<W>]>,
     /// Waits for the page request allocation, oldest first. Each waiter is in it at most once.
     line: VecDeque<W>,
     /// Some of the allocation may be free: the line can be tried.
@@ -64,6 +71,7 @@ impl<W: Copy + PartialEq> PageWaits<W> {
             engine,
             next_deadline_ns: u64::MAX,
             waiters: vec![None; PrgIndex::COUNT].into(),
+            mirror_waiters: vec![None; parts].into(),
             line: VecDeque::with_capacity(parts),
             line_moves: false,
             line_moved_ns: 0,
@@ -102,7 +110,10 @@ impl<W: Copy + PartialEq> PageWaits<W> {
         match fault.refusal {
             Refusal::Blocked => return Err(Failure::Blocked),
             Refusal::NoMemory => return Err(Failure::NoMemory),
-            // Page requests are the IOMMU's; whoever else translates knows no missing page.
+            Refusal::NotPresent if fault.target.space.source() == SourceId::MIRROR => {
+                return self.mirror_fault(endpoint, requester, now_ns, waiter, patience, fault);
+            }
+            // Page requests are the IOMMU's; identity knows no missing page.
             Refusal::NotPresent if fault.target.space.source() != SourceId::UNIT => return Err(Failure::PageFault),
             Refusal::NotPresent => {}
         }
@@ -110,9 +121,7 @@ impl<W: Copy + PartialEq> PageWaits<W> {
         if patience.dropped_since_ns.is_some_and(|t| now_ns >= t.saturating_add(timeout_ns)) {
             return Err(Failure::Timeout);
         }
-        let since = *patience.faulting_since_ns.get_or_insert(now_ns);
-        let fruitless = patience.successes >= PATIENCE && now_ns >= since.saturating_add(timeout_ns);
-        if fault.stop || (fruitless && !mutant!(SuccessRetriedForever)) {
+        if fault.stop || (patience.is_fruitless(now_ns, timeout_ns) && !mutant!(SuccessRetriedForever)) {
             return Err(Failure::PageFault);
         }
         let target = fault.target;
@@ -151,12 +160,72 @@ impl<W: Copy + PartialEq> PageWaits<W> {
         }
     }
 
+    /// [`fault`](Self::fault) for a page that is missing in the mirror: the driver is sent an event.
+    fn mirror_fault<P: Platform, D: Mail>(
+        &mut self,
+        endpoint: &Endpoint<D>,
+        requester: &mut Requester<P>,
+        now_ns: u64,
+        waiter: W,
+        patience: &mut Patience,
+        fault: &Fault,
+    ) -> Result<Wait, Failure> {
+        let timeout_ns = endpoint.settings().page_request_timeout_ns;
+        if fault.stop || patience.is_fruitless(now_ns, timeout_ns) {
+            return Err(Failure::PageFault);
+        }
+        let target = fault.target;
+        let ask = Ask {
+            asid: target.space.pasid().map_or(0, Pasid::get),
+            address: target.iova,
+            length: fault.ahead.max(1),
+            write: target.write,
+            queue: fault.queue,
+            cookie: fault.cookie,
+        };
+        let ticket = requester.mirror_mut().ask(&ask).ok_or(Failure::Blocked)?;
+        self.mirror_waiters[ticket.slot()] = Some(waiter);
+        endpoint.engine_counters(self.engine).page_requests.add(1);
+        let deadline_ns = self.deadline(now_ns.saturating_add(timeout_ns));
+        Ok(Wait { target, reason: WaitFor::Event(ticket), deadline_ns })
+    }
+
+    /// Takes the one who waits with the ticket of this slot, which was answered.
+    pub fn take_mirror_waiter<D: Mail>(
+        &mut self,
+        endpoint: &Endpoint<D>,
+        slot: usize,
+        code: ResponseCode,
+    ) -> Option<W> {
+        self.count(endpoint, code);
+        self.mirror_waiters[slot].take()
+    }
+
+    fn count<D: Mail>(&self, endpoint: &Endpoint<D>, code: ResponseCode) {
+        let counters = endpoint.engine_counters(self.engine);
+        match code {
+            ResponseCode::Success => counters.responses_success.add(1),
+            ResponseCode::InvalidRequest => counters.responses_invalid.add(1),
+            ResponseCode::Failure => counters.responses_failure.add(1),
+        }
+    }
+
     /// Ends a wait whose waiter has gone.
-    pub fn cancel<D: Mail>(&mut self, endpoint: &Endpoint<D>, waiter: W, wait: Wait) {
+    pub fn cancel<P: Platform, D: Mail>(
+        &mut self,
+        endpoint: &Endpoint<D>,
+        requester: &mut Requester<P>,
+        waiter: W,
+        wait: Wait,
+    ) {
         match wait.reason {
             WaitFor::Response(group) => {
                 self.waiters[usize::from(group.index().get())] = None;
                 endpoint.prg().abandon(group, |engine| endpoint.credit(engine));
+            }
+            WaitFor::Event(ticket) => {
+                self.mirror_waiters[ticket.slot()] = None;
+                requester.mirror_mut().forget(ticket);
             }
             WaitFor::Line => self.line.retain(|w| *w != waiter),
             WaitFor::Retry { .. } => {}
@@ -173,12 +242,7 @@ impl<W: Copy + PartialEq> PageWaits<W> {
         let index = usize::from(group.index().get());
         let code = endpoint.prg().collect(group, |engine| endpoint.credit(engine))?;
         self.waiters[index] = None;
-        let counters = endpoint.engine_counters(self.engine);
-        match code {
-            ResponseCode::Success => counters.responses_success.add(1),
-            ResponseCode::InvalidRequest => counters.responses_invalid.add(1),
-            ResponseCode::Failure => counters.responses_failure.add(1),
-        }
+        self.count(endpoint, code);
         Ok(code)
     }
 
@@ -204,7 +268,7 @@ impl<W: Copy + PartialEq> PageWaits<W> {
         let (due_ns, expiry) = match wait.reason {
             WaitFor::Retry { retry_ns } => (retry_ns, Expiry::Retry),
             WaitFor::Line => (wait.deadline_ns.max(self.line_moved_ns.saturating_add(timeout_ns)), Expiry::Failed),
-            WaitFor::Response(_) => (wait.deadline_ns, Expiry::Failed),
+            WaitFor::Response(_) | WaitFor::Event(_) => (wait.deadline_ns, Expiry::Failed),
         };
         if now_ns >= due_ns {
             return expiry;

@@ -8,12 +8,15 @@ use svadev_fabric::{
     Access, Bdf, CachedUse, Gpa, InvalidateRange, Iova, Pasid, SourceId, Translation, TranslationRequest, Upstream,
 };
 use svadev_memory::{GuestAddress, GuestMemory};
+use svadev_mirror::{Answer, ControlBlock, Drop, Lost, Page, Place, Side, Walk};
 use svadev_mutation::mutant;
+use svadev_spec::mirror::is_asid;
 
 use crate::address::{SpaceId, Target};
 use crate::counters::EngineCounters;
 use crate::device::{Mail, Platform};
 use crate::endpoint::Endpoint;
+use crate::gate::Gate;
 use crate::mailbox::{Invalidation, Whose};
 use crate::span::{Slice, Span};
 use crate::tlb::{DeviceTlb, Rights, SIZES_LOG2};
@@ -48,6 +51,7 @@ pub struct Requester<P: Platform> {
     memory: Arc<P::Memory>,
     upstream: Arc<P::Upstream>,
     counters: Arc<EngineCounters>,
+    mirror: Side<P::Memory>,
 }
 
 // SAFETY: the host pointers in the TLB are addresses of shared mappings, valid from any thread; memory, upstream
@@ -55,17 +59,20 @@ pub struct Requester<P: Platform> {
 unsafe impl<P: Platform> Send for Requester<P> {}
 
 impl<P: Platform> Requester<P> {
-    /// The requester of an endpoint's engine.
+    /// The requester of an endpoint's engine, which has at most `waits` accesses parked at once.
     pub fn new<D: Mail>(
         engine: usize,
         endpoint: &Endpoint<D>,
         memory: Arc<P::Memory>,
         upstream: Arc<P::Upstream>,
+        waits: usize,
     ) -> Self {
         let settings = endpoint.settings();
         let tlb = DeviceTlb::new(settings.tlb_entries);
         let given = settings.audit.then(|| Box::new(Given::new(settings.tlb_entries)));
+        let mirror = Side::new(engine, Arc::clone(&memory), Arc::clone(endpoint.mirror()), waits);
         Self {
+            mirror,
             bdf: settings.bdf,
             source: settings.source,
             tlb,
@@ -86,15 +93,120 @@ impl<P: Platform> Requester<P> {
         self.bdf
     }
 
-    /// The endpoint's own address space of a PASID, or of requests without one.
+    /// The endpoint's own address space of a PASID or an ASID, or of requests without one.
     #[inline]
     pub fn space(&self, pasid: Option<Pasid>) -> SpaceId {
-        SpaceId::new(self.source, pasid)
+        let source = match pasid {
+            Some(pasid) if is_asid(pasid.get()) => SourceId::MIRROR,
+            _ => self.source,
+        };
+        SpaceId::new(source, pasid)
     }
 
     /// Drops translations from the device TLB.
     pub fn invalidate(&mut self, invalidation: Invalidation) {
+        if invalidation == Invalidation::ALL {
+            // The memory map may have changed.
+            self.mirror.memory_changed();
+        }
         self.tlb.invalidate(invalidation);
+    }
+
+    /// The engine's side of the mirror.
+    pub fn mirror(&self) -> &Side<P::Memory> {
+        &self.mirror
+    }
+
+    /// The engine's side of the mirror, to ask for pages and to save it.
+    pub fn mirror_mut(&mut self) -> &mut Side<P::Memory> {
+        &mut self.mirror
+    }
+
+    /// Turns the mirror on for this engine, which is online and has no translation of it. Without bus mastering it
+    /// begins when that comes.
+    pub fn mirror_attach(&mut self, block: ControlBlock, gate: Gate) {
+        self.mirror.attach(block);
+        self.mirror_look(gate);
+    }
+
+    /// Turns the mirror off: drops its translations. No access of the mirror is parked any more. With `tell`, the
+    /// control block says so.
+    pub fn mirror_detach(&mut self, tell: bool) {
+        self.mirror_lost();
+        self.mirror.detach(tell);
+    }
+
+    /// Goes online for the mirror, after the mailbox was emptied and before a translation is used.
+    pub fn mirror_arrive(&mut self, gate: Gate) {
+        self.mirror_look(gate);
+    }
+
+    /// Between two slices, online: drops what the driver has posted, and acknowledges. Whether there was something.
+    /// Without bus mastering the control block is out of reach, and no translation can be used.
+    #[inline]
+    pub fn mirror_look(&mut self, gate: Gate) -> bool {
+        if !self.mirror.is_on() {
+            return false;
+        }
+        if !gate.bus_master {
+            self.mirror.mute();
+            return false;
+        }
+        let tlb = &mut self.tlb;
+        match self.mirror.look(|drop| drop_from(tlb, drop)) {
+            Ok(posted) => posted,
+            Err(Lost) => self.mirror_lost(),
+        }
+    }
+
+    /// Goes offline for the mirror, with no translation in use. `false`: something was posted, or there is a response.
+    /// Then it arrives at once.
+    #[must_use = "who must not sleep arrives again"]
+    pub fn mirror_rest(&mut self, gate: Gate) -> bool {
+        if !gate.bus_master {
+            self.mirror.mute();
+        }
+        match self.mirror.rest() {
+            Ok(rests) => rests,
+            Err(Lost) => !self.mirror_lost(),
+        }
+    }
+
+    /// Goes offline for the mirror, whatever responses there are: no access is parked.
+    pub fn mirror_leave(&mut self, gate: Gate) {
+        if !gate.bus_master {
+            self.mirror.mute();
+        }
+        let tlb = &mut self.tlb;
+        if self.mirror.leave(|drop| drop_from(tlb, drop)) == Err(Lost) {
+            self.mirror_lost();
+        }
+    }
+
+    /// The next response of the mirror's driver that ends a wait.
+    pub fn mirror_response(&mut self, gate: Gate, now_ns: u64) -> Option<Answer> {
+        if !gate.bus_master {
+            return None;
+        }
+        self.mirror.response(now_ns).unwrap_or_else(|Lost| {
+            self.mirror_lost();
+            None
+        })
+    }
+
+    /// Sends the mirror's events.
+    #[inline]
+    pub fn mirror_work(&mut self, gate: Gate, now_ns: u64) {
+        if gate.bus_master && self.mirror.work(now_ns) == Err(Lost) {
+            self.mirror_lost();
+        }
+    }
+
+    /// The mirror is gone, and with it what it said.
+    #[cold]
+    fn mirror_lost(&mut self) -> bool {
+        drop_from(&mut self.tlb, Drop::Everything);
+        true
     }
 
     /// Forgets the translations of some bytes, at most 64 KiB and not across a multiple of it. What a slice holds stays
@@ -169,6 +281,9 @@ impl<P: Platform> Requester<P> {
             iova: Iova(target.iova),
             access: target.access(),
         };
+        if target.space.source() == SourceId::MIRROR {
+            return self.translate_mirror(slice, target);
+        }
         // PCIe 6.0 §10.2.3: UR and CA end the request; there is no page to ask for.
         let translation = match target.space.source() {
             SourceId::IDENTITY => identity(request),
@@ -187,6 +302,37 @@ impl<P: Platform> Requester<P> {
             return Ok(span.once());
         }
         self.tlb.insert(target.space, target.iova, placed.size_log2, placed.host, placed.rights);
+        self.keep_given(target, translation, placed.size_log2);
+        Ok(span)
+    }
+
+    /// Walks the driver's tables, and keeps the answer.
+    fn translate_mirror<'s>(&mut self, slice: &'s Slice, target: Target) -> Result<Span<'s>, Refusal> {
+        let asid = target.space.pasid().map_or(0, Pasid::get);
+        let page = match self.mirror.translate(asid, target.iova).ok_or(Refusal::Blocked)? {
+            Walk::Page(page) if page.writable || !target.write => page,
+            Walk::Page(_) | Walk::Missing => {
+                self.counters.not_present.add(1);
+                return Err(Refusal::NotPresent);
+            }
+            Walk::Bad(_) => return Err(Refusal::NoMemory),
+        };
+        let Page { place, size_log2, writable } = page;
+        let placed = match place {
+            Place::Guest(gpa) => {
+                let access = if writable { Access::READ_WRITE } else { Access::READ };
+                let global = false;
+                let translation = Translation { gpa, size_log2, access, global, untranslated_only: false };
+                let placed = self.place(target, translation);
+                placed.map(|placed| (placed, gpa.0))
+            }
+            Place::Device(_) => Err(Refusal::NoMemory),
+        };
+        let (placed, first) = placed.inspect_err(|_| self.mirror.bad_frame(asid, target.iova))?;
+        let page = Self::span(slice, target, placed);
+        let span = page.skip(usize::try_from(target.iova & low_mask(placed.size_log2)).expect("below 1 GiB"));
+        self.tlb.insert(target.space, target.iova, placed.size_log2, placed.host, placed.rights);
+        let translation = Translation { gpa: Gpa(first), size_log2, ..Translation::NOT_PRESENT };
         self.keep_given(target, translation, placed.size_log2);
         Ok(span)
     }
@@ -252,6 +398,22 @@ impl<P: Platform> Requester<P> {
 }
 
 /// Where the entries of the device TLB lead in guest memory: they themselves know only the place in this process.
+/// Drops from a device TLB what the mirror's driver says.
+fn drop_from(tlb: &mut DeviceTlb, drop: Drop) {
+    if mutant!(MirrorDropsNothing) {
+        return;
+    }
+    match drop {
+        Drop::Everything => {
+            tlb.invalidate(Invalidation { whose: Whose::Source(SourceId::MIRROR), range: InvalidateRange::All });
+        }
+        Drop::Range { asid, first, last } => {
+            let space = SpaceId::new(SourceId::MIRROR, Some(Pasid::from_low_bits(asid.into())));
+            tlb.invalidate_span(space, first, last);
+        }
+    }
+}
+
 /// Entries that are gone may stand here still; one that came again has replaced its predecessor.
 struct Given {
     /// By address space, log2 of the size, and page number.

@@ -212,6 +212,28 @@ impl DeviceTlb {
         }
     }
 
+    /// Drops a space's pages that share a byte with a range. Few pages cost a probe each, never more than a pass.
+    pub(crate) fn invalidate_span(&mut self, space: SpaceId, first: u64, last: u64) {
+        let space = space_key(space);
+        let pages = (last >> SIZES_LOG2[0]) - (first >> SIZES_LOG2[0]);
+        if pages < self.sets.len() as u64 {
+            for (class, &size_log2) in SIZES_LOG2.iter().enumerate() {
+                for page in first >> size_log2..=last >> size_log2 {
+                    self.remove(space, class, page);
+                }
+            }
+            return;
+        }
+        for e in self.sets.iter_mut().flat_map(|set| &mut set.0).filter(|e| e.space == space) {
+            let class = e.class();
+            let end = e.start() + ((1 << SIZES_LOG2[class]) - 1);
+            if e.start() <= last && end >= first {
+                *e = Entry::EMPTY;
+                self.live[class] -= 1;
+            }
+        }
+    }
+
     /// A pass over all entries, for those whose space is one of `whose`.
     fn sweep(&mut self, whose: impl Fn(u32) -> bool, range: InvalidateRange) {
         for e in self.sets.iter_mut().flat_map(|set| &mut set.0).filter(|e| e.is_live()) {

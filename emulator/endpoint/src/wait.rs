@@ -1,5 +1,6 @@
 //! Waiting for a page: what a parked descriptor or a parked ring access keeps, and what it may still try.
 use svadev_fabric::ResponseCode;
+use svadev_mirror::Ticket;
 use svadev_mutation::mutant;
 
 use crate::address::Target;
@@ -29,6 +30,12 @@ pub struct Patience {
 }
 
 impl Patience {
+    /// Whether asking again is of no use: pages were served again and again, for so long, and were never there.
+    pub(crate) fn is_fruitless(&mut self, now_ns: u64, timeout_ns: u64) -> bool {
+        let since = *self.faulting_since_ns.get_or_insert(now_ns);
+        self.successes >= PATIENCE && now_ns >= since.saturating_add(timeout_ns)
+    }
+
     /// Something was done.
     pub fn progress(&mut self) {
         self.successes = 0;
@@ -42,6 +49,8 @@ impl Patience {
 pub enum WaitFor {
     /// A page group response.
     Response(Group),
+    /// A response of the mirror's driver.
+    Event(Ticket),
     /// Room in the page request allocation.
     Line,
     /// Nothing: the IOMMU dropped the request, so that no response will come. Its queue may be enabled again, or

@@ -98,6 +98,8 @@ impl SourceId {
     pub const UNIT: Self = Self(0);
     /// Identity: an address is guest-physical. For a function without an IOMMU.
     pub const IDENTITY: Self = Self(1);
+    /// The mirror: tables that the guest's driver keeps for the function.
+    pub const MIRROR: Self = Self(2);
 }
 
 /// Page Request Group Index, 9 bits (PCIe 6.0 §10.4.1).

@@ -211,7 +211,7 @@ mod tests {
             bdf: Bdf::new(0, device, 0).unwrap(),
             ats: true,
             pri: true,
-            pasid_bits: 20,
+            pasid_bits: 19,
             queues: 64,
             engines: 1,
             vectors: 4,

@@ -514,7 +514,7 @@ fn parse_accelerator(
         bail!("{}: pri = true needs ATS: write ats = true, or pri = false", at.line(pri.span().start));
     }
     let pri = raw.pri.as_ref().map_or(ats, |pri| *pri.get_ref());
-    let pasid_bits = at.number("pasid_bits", raw.pasid_bits.as_ref(), 20, 1..=20)?;
+    let pasid_bits = at.number("pasid_bits", raw.pasid_bits.as_ref(), 19, 1..=19)?;
     let bdf = parse_slot(at, &raw.address, taken)?;
     let queues = at.number("queues", raw.queues.as_ref(), 64, 1..=i64::from(MAX_QUEUES))?;
     let engines = at.number("engines", raw.engines.as_ref(), 1, 1..=MAX_ENGINES.min(queues))?;
@@ -617,7 +617,7 @@ mod tests {
         assert_eq!(machine.iommus[0].unit, UnitConfig::default());
         assert!(!machine.iommus[1].unit.levels5 && !machine.iommus[1].unit.page_requests);
         let [first, second] = &machine.accelerators[..] else { panic!("two") };
-        assert_eq!((first.iommu, first.ats, first.pri, first.pasid_bits), (0, true, true, 20));
+        assert_eq!((first.iommu, first.ats, first.pri, first.pasid_bits), (0, true, true, 19));
         assert_eq!((second.iommu, second.ats, second.pri, second.pasid_bits), (1, true, false, 8));
         machine.set_unit_option(&"old.address_bits=40".parse().unwrap()).unwrap();
         assert_eq!((machine.iommus[0].unit.host_address_width, machine.iommus[1].unit.host_address_width), (52, 40));

@@ -58,14 +58,6 @@ impl Follower {
         self.head
     }
 
-    /// Engine that has no translation of the mirror at all: begins to follow, online.
-    pub(crate) fn start(&mut self, words: &impl Words) -> Result<(), Gone> {
-        words.store(Word::Online, 1)?;
-        words.full_fence(Fence::Arrive);
-        self.head = words.load(Word::InvalidationTail)?;
-        words.store(Word::InvalidationHead, self.head)
-    }
-
     /// Goes online. Whether the ring must be collected before a translation is used.
     #[must_use = "what was posted must be dropped before a translation is used"]
     pub(crate) fn arrive(&self, words: &impl Words) -> Result<bool, Gone> {

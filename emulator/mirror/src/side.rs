@@ -32,6 +32,8 @@ pub struct Side<M: GuestMemory + ?Sized> {
     block: Option<ControlBlock>,
     follower: Follower,
     faults: Faults,
+    /// It has said that it is online, and may use translations.
+    online: bool,
     /// The mirror's vector is to be raised.
     wake: bool,
 }
@@ -47,6 +49,7 @@ impl<M: GuestMemory + ?Sized> Side<M> {
             block: None,
             follower: Follower::default(),
             faults: Faults::new(waits),
+            online: false,
             wake: false,
         }
     }
@@ -62,17 +65,11 @@ impl<M: GuestMemory + ?Sized> Side<M> {
         &self.face
     }
 
-    /// Turns the mirror on. The engine has no translation of it, and is online from now on.
-    pub fn attach(&mut self, block: ControlBlock) -> Result<(), Lost> {
+    /// Turns the mirror on. The engine has no translation of it, and is offline until it [arrives](Self::arrive).
+    pub fn attach(&mut self, block: ControlBlock) {
         self.block = Some(block);
         self.faults.start();
-        self.start()
-    }
-
-    fn start(&mut self) -> Result<(), Lost> {
-        self.with(|words, follower, _| follower.start(words))?;
-        self.watch(true);
-        Ok(())
+        self.follower = Follower::default();
     }
 
     /// Turns the mirror off. Its owner has dropped every translation, and nobody waits. With `tell`, the control block
@@ -81,8 +78,15 @@ impl<M: GuestMemory + ?Sized> Side<M> {
         if tell && self.is_on() {
             let _lost_is_off = self.with(|words, follower, _| follower.rest(words));
         }
+        self.mute();
         self.block = None;
         self.wake = false;
+    }
+
+    /// The control block is out of reach for now, and so are all translations: as if offline, but nothing says so in the
+    /// control block. It [arrives](Self::arrive) before it uses one again.
+    pub fn mute(&mut self) {
+        self.online = false;
         self.face.engine(self.engine).set_online(false);
     }
 
@@ -97,15 +101,21 @@ impl<M: GuestMemory + ?Sized> Side<M> {
             return Ok(());
         }
         let posted = self.with(|words, follower, _| follower.arrive(words))?;
-        self.watch(true);
+        self.online = true;
+        self.watch();
         if posted { self.collect(drop) } else { Ok(()) }
     }
 
-    /// Between two slices, online: drops what was posted, and says so. One load if nothing was. Whether something was.
+    /// Between two slices: drops what was posted, and says so. One load if nothing was. Whether something was. An engine
+    /// that is offline arrives.
     #[inline]
     pub fn look(&mut self, drop: impl FnMut(Drop)) -> Result<bool, Lost> {
         if !self.is_on() {
             return Ok(false);
+        }
+        if !self.online {
+            self.arrive(drop)?;
+            return Ok(true);
         }
         let posted = self.with(|words, follower, _| follower.look(words))?;
         if posted {
@@ -141,10 +151,10 @@ impl<M: GuestMemory + ?Sized> Side<M> {
     /// between, and there are no responses. If not, it [arrives](Self::arrive) at once.
     #[must_use = "who must not sleep arrives again"]
     pub fn rest(&mut self) -> Result<bool, Lost> {
-        if !self.is_on() {
+        if !self.is_on() || !self.online {
             return Ok(true);
         }
-        self.watch(false);
+        self.mute();
         self.with(|words, follower, faults| {
             let rests = follower.rest(words)?;
             let asleep = rests && !faults.has_response(words)?;
@@ -153,10 +163,21 @@ impl<M: GuestMemory + ?Sized> Side<M> {
         })
     }
 
-    fn watch(&self, online: bool) {
+    fn watch(&self) {
         let watch = self.face.engine(self.engine);
         watch.looked(self.follower.head());
-        watch.set_online(online);
+        watch.set_online(true);
+    }
+
+    /// Goes offline, whatever responses there are: nobody waits for one. Acknowledges what is posted meanwhile.
+    pub fn leave(&mut self, mut drop: impl FnMut(Drop)) -> Result<(), Lost> {
+        while self.is_on() && self.online {
+            self.mute();
+            if !self.with(|words, follower, _| follower.rest(words))? {
+                self.arrive(&mut drop)?;
+            }
+        }
+        Ok(())
     }
 
     /// Walks the tables of an address space. `None`: there is no such address space, or the mirror is off. What is wrong

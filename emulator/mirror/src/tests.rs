@@ -32,7 +32,8 @@ impl World {
         driver.create(ASID, false, 5).unwrap();
         let face = Arc::new(Face::new(1));
         let mut side = Side::new(0, Arc::clone(&ram), Arc::clone(&face), 6);
-        side.attach(ControlBlock::read(&*ram, BASE, 1).unwrap()).unwrap();
+        side.attach(ControlBlock::read(&*ram, BASE, 1).unwrap());
+        side.arrive(|_| {}).unwrap();
         Self { ram, driver, side, face }
     }
 
@@ -361,7 +362,8 @@ fn a_control_block_that_leaves_memory_turns_the_mirror_off() {
     let face = Arc::new(Face::new(1));
     let mut side = Side::new(0, Arc::clone(&ram), Arc::clone(&face), 2);
     let block = ControlBlock::read(&*ram, base, 1).unwrap();
-    assert_eq!(side.attach(block), Err(crate::Lost));
+    side.attach(block);
+    assert_eq!(side.arrive(|_| {}), Err(crate::Lost));
     assert!(!side.is_on());
     assert_eq!(face.problem(), Problem { error: error::BLOCK_LOST, asid: 0, address: base });
     assert_eq!((side.translate(ASID, 0), side.rest(), side.response(0)), (None, Ok(true), Ok(None)));

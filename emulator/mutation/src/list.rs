@@ -267,6 +267,8 @@ mutants! {
     MirrorOverrunTestedOnce,
     /// Nobody tells a driver that sleeps until an engine acknowledges.
     MirrorWaiterNotWoken,
+    /// What the driver says is not dropped from the device TLB.
+    MirrorDropsNothing,
     /// Reserved bits of page tables are not looked at.
     MirrorReservedBitsIgnored,
     /// A page that may only be read is written.

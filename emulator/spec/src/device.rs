@@ -197,6 +197,8 @@ bitflags! {
         const PROCESS_ADDRESSES = 1 << 0;
         /// Pages that are not there can be asked for: the function has the capability PRI.
         const PAGE_REQUESTS = 1 << 1;
+        /// Mirror mode: the registers of [`crate::mirror`].
+        const MIRROR = 1 << 2;
     }
 }
 

@@ -32,26 +32,26 @@ pub const fn is_asid(value: u32) -> bool {
 /// without mirror mode.
 pub mod regs {
     /// RW, 64: guest-physical address of the control block, 4 KiB aligned. Read-only while the mirror is on or busy.
-    pub const BASE: u64 = 0x080;
+    pub const BASE: u64 = 0x100;
     /// RW, 32: [`super::Control`].
-    pub const CONTROL: u64 = 0x088;
+    pub const CONTROL: u64 = 0x108;
     /// RO, 32: [`super::Status`].
-    pub const STATUS: u64 = 0x08c;
+    pub const STATUS: u64 = 0x10c;
     /// RW, 32: [`super::Vector`]. Read-only while the mirror is on or busy.
-    pub const VECTOR: u64 = 0x090;
+    pub const VECTOR: u64 = 0x110;
     /// RO, 32: the ASID of the error in STATUS, or 0 where it concerns none.
-    pub const ERROR_ASID: u64 = 0x094;
+    pub const ERROR_ASID: u64 = 0x114;
     /// RO, 64: the address of the error in STATUS: one of the address space, or a guest-physical one of the control
     /// block.
-    pub const ERROR_ADDRESS: u64 = 0x098;
+    pub const ERROR_ADDRESS: u64 = 0x118;
     /// WO, 32: wakes the engine with this number, which found nothing to do and went to sleep. A number beyond the
     /// engines wakes all of them. It is a register and no doorbell page: only the driver writes it, and a register traps
     /// no slower than a page.
-    pub const KICK: u64 = 0x0a0;
+    pub const KICK: u64 = 0x120;
     /// RO, 32: number of this function's memory among those of the device; see [`super::device_address`].
-    pub const DEVMEM_ID: u64 = 0x0a4;
+    pub const DEVMEM_ID: u64 = 0x124;
     /// RO, 64: bytes of this function's device memory, 0 if there is none.
-    pub const DEVMEM_SIZE: u64 = 0x0a8;
+    pub const DEVMEM_SIZE: u64 = 0x128;
 }
 
 /// [`regs::CONTROL`].

@@ -389,6 +389,7 @@ fn hardware_constants_are_the_same() {
         ("SVADEV_STATUS_REG_TIMEOUT", u32::from(status.with_timeout(true)).into()),
         ("SVADEV_FEATURE_PROCESS_ADDRESSES", device::Features::PROCESS_ADDRESSES.bits()),
         ("SVADEV_FEATURE_PAGE_REQUESTS", device::Features::PAGE_REQUESTS.bits()),
+        ("SVADEV_FEATURE_MIRROR", device::Features::MIRROR.bits()),
         ("SVADEV_ABORT_PASID", u32::from(abort.with_pasid(0xf_ffff)).into()),
         ("SVADEV_ABORT_TIMEOUT", u32::from(abort.with_timeout(true)).into()),
         ("SVADEV_ABORT_BUSY", u32::from(abort.with_busy(true)).into()),

@@ -1,5 +1,5 @@
 //! A queue's rings: descriptors come in, completions go out, and the doorbell page shows how far the device is.
-use svadev_endpoint::{Fault, Platform, Refusal, Slice, Span, Target};
+use svadev_endpoint::{Platform, Refusal, Slice, Span, Target};
 use svadev_mutation::mutant;
 use svadev_spec::device::{Completion, Descriptor, DescriptorFlags, doorbell, queue_error};
 use zerocopy::IntoBytes;
@@ -86,7 +86,7 @@ impl Queue {
             return;
         }
         let waiter = self.waiter(Part::Submission);
-        let fault = Fault { target, refusal, ahead: DESCRIPTOR, stop: false };
+        let fault = self.ring_fault(target, refusal, DESCRIPTOR);
         match cx.fault(slice, waiter, &mut self.sq_patience, &fault) {
             Ok(wait) => self.sq_wait = Some(wait),
             Err(_) => self.halt(cx, queue_error::SQ_FAULT, target.iova),
@@ -220,7 +220,7 @@ impl Queue {
             return;
         }
         let waiter = self.waiter(Part::Completion);
-        let fault = Fault { target, refusal, ahead: COMPLETION, stop: false };
+        let fault = self.ring_fault(target, refusal, COMPLETION);
         match cx.fault(slice, waiter, &mut self.cq_patience, &fault) {
             Ok(wait) => self.cq_wait = Some(wait),
             Err(_) => self.halt(cx, queue_error::CQ_FAULT, target.iova),

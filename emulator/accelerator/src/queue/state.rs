@@ -40,6 +40,7 @@ impl Queue {
         // Taken apart whole: a new field must be given a line here.
         let Self {
             number: _,
+            name: _,
             position: _,
             state,
             config,

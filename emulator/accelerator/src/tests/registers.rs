@@ -15,7 +15,7 @@ fn identity_and_limits() {
     assert_eq!(w.read64(regs::MAX_LENGTH), MAX_LENGTH);
     assert_eq!((w.read32(regs::MAX_RING_LOG2), w.read32(regs::MAX_SCATTER)), (15, 1024));
     let limits = Limits::from_bits(w.read32(regs::LIMITS));
-    let features = Features::PROCESS_ADDRESSES | Features::PAGE_REQUESTS;
+    let features = Features::PROCESS_ADDRESSES | Features::PAGE_REQUESTS | Features::MIRROR;
     assert_eq!(w.read64(regs::FEATURES), features.bits());
     assert_eq!((limits.queues(), limits.vectors(), limits.engines()), (4, 4, 1));
     assert_eq!(w.read64(regs::ID), 0x1_0003 << 32 | u64::from(ID_MAGIC), "two registers at once");

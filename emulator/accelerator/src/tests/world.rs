@@ -338,6 +338,15 @@ impl World {
         world
     }
 
+    /// A new function with new engines in place of the old ones, to restore a state into.
+    pub(super) fn replace(&mut self) {
+        let settings = *self.shared().settings();
+        let ports = Arc::clone(&self.ports) as Arc<dyn FunctionPorts>;
+        let doorbells = DoorbellPages::anonymous(settings.queues.into());
+        (self.function, self.engines) =
+            Function::new(settings, Arc::clone(&self.memory), Arc::clone(&self.mmu), ports, doorbells);
+    }
+
     /// What a driver and the kernel's IOMMU layer write before anything works.
     pub(super) fn configure(&mut self) {
         let _ = self.function.config_write(header::COMMAND.into(), &6u16.to_le_bytes());

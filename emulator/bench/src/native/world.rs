@@ -293,7 +293,7 @@ fn host_config(size: Size, socket_dir: PathBuf) -> HostConfig {
         bdf: FUNCTION,
         ats: true,
         pri: true,
-        pasid_bits: 20,
+        pasid_bits: 19,
         queues: size.queues,
         engines: size.engines,
         vectors: 4,

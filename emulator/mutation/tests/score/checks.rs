@@ -112,6 +112,7 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         Mutant::MirrorOverrunIgnored | Mutant::MirrorOverrunOffByOne => mirror(&["a_ring_that_was_overrun"]),
         Mutant::MirrorOverrunTestedOnce => mirror(&["an_entry_that_is_overwritten_while_it_is_read"]),
         Mutant::MirrorWaiterNotWoken => mirror(&["who_sleeps_until_an_engine_acknowledges"]),
+        Mutant::MirrorDropsNothing => accelerator(&["after_an_acknowledgement_nothing_is_used"]),
         Mutant::MirrorReservedBitsIgnored => mirror(&["tables_that_cannot_be"]),
         Mutant::MirrorWriteRightIgnored => mirror(&["walks_find_pages_of_every_size"]),
         Mutant::MirrorTokenReused | Mutant::MirrorStaleResponseTaken => mirror(&["stale_and_invented_tokens"]),

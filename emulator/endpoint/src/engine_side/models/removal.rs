@@ -198,7 +198,7 @@ struct Engine<P: Primitives> {
 
 impl<P: Primitives> Engine<P> {
     fn new(world: &Arc<World<P>>, shared: &Endpoint<()>) -> Self {
-        let requester = Requester::new(0, shared, Arc::clone(&world.memory), Arc::new(Identity));
+        let requester = Requester::new(0, shared, Arc::clone(&world.memory), Arc::new(Identity), 1);
         Self { world: Arc::clone(world), presence: Presence::default(), taken: Mailbox::new(()), requester }
     }
 

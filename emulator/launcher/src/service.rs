@@ -2,7 +2,9 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 
@@ -65,6 +67,35 @@ impl ServeFolder {
     }
 }
 
+/// Gives the sockets their rights, and lets a group enter the folder.
+///
+/// Errors: there is no such group, or the rights cannot be changed.
+pub fn set_rights<'a>(
+    folder: &Path,
+    sockets: impl Iterator<Item = &'a Path>,
+    group: Option<&str>,
+    mode: Option<u32>,
+) -> anyhow::Result<()> {
+    let group = match group {
+        None => None,
+        Some(name) => {
+            let found = nix::unistd::Group::from_name(name).with_context(|| format!("--socket-group {name}"))?;
+            Some(found.with_context(|| format!("--socket-group {name}: no such group"))?.gid)
+        }
+    };
+    let mode = mode.unwrap_or(if group.is_some() { 0o660 } else { 0o600 });
+    let set = |path: &Path, mode: u32| -> anyhow::Result<()> {
+        let text = || format!("cannot change the rights of {}", path.display());
+        // The group first: nobody else has its rights for a moment.
+        nix::unistd::chown(path, None, group).with_context(text)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).with_context(text)
+    };
+    for socket in sockets {
+        set(socket, mode)?;
+    }
+    if group.is_some() { set(folder, 0o710) } else { Ok(()) }
+}
+
 /// Tells the service manager that the service is ready (sd_notify(3)), if one asked for it.
 pub fn ready() {
     let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return };
@@ -106,8 +137,27 @@ mod tests {
         std::fs::write(&socket, "a person's file").unwrap();
         ServeFolder::take(folder, &topology).unwrap();
         assert!(socket.exists(), "only sockets are removed");
-        std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o777)).unwrap();
         assert!(ServeFolder::take(folder, &topology).unwrap_err().to_string().contains("mode 700"));
+    }
+
+    #[test]
+    fn a_group_may_connect_and_nobody_else() {
+        let base = tempfile::tempdir().unwrap();
+        let socket = base.path().join("a.sock");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        let rights = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        let set = |group, mode| set_rights(base.path(), std::iter::once(socket.as_path()), group, mode);
+        set(None, None).unwrap();
+        assert_eq!(rights(&socket), 0o600);
+        let folder = rights(base.path());
+        set(None, Some(0o666)).unwrap();
+        assert_eq!((rights(&socket), rights(base.path())), (0o666, folder));
+        let own = nix::unistd::Group::from_gid(nix::unistd::getegid()).unwrap().unwrap();
+        set(Some(&own.name), None).unwrap();
+        assert_eq!((rights(&socket), rights(base.path())), (0o660, 0o710));
+        assert_eq!(socket.metadata().unwrap().gid(), own.gid.as_raw());
+        assert!(set(Some("no-such-group"), None).unwrap_err().to_string().contains("no such group"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use svadev_launcher::{
 
 /// A shared-virtual-addressing accelerator and its IOMMU, beside stock QEMU and a stock guest kernel.
 #[derive(Parser, Debug)]
-#[command(version, after_help = EXIT_STATUSES)]
+#[command(version = VERSION, after_help = EXIT_STATUSES)]
 pub(crate) struct Cli {
     /// More log output: -v for info, -vv for debug, -vvv for trace.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -41,6 +41,9 @@ pub(crate) enum ColorWhen {
     /// Nowhere.
     Never,
 }
+
+/// The version, and the commit if it is known.
+const VERSION: &str = env!("SVADEV_VERSION");
 
 const EXIT_STATUSES: &str = "\
 Exit status: 0 success, 1 a test failed or the guest's kernel log is not clean, 2 usage or topology error, \
@@ -73,30 +76,29 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Remove what svadev left in the cache and in the folder of sockets.
     Clean(CleanArgs),
+    /// Print a script that completes arguments in a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages, one for each subcommand.
+    Man {
+        /// Folder to write to.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
     /// Manage the kit: QEMU, the guest kernel and its build tools.
     #[command(subcommand)]
     Kit(KitCommand),
 }
 
-/// The machine: a file and what overrides it.
+/// The devices and their IOMMU: a file and what overrides it.
 #[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Machine")]
-pub(crate) struct MachineArgs {
+pub(crate) struct BackendArgs {
     /// Topology file, as in qemu-configs/. The default is qemu-configs/default.toml, which is built in.
     #[arg(long, value_name = "FILE")]
     pub(crate) topology: Option<PathBuf>,
-    /// Virtual CPUs.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub(crate) cpus: Option<u32>,
-    /// Guest memory, as in 4G.
-    #[arg(long, value_name = "SIZE", value_parser = topology::parse_memory)]
-    pub(crate) memory: Option<u64>,
-    /// Levels of the guest's page tables.
-    #[arg(long, value_name = "4|5")]
-    pub(crate) levels: Option<Levels>,
-    /// How QEMU executes the guest.
-    #[arg(long, value_enum)]
-    pub(crate) accel: Option<AccelChoice>,
     /// IOMMU caching mode.
     #[arg(long)]
     pub(crate) caching: Option<CachingChoice>,
@@ -110,28 +112,16 @@ pub(crate) struct MachineArgs {
     /// With --audit: report a changed table entry that is not invalidated within this time.
     #[arg(long, value_name = "MS", requires = "audit", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub(crate) audit_limit: Option<u64>,
-    /// Kernel to boot: a bzImage, or a kernel build tree. The module is built against the tree.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) kernel: Option<PathBuf>,
-    /// Text to append to the kernel command line; may be given again.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub(crate) append: Vec<String>,
 }
 
-impl MachineArgs {
-    /// The machine after all overrides.
+impl BackendArgs {
+    /// The topology after all overrides.
     pub(crate) fn topology(&self) -> Outcome<Topology> {
         let mut topology = match &self.topology {
             Some(path) => Topology::load(path),
             None => Topology::parse("default.toml", topology::DEFAULT),
         }
         .or_exit(Exit::Usage)?;
-        let machine = &mut topology.machine;
-        machine.cpus = self.cpus.unwrap_or(machine.cpus);
-        machine.memory_bytes = self.memory.unwrap_or(machine.memory_bytes);
-        machine.levels = self.levels.unwrap_or(machine.levels);
-        machine.accel = self.accel.map_or(machine.accel, Into::into);
-        machine.kernel = self.kernel.clone().or(machine.kernel.take());
         for iommu in &mut topology.iommus {
             if let Some(caching) = self.caching {
                 iommu.unit.caching = Caching::from(caching).into();
@@ -143,7 +133,47 @@ impl MachineArgs {
         for option in &self.unit {
             topology.set_unit_option(option).or_exit(Exit::Usage)?;
         }
+        Ok(topology)
+    }
+}
+
+/// The whole machine.
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "Machine")]
+pub(crate) struct MachineArgs {
+    /// The devices and their IOMMU.
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+    /// Virtual CPUs.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) cpus: Option<u32>,
+    /// Guest memory, as in 4G.
+    #[arg(long, value_name = "SIZE", value_parser = topology::parse_memory)]
+    pub(crate) memory: Option<u64>,
+    /// Levels of the guest's page tables.
+    #[arg(long, value_name = "4|5")]
+    pub(crate) levels: Option<Levels>,
+    /// How QEMU executes the guest.
+    #[arg(long, value_enum, env = "SVADEV_ACCEL")]
+    pub(crate) accel: Option<AccelChoice>,
+    /// Kernel to boot: a bzImage, or a kernel build tree. The module is built against the tree.
+    #[arg(long, value_name = "PATH", env = "SVADEV_KERNEL")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Text to append to the kernel command line; may be given again.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) append: Vec<String>,
+}
+
+impl MachineArgs {
+    /// The machine after all overrides.
+    pub(crate) fn topology(&self) -> Outcome<Topology> {
+        let mut topology = self.backend.topology()?;
         let machine = &mut topology.machine;
+        machine.cpus = self.cpus.unwrap_or(machine.cpus);
+        machine.memory_bytes = self.memory.unwrap_or(machine.memory_bytes);
+        machine.levels = self.levels.unwrap_or(machine.levels);
+        machine.accel = self.accel.map_or(machine.accel, Into::into);
+        machine.kernel = self.kernel.clone().or(machine.kernel.take());
         for more in &self.append {
             machine.append.push(' ');
             machine.append.push_str(more);
@@ -158,7 +188,7 @@ impl MachineArgs {
 #[command(next_help_heading = "Host")]
 pub(crate) struct HostArgs {
     /// QEMU binary to use instead of the kit's; `host` takes the one in PATH.
-    #[arg(long, value_name = "PATH|host")]
+    #[arg(long, value_name = "PATH|host", env = "SVADEV_QEMU")]
     pub(crate) qemu: Option<PathBuf>,
     /// Kernel build tree for the guest's module, if --kernel is not a build tree.
     #[arg(long, value_name = "DIR")]
@@ -167,7 +197,7 @@ pub(crate) struct HostArgs {
     #[arg(long, value_name = "DIR", env = "SVADEV_GUEST_BIN_DIR")]
     pub(crate) guest_bin: Option<PathBuf>,
     /// Static busybox for the guest to use instead of the kit's.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "SVADEV_BUSYBOX")]
     pub(crate) busybox: Option<PathBuf>,
     /// Additional argument for QEMU; may be given again.
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
@@ -187,7 +217,8 @@ pub(crate) struct HostArgs {
     #[arg(long)]
     pub(crate) no_watchdog: bool,
     /// Multiply every built-in time limit by this, for a slow or busy host.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, value_name = "N", default_value_t = 1, env = "SVADEV_TIMEOUT_SCALE",
+        value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) timeout_scale: u32,
 }
 
@@ -392,9 +423,9 @@ pub(crate) struct CleanArgs {
     /// Folder of sockets. The default is that of `serve`.
     #[arg(long, value_name = "DIR")]
     pub(crate) socket_dir: Option<PathBuf>,
-    /// The machine whose sockets they are.
+    /// The devices whose sockets they are.
     #[command(flatten)]
-    pub(crate) machine: MachineArgs,
+    pub(crate) backend: BackendArgs,
 }
 
 /// Files with test results. `-` is standard output.
@@ -498,6 +529,15 @@ pub(crate) struct ServeArgs {
     /// Folder for the sockets, the same as for `qemu-args`. It is created if it does not exist.
     #[arg(long, value_name = "DIR")]
     pub(crate) socket_dir: Option<PathBuf>,
+    /// Instance: another name has another default folder for the sockets.
+    #[arg(long, value_name = "NAME", conflicts_with = "socket_dir", value_parser = parse_name)]
+    pub(crate) name: Option<String>,
+    /// Group that may connect, as QEMU's under libvirt. It may enter the folder, too.
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) socket_group: Option<String>,
+    /// Rights of the sockets, octal. The default is 600, with --socket-group 660.
+    #[arg(long, value_name = "MODE", value_parser = parse_mode)]
+    pub(crate) socket_mode: Option<u32>,
     /// DMAR table to keep up to date: it is rewritten if firmware places the IOMMU's BAR at another address.
     #[arg(long, value_name = "FILE")]
     pub(crate) dmar: Option<PathBuf>,
@@ -505,11 +545,23 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
     /// Multiply every built-in time limit by this, for a slow or busy host.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, value_name = "N", default_value_t = 1, env = "SVADEV_TIMEOUT_SCALE",
+        value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) timeout_scale: u32,
-    /// The machine.
+    /// The devices and their IOMMU.
     #[command(flatten)]
-    pub(crate) machine: MachineArgs,
+    pub(crate) backend: BackendArgs,
+}
+
+fn parse_name(text: &str) -> Result<String, String> {
+    let good =
+        !text.is_empty() && text.len() <= 20 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+    good.then(|| text.to_owned()).ok_or_else(|| "invalid name: use at most 20 letters, digits, - and _".into())
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| mode & !0o666 == 0);
+    mode.ok_or_else(|| "invalid mode: write it as in 660, with rights to read and write only".into())
 }
 
 /// `svadev qemu-args`
@@ -518,6 +570,9 @@ pub(crate) struct QemuArgsArgs {
     /// Folder of the sockets, the same as for `serve`.
     #[arg(long, value_name = "DIR")]
     pub(crate) socket_dir: Option<PathBuf>,
+    /// Instance, the same as for `serve`.
+    #[arg(long, value_name = "NAME", conflicts_with = "socket_dir", value_parser = parse_name)]
+    pub(crate) name: Option<String>,
     /// File with the DMAR table, the same as for `serve` or `dmar`.
     #[arg(long, value_name = "FILE")]
     pub(crate) dmar: PathBuf,
@@ -637,6 +692,9 @@ mod tests {
             (&["svadev", "vm", "--accel", "xen"], "tcg"),
             (&["svadev", "dmar", "--address", "0xfebff001", "-o", "f"], "page"),
             (&["svadev", "vm", "--initrd", "i", "--share", "d"], "--share"),
+            (&["svadev", "serve", "--cpus", "2"], "--cpus"),
+            (&["svadev", "serve", "--socket-mode", "777"], "660"),
+            (&["svadev", "serve", "--name", "a/b"], "letters"),
             (&["svadev", "test", "--shard", "3/2"], "I from 1 to N"),
             (&["svadev", "bench", "--suite", "dance"], "latency"),
             (&["svadev", "bench", "--compare", "a.json"], "--compare"),
@@ -647,5 +705,19 @@ mod tests {
             assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()));
             assert!(error.to_string().contains(name), "{error}");
         }
+    }
+
+    /// The service manager's unit calls it with arguments that exist.
+    #[test]
+    fn the_systemd_unit_starts_serve() {
+        let unit = include_str!("../../../qemu-configs/svadev@.service");
+        let value =
+            |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).expect("its key");
+        let line = value("ExecStart").replace("%i", "one").replace("/usr/bin/", "");
+        let Command::Serve(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else {
+            panic!("{line}")
+        };
+        assert_eq!(args.socket_dir, Some("/run/svadev/one".into()));
+        assert_eq!((value("Type"), value("NotifyAccess"), value("RuntimeDirectory")), ("notify", "main", "svadev"));
     }
 }

@@ -15,14 +15,21 @@ extern crate svadev_launcher;
 
 mod cli;
 mod commands;
+mod config;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 use svadev_launcher::say::Style;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = match config::with_defaults(cli::Cli::command()) {
+        Ok(command) => cli::Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit()),
+        Err(failure) => {
+            say!("error: {failure}");
+            return ExitCode::from(failure.exit.code());
+        }
+    };
     svadev_launcher::say::set_quiet(cli.quiet);
     svadev_launcher::say::set_color(match cli.color {
         cli::ColorWhen::Auto => None,

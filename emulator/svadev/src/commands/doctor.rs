@@ -11,7 +11,7 @@ use svadev_launcher::{
 pub(crate) fn run(args: &DoctorArgs) -> Outcome<u8> {
     let topology = args.machine.topology()?;
     // Without a runtime folder there is no default folder of sockets.
-    let sockets = socket_dir(None).ok();
+    let sockets = socket_dir(None, None).ok();
     let findings = doctor::examine(&topology, &args.host.options(), sockets.as_deref());
     for finding in &findings {
         let word = match finding.state {
@@ -28,10 +28,10 @@ pub(crate) fn run(args: &DoctorArgs) -> Outcome<u8> {
 
 /// Says what it removes.
 pub(crate) fn clean(args: &CleanArgs) -> Outcome<u8> {
-    let topology = args.machine.topology()?;
+    let topology = args.backend.topology()?;
     let sockets = match &args.socket_dir {
-        Some(folder) => Some(socket_dir(Some(folder))?),
-        None => socket_dir(None).ok(),
+        Some(folder) => Some(socket_dir(Some(folder), None)?),
+        None => socket_dir(None, None).ok(),
     };
     let found = doctor::leftovers(&topology, sockets.as_deref(), args.kit).or_exit(Exit::Setup)?;
     let verb = if args.dry_run { "would remove" } else { "removed" };

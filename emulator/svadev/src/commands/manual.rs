@@ -24,7 +24,7 @@ fn sockets(topology: &Topology, folder: &Path) -> Vec<(svadev_fabric::Bdf, PathB
 /// Prints the arguments.
 pub(crate) fn qemu_args(args: &QemuArgsArgs) -> Outcome<u8> {
     let topology = args.machine.topology()?;
-    let functions = sockets(&topology, &socket_dir(args.socket_dir.as_deref())?);
+    let functions = sockets(&topology, &socket_dir(args.socket_dir.as_deref(), args.name.as_deref())?);
     let dmar = std::path::absolute(&args.dmar).context("--dmar").or_exit(Exit::Usage)?;
     let kernel = topology.machine.kernel.as_deref();
     let line = CommandLine {

@@ -19,8 +19,8 @@ use svadev_launcher::{
 
 /// Serves until SIGINT, SIGTERM, SIGHUP or SIGQUIT, which is the normal end.
 pub(crate) fn run(args: &ServeArgs) -> Outcome<u8> {
-    let topology = args.machine.topology()?;
-    let folder = socket_dir(args.socket_dir.as_deref())?;
+    let topology = args.backend.topology()?;
+    let folder = socket_dir(args.socket_dir.as_deref(), args.name.as_deref())?;
     check_writable(args.json.as_deref())?;
     let _folder = ServeFolder::take(&folder, &topology).or_exit(Exit::Setup)?;
     let mut table = TableFile::open(args.dmar.as_deref(), &topology)?;
@@ -28,6 +28,8 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome<u8> {
         let options = BackendOptions { socket_dir: folder.clone(), timeout_scale: args.timeout_scale };
         let mut backend =
             Backend::start(&topology, &options).context("cannot start the backend").or_exit(Exit::Backend)?;
+        let sockets = backend.sockets().iter().map(|(_, path)| path.as_path());
+        service::set_rights(&folder, sockets, args.socket_group.as_deref(), args.socket_mode).or_exit(Exit::Setup)?;
         for (bdf, path) in backend.sockets() {
             say!("{bdf} listens on {}", path.display());
         }

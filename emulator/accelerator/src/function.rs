@@ -153,6 +153,7 @@ impl Function {
         msi_x.reset();
         mirror.reset();
         shared.mirror().clear();
+        shared.mirror().set_block(None);
         shared.reset();
     }
 

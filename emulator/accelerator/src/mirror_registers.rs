@@ -51,6 +51,7 @@ impl MirrorRegisters {
     pub(crate) fn restore(&mut self, shared: &FunctionShared, bank: &MirrorBank) {
         shared.mirror().clear();
         shared.mirror().report(bank.problem.unwrap_or(Problem::NONE));
+        shared.mirror().set_block(bank.enabled.then_some(bank.base));
         self.bank = *bank;
     }
 
@@ -82,6 +83,7 @@ impl MirrorRegisters {
                 (true, false) if idle => self.turn_on(shared, bus_master),
                 (false, true) => {
                     self.bank.enabled = false;
+                    shared.mirror().set_block(None);
                     shared.mirror_off();
                 }
                 _ => {}
@@ -99,6 +101,7 @@ impl MirrorRegisters {
         match (self.read_header)(self.bank.base) {
             Ok(block) if good => {
                 self.bank.enabled = true;
+                shared.mirror().set_block(Some(block.base()));
                 shared.mirror_on(block, vector.enable().then(|| vector.vector().into()));
             }
             _ => shared.mirror().report(Problem { error: error::BAD_HEADER, asid: 0, address: self.bank.base }),

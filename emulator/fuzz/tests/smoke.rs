@@ -54,7 +54,7 @@ macro_rules! smoke {
     };
 }
 
-smoke!(vfio_user config_space unit_registers invalidation_queue tables descriptors accelerator_bars);
+smoke!(vfio_user config_space unit_registers invalidation_queue tables descriptors accelerator_bars mirror);
 
 #[test]
 fn seeds_in_the_corpus_are_what_the_code_makes() {

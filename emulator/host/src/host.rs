@@ -20,6 +20,7 @@ use crate::events::{Events, HostEvent, PanicWatch};
 use crate::machine::{Machine, MachineConfig, MachineFunction};
 use crate::overdue;
 use crate::periodic::Periodic;
+use crate::stuck::{self, Watched};
 use crate::threads::Threads;
 use crate::waker::Waker;
 
@@ -81,9 +82,11 @@ impl Host {
         let machine = Machine::with_events(&machine_config(config, iommu), &mut platform, (), events)?;
         let bus = Arc::clone(&machine.bus);
         self.buses.push(Arc::clone(&bus));
+        let mut watched = Vec::new();
         for (accelerator, function) in iommu.accelerators.iter().zip(machine.functions) {
-            let MachineFunction { device, server, engines, wakers, .. } = function;
+            let MachineFunction { device, server, engines, wakers, memory, .. } = function;
             let shared = Arc::clone(device.shared());
+            watched.push(Watched { bdf: shared.bdf(), face: Arc::clone(shared.mirror()), memory });
             let places = Places::new(accelerator);
             for (engine, waker) in engines.into_iter().zip(wakers) {
                 let name = format!("{}/e{}", accelerator.name, engine.index());
@@ -99,6 +102,7 @@ impl Host {
         if let Some(clock) = machine.audit_clock {
             self.periodic_threads.push(audit::start(Arc::clone(&bus), clock, events.clone())?);
         }
+        self.periodic_threads.push(stuck::start(watched, config.timeout_scale, events)?);
         self.periodic_threads.push(overdue::start(bus, config.timeout_scale, events)?);
         self.serve(iommu.bdf, config, events, machine.iommu_server, machine.iommu)
     }

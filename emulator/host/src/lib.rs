@@ -43,6 +43,7 @@ mod periodic;
 mod platform;
 mod releases;
 mod spin;
+mod stuck;
 mod threads;
 mod waker;
 

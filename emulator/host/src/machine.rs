@@ -54,6 +54,8 @@ pub struct MachineFunction<P: Platform> {
     pub engines: Vec<HostEngine<P>>,
     /// What wakes each engine.
     pub wakers: Vec<Arc<P::Waker>>,
+    /// Its view of guest memory.
+    pub(crate) memory: Arc<P::Memory>,
     link: Arc<Link>,
 }
 
@@ -103,8 +105,8 @@ impl<P: Platform> MachineFunction<P> {
         let (memory, maps) = platform.memory(settings.bdf);
         let Doorbells { pages, file } = platform.doorbells(settings.queues)?;
         let (upstream, function_ports) = (Arc::clone(bus), Arc::clone(&ports));
-        let (function, engines) = Function::new(settings, memory, upstream, function_ports, pages);
+        let (function, engines) = Function::new(settings, Arc::clone(&memory), upstream, function_ports, pages);
         let device = Accelerator::new(function, ports, maps, file, events.clone(), Arc::clone(bus));
-        Ok(Self { device, server, engines, wakers, link })
+        Ok(Self { device, server, engines, wakers, memory, link })
     }
 }

@@ -2,7 +2,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use svadev_spec::mirror::error;
+use svadev_memory::{GuestAddress, GuestMemory};
+use svadev_spec::mirror::{INVALIDATION_TAIL, error};
 
 /// What is wrong with what the driver wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +61,30 @@ impl Watch {
 pub struct Face {
     problem: Mutex<Problem>,
     engines: Box<[Watch]>,
+    /// Guest-physical address of the control block while the mirror is on; `u64::MAX` while it is off.
+    block: AtomicU64,
 }
 
 impl Face {
     /// Of a function with so many engines.
     pub fn new(engines: usize) -> Self {
-        Self { problem: Mutex::new(Problem::NONE), engines: (0..engines).map(|_| Watch::default()).collect() }
+        Self {
+            problem: Mutex::new(Problem::NONE),
+            engines: (0..engines).map(|_| Watch::default()).collect(),
+            block: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// Says where the control block is, or that the mirror is off.
+    pub fn set_block(&self, base: Option<u64>) {
+        self.block.store(base.unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    /// Whether something is posted that an engine has not acknowledged. The guest's word: it proves nothing alone.
+    pub fn is_behind<M: GuestMemory + ?Sized>(&self, engine: usize, memory: &M) -> bool {
+        let base = self.block.load(Ordering::Acquire);
+        let tail = base.checked_add(INVALIDATION_TAIL).and_then(|at| memory.load_u64(GuestAddress(at)).ok());
+        tail.is_some_and(|tail| tail != self.engine(engine).head())
     }
 
     /// The first problem since the mirror was turned on.

@@ -269,6 +269,8 @@ mutants! {
     MirrorWaiterNotWoken,
     /// What the driver says is not dropped from the device TLB.
     MirrorDropsNothing,
+    /// An engine that no longer looks at the mirror does not end the backend.
+    MirrorWatchdogSleeps,
     /// Reserved bits of page tables are not looked at.
     MirrorReservedBitsIgnored,
     /// A page that may only be read is written.

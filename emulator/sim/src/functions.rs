@@ -181,6 +181,11 @@ impl Accelerator {
         self.write32(regs::CONTROL, 1);
     }
 
+    /// Lets the queues run.
+    pub(crate) fn start(&mut self) {
+        self.write32(regs::CONTROL, 1);
+    }
+
     fn start_page_requests(&mut self) {
         let pri = self.extended_capability(extended_capability::PRI);
         let allocation = self.allocation.to_le_bytes();
@@ -254,17 +259,17 @@ impl Accelerator {
         self.vmm.take_fired(queue) || !self.interrupt_driven[queue]
     }
 
-    fn read32(&mut self, at: u64) -> u32 {
+    pub(crate) fn read32(&mut self, at: u64) -> u32 {
         let mut data = [0; 4];
         self.vmm.read(BAR_REGISTERS, at, &mut data);
         u32::from_le_bytes(data)
     }
 
-    fn write32(&mut self, at: u64, value: u32) {
+    pub(crate) fn write32(&mut self, at: u64, value: u32) {
         self.vmm.write(BAR_REGISTERS, at, &value.to_le_bytes());
     }
 
-    fn write64(&mut self, at: u64, value: u64) {
+    pub(crate) fn write64(&mut self, at: u64, value: u64) {
         self.vmm.write(BAR_REGISTERS, at, &value.to_le_bytes());
     }
 

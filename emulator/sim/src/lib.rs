@@ -19,6 +19,8 @@
 //! completions, or a slice of an engine ([`functions`]). [`vmm`] checks the messages from a function to its VMM, and
 //! [`watch`] those between functions and unit. A new fault goes into [`faults`] and `world/inject.rs`, a new checker
 //! into [`checker`], with a planted bug for it into [`mutant`].
+//!
+//! [`mirrors`] is a second world, without an IOMMU: a driver that keeps page tables for the accelerator itself.
 #![forbid(unsafe_code)]
 
 pub mod batch;
@@ -30,6 +32,7 @@ pub mod flight;
 pub mod frames;
 pub mod functions;
 pub mod log;
+pub mod mirrors;
 pub mod mutant;
 pub mod platform;
 pub mod process;
@@ -49,6 +52,7 @@ mod tests;
 
 pub use checker::{Checker, Failure};
 pub use coverage::{Coverage, Group};
+pub use mirrors::run_mirrors;
 pub use mutant::Mutant;
 pub use svadev_iommu::Caching;
 pub use world::{Options, Report, World, run};

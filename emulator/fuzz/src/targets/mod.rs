@@ -3,6 +3,7 @@ mod accelerator_bars;
 mod config_space;
 mod descriptors;
 mod invalidation_queue;
+mod mirror;
 mod tables;
 mod unit_registers;
 mod vfio_user;
@@ -59,5 +60,12 @@ pub const TARGETS: &[Target] = &[
         run: accelerator_bars::run,
         seeds: accelerator_bars::seeds,
         memory: 4 << 20,
+    },
+    Target {
+        name: "mirror",
+        about: "the mirror's control block and page tables in memory",
+        run: mirror::run,
+        seeds: mirror::seeds,
+        memory: 2 << 20,
     },
 ];

@@ -49,10 +49,6 @@ impl Session {
             info.cap_offset = size_u32::<spec::RegionInfo>();
             let caps = size_of::<spec::CapHeader>() + size_of::<spec::SparseMmap>() + size_of_val(mmap.areas);
             info.argsz += u32::try_from(caps).expect("a region has few areas");
-            if info.argsz > request.argsz {
-                // As the kernel's VFIO: the capabilities are not in this reply.
-                info.cap_offset = 0;
-            }
         }
         self.put(&info);
         if info.argsz > request.argsz {

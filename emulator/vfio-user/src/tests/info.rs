@@ -47,8 +47,8 @@ fn a_sparse_region_is_described_when_there_is_room() {
     for argsz in [32, needed - 1] {
         let request = region_info(argsz, SPARSE);
         let (payload, fds) = rig.call_fds(command::DEVICE_GET_REGION_INFO, request.as_bytes(), vec![]).unwrap();
-        let short = RegionInfo { cap_offset: 0, ..expected };
-        assert_eq!(payload, short.as_bytes(), "the size that is needed, and no capability");
+        // QEMU 11.1 takes flags with CAPS and without an offset for a broken reply.
+        assert_eq!(payload, expected.as_bytes(), "the size that is needed, and no capability");
         assert!(fds.is_empty());
     }
     let request = region_info(needed, SPARSE);

@@ -153,8 +153,15 @@ static int push_batch(struct svadev_context *context, bool raw, struct svadev_de
 			err = svadev_queue_room(context);
 			if (err)
 				break;
-			if (!raw)
+			if (!raw) {
 				descs[pushed].pasid = SVADEV_DESC_PASID_VALID | context->pasid;
+				/*
+				 * Other address spaces than the program's are not its to name:
+				 * the device refuses what is reserved.
+				 */
+				if (descs[pushed].spaces)
+					descs[pushed].spaces = U16_MAX;
+			}
 			svadev_queue_push(context, requests[pushed], &descs[pushed]);
 			requests[pushed] = NULL;
 		}

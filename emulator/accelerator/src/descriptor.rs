@@ -3,8 +3,10 @@
 //! A descriptor is copied out of the ring once and checked here, in the copy: what the guest does to the ring afterwards
 //! changes nothing.
 use svadev_fabric::Pasid;
+use svadev_mutation::mutant;
 use svadev_spec::device::{
-    Code, Descriptor, DescriptorFlags, DescriptorPasid, MAX_LENGTH, MAX_SCATTER_ENTRIES, ScatterEntry, opcode,
+    Code, Descriptor, DescriptorFlags, DescriptorPasid, MAX_LENGTH, MAX_SCATTER_ENTRIES, OperandSpaces, ScatterEntry,
+    opcode, operand_space,
 };
 
 /// What is to be done.
@@ -27,6 +29,33 @@ pub(crate) struct Operand {
     pub(crate) address: u64,
     /// Entries of the list; 0 without one.
     pub(crate) entries: u32,
+    /// What kind of address it is, or those in its list are.
+    pub(crate) space: OperandSpace,
+    /// What kind of address its list has.
+    pub(crate) list_space: OperandSpace,
+}
+
+/// What kind of address an operand has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum OperandSpace {
+    /// The descriptor's own: a process's, or the driver's DMA.
+    #[default]
+    Own,
+    /// The driver's DMA.
+    Dma,
+    /// Device memory.
+    Device,
+}
+
+impl OperandSpace {
+    fn of(code: u8) -> Result<Self, Code> {
+        match code {
+            operand_space::VIRTUAL => Ok(Self::Own),
+            operand_space::DMA => Ok(Self::Dma),
+            operand_space::DEVICE_MEMORY => Ok(Self::Device),
+            _ => Err(Code::BadReserved),
+        }
+    }
 }
 
 /// A descriptor that is in order, as far as it can be told without its lists.
@@ -75,16 +104,17 @@ impl Work {
         if has_operands != (1..=MAX_LENGTH).contains(&d.length) {
             return Err(Code::BadLength);
         }
-        let side = |used: bool, list: bool, address, entries| {
-            used.then_some(Operand { address, entries: if list { entries } else { 0 } })
+        let [src_space, dst_space, list_space] = check_spaces(user, d, &uses, flags)?;
+        let side = |used: bool, list: bool, address, entries, space| {
+            used.then_some(Operand { address, entries: if list { entries } else { 0 }, space, list_space })
         };
         let work = Self {
             operation,
             flags,
             cookie: d.cookie,
             space,
-            src: side(uses.src, flags.contains(DescriptorFlags::SRC_LIST), d.src, d.src_entries),
-            dst: side(uses.dst, flags.contains(DescriptorFlags::DST_LIST), d.dst, d.dst_entries),
+            src: side(uses.src, flags.contains(DescriptorFlags::SRC_LIST), d.src, d.src_entries, src_space),
+            dst: side(uses.dst, flags.contains(DescriptorFlags::DST_LIST), d.dst, d.dst_entries, dst_space),
             length: d.length,
         };
         check_lists(flags, d)?;
@@ -95,9 +125,9 @@ impl Work {
             };
             check_address(operand.address, bytes)?;
         }
-        if let (Operation::Copy, Some(Operand { address: s, entries: 0 }), Some(Operand { address: t, entries: 0 })) =
-            (operation, work.src, work.dst)
-            && s.abs_diff(t) < d.length
+        if let (Operation::Copy, Some(src), Some(dst)) = (operation, work.src, work.dst)
+            && (src.entries, dst.entries, src.space) == (0, 0, dst.space)
+            && src.address.abs_diff(dst.address) < d.length
         {
             return Err(Code::Overlap);
         }
@@ -124,7 +154,8 @@ impl PlainCopy {
         const FLAGS: DescriptorFlags =
             DescriptorFlags::INTERRUPT.union(DescriptorFlags::FENCE).union(DescriptorFlags::STOP_ON_FAULT);
         let length = usize::try_from(d.length).ok().filter(|length| (1..=most).contains(length))?;
-        let unused = u64::from(d.reserved0) | u64::from(d.src_entries | d.dst_entries) | d.operand | d.reserved1;
+        let unused =
+            u64::from(d.spaces.into_bits()) | u64::from(d.src_entries | d.dst_entries) | d.operand | d.reserved1;
         let beyond = |address: u64| address.checked_add(d.length - 1).is_none();
         let plain = d.opcode == opcode::COPY
             && d.flags & !FLAGS.bits() == 0
@@ -168,8 +199,7 @@ fn check_flags(raw: u8, operation: &Operation, uses: &Uses) -> Result<Descriptor
 }
 
 fn check_unused(d: &Descriptor, operation: &Operation, uses: &Uses, flags: DescriptorFlags) -> Result<(), Code> {
-    let clean = d.reserved0 == 0
-        && d.reserved1 == 0
+    let clean = d.reserved1 == 0
         && (uses.src || d.src == 0)
         && (uses.dst || d.dst == 0)
         && (uses.operand || d.operand == 0)
@@ -177,6 +207,24 @@ fn check_unused(d: &Descriptor, operation: &Operation, uses: &Uses, flags: Descr
         && (flags.contains(DescriptorFlags::SRC_LIST) || d.src_entries == 0)
         && (flags.contains(DescriptorFlags::DST_LIST) || d.dst_entries == 0);
     if clean { Ok(()) } else { Err(Code::BadReserved) }
+}
+
+/// The spaces of source, destination and lists. Only a kernel queue may name one, and only for what the opcode has.
+fn check_spaces(
+    user: Option<Pasid>,
+    d: &Descriptor,
+    uses: &Uses,
+    flags: DescriptorFlags,
+) -> Result<[OperandSpace; 3], Code> {
+    let spaces = d.spaces;
+    let clean = OperandSpaces::new().with_src(spaces.src()).with_dst(spaces.dst()).with_list(spaces.list());
+    let lists = flags.intersects(DescriptorFlags::SRC_LIST | DescriptorFlags::DST_LIST);
+    let unused = (!uses.src && spaces.src() != 0) || (!uses.dst && spaces.dst() != 0) || (!lists && spaces.list() != 0);
+    let foreign = user.is_some() && spaces != OperandSpaces::new() && !mutant!(UserQueueNamesSpaces);
+    if spaces != clean || unused || foreign {
+        return Err(Code::BadReserved);
+    }
+    Ok([OperandSpace::of(spaces.src())?, OperandSpace::of(spaces.dst())?, OperandSpace::of(spaces.list())?])
 }
 
 fn highest_operand(operation: &Operation) -> u64 {
@@ -232,7 +280,10 @@ mod tests {
             (Descriptor { flags: 0x20, ..copy() }, Code::BadFlags),
             (Descriptor { flags: F::STOP_ON_FAULT.bits(), ..nop }, Code::BadFlags),
             (Descriptor { flags: F::DST_LIST.bits(), dst_entries: 1, ..crc }, Code::BadFlags),
-            (Descriptor { reserved0: 1, ..copy() }, Code::BadReserved),
+            (Descriptor { spaces: OperandSpaces::from_bits(3), ..copy() }, Code::BadReserved),
+            (Descriptor { spaces: OperandSpaces::from_bits(1 << 6), ..copy() }, Code::BadReserved),
+            (Descriptor { spaces: OperandSpaces::new().with_list(1), ..copy() }, Code::BadReserved),
+            (Descriptor { spaces: OperandSpaces::new().with_src(1), ..nop }, Code::BadReserved),
             (Descriptor { reserved1: 1, ..copy() }, Code::BadReserved),
             (Descriptor { operand: 1, ..copy() }, Code::BadReserved),
             (Descriptor { src: 1, ..nop }, Code::BadReserved),
@@ -264,6 +315,16 @@ mod tests {
         assert_eq!(Work::check(None, &copy()).unwrap().space, None);
         assert_eq!(Work::check(Some(pasid), &copy()).unwrap().space, Some(pasid));
         assert_eq!(Work::check(Some(pasid), &named), Err(Code::BadReserved), "a user queue may not name a PASID");
+        let spaces = Descriptor { spaces: OperandSpaces::new().with_src(1).with_dst(2), ..copy() };
+        let work = Work::check(None, &spaces).unwrap();
+        assert_eq!(
+            (work.src.unwrap().space, work.dst.unwrap().space),
+            (OperandSpace::Dma, OperandSpace::Device),
+            "one operand each"
+        );
+        assert_eq!(Work::check(Some(pasid), &spaces), Err(Code::BadReserved), "nor an address of the driver's");
+        let same = Descriptor { dst: 0x1000, ..spaces };
+        assert!(Work::check(None, &same).is_ok(), "equal addresses of two kinds are no overlap");
     }
 
     proptest! {
@@ -284,7 +345,8 @@ mod tests {
             }
             let most = 0x2000;
             let long = Work::check(user, &whole).ok().and_then(|work| {
-                let operand = |operand: Option<Operand>| operand.filter(|o| o.entries == 0).map(|o| o.address);
+                let own = |o: &Operand| o.entries == 0 && o.space == OperandSpace::Own;
+                let operand = |operand: Option<Operand>| operand.filter(own).map(|o| o.address);
                 let length = usize::try_from(work.length).ok().filter(|&length| length <= most)?;
                 (work.operation == Operation::Copy).then_some(PlainCopy {
                     flags: work.flags,

@@ -9,10 +9,10 @@ use svadev_pci::{
     Pasid as PasidCapability, Pri,
 };
 use svadev_spec::device::{
-    ABI_MAJOR, ABI_MINOR, ABORT_SLOTS, AbortSlot, BAR_DOORBELLS, BAR_MSIX, BAR_MSIX_SIZE, BAR_REGISTERS,
+    ABI_MAJOR, ABI_MINOR, ABORT_SLOTS, AbortSlot, BAR_DEVICE_MEMORY, BAR_DOORBELLS, BAR_MSIX, BAR_REGISTERS,
     Command as CommandRegister, Control, DOORBELL_STRIDE, Features, ID_MAGIC, Limits, MAX_LENGTH, MAX_SCATTER_ENTRIES,
-    MSIX_PBA_OFFSET, PCI_CLASS_ACCELERATOR, PCI_DEVICE_ID_ACCELERATOR, PCI_VENDOR_ID, QueueStatus, RING_LOG2,
-    bar_doorbells_size, command, opcode, queue_error, regs,
+    MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET, PCI_CLASS_ACCELERATOR, PCI_DEVICE_ID_ACCELERATOR, PCI_VENDOR_ID, QueueStatus,
+    RING_LOG2, bar_doorbells_size, command, opcode, queue_error, regs,
 };
 
 use crate::doorbell::DoorbellPages;
@@ -28,7 +28,7 @@ const OUTSTANDING_PAGE_REQUESTS: u32 = 512;
 
 /// What an accelerator function is made of. One without an IOMMU has no ATS, PRI and PASID.
 fn description(settings: &FunctionSettings) -> Description {
-    let FunctionSettings { queues, vectors, ats, pri, pasid_bits, untranslated, .. } = *settings;
+    let FunctionSettings { queues, vectors, ats, pri, pasid_bits, untranslated, device_memory, .. } = *settings;
     let identity = Identity {
         vendor: PCI_VENDOR_ID,
         device: PCI_DEVICE_ID_ACCELERATOR,
@@ -36,16 +36,25 @@ fn description(settings: &FunctionSettings) -> Description {
         revision: ABI_MAJOR.to_le_bytes()[0],
     };
     let bar = u8::try_from(BAR_MSIX).expect("one of six");
-    Description {
-        msi_x: Some(MsiX { vectors: vectors.into(), bar, pending_offset: MSIX_PBA_OFFSET }),
+    let device_memory = (device_memory != 0).then_some(Bar { size: device_memory, wide: true, prefetchable: true });
+    let mut description = Description {
+        msi_x: Some(MsiX {
+            vectors: vectors.into(),
+            bar,
+            table_offset: MSIX_TABLE_OFFSET,
+            pending_offset: MSIX_PBA_OFFSET - MSIX_TABLE_OFFSET,
+        }),
         ats: (ats && !untranslated).then_some(Ats),
         pri: (pri && !untranslated).then_some(Pri { capacity: OUTSTANDING_PAGE_REQUESTS }),
         pasid: (!untranslated).then_some(PasidCapability { width: pasid_bits }),
         ..Description::new(identity)
-            .with_bar(BAR_REGISTERS, Bar { size: regs::BAR_SIZE, wide: true })
-            .with_bar(BAR_DOORBELLS, Bar { size: bar_doorbells_size(queues.into()), wide: true })
-            .with_bar(BAR_MSIX, Bar { size: BAR_MSIX_SIZE, wide: true })
+            .with_bar(BAR_REGISTERS, Bar { size: regs::BAR_SIZE, wide: true, prefetchable: false })
+            .with_bar(BAR_DOORBELLS, Bar { size: bar_doorbells_size(queues.into()), wide: true, prefetchable: false })
+    };
+    if let Some(bar) = device_memory {
+        description = description.with_bar(BAR_DEVICE_MEMORY, bar);
     }
+    description
 }
 
 /// Registers of one queue that software owns.
@@ -165,6 +174,9 @@ impl Function {
             pasid: self.config.pasid().enable(),
         };
         let (enabled, allocation) = (self.config.page_requests_enabled(), self.config.page_request_allocation());
+        if let Some(memory) = self.shared.endpoint().device_memory().get() {
+            memory.set_bar(self.shared.settings().number, self.config.bar_place(BAR_DEVICE_MEMORY));
+        }
         self.shared.endpoint().configure(gate, enabled, allocation);
     }
 
@@ -186,6 +198,11 @@ impl Function {
     pub fn bar_read(&mut self, bar: u32, offset: u64, data: &mut [u8]) {
         data.fill(0);
         match bar {
+            BAR_MSIX if offset >= MSIX_TABLE_OFFSET.into() => {
+                let ports = self.shared.ports();
+                let pending = |vector| ports.interrupt_pending(u16::try_from(vector).unwrap_or(u16::MAX));
+                self.msi_x.read(offset - u64::from(MSIX_TABLE_OFFSET), data, pending);
+            }
             BAR_REGISTERS => {
                 for (offset, bytes) in words_mut(offset, data) {
                     bytes.copy_from_slice(&self.read_register(offset).to_le_bytes());
@@ -198,11 +215,6 @@ impl Function {
                     }
                 }
             }
-            BAR_MSIX => {
-                let ports = self.shared.ports();
-                self.msi_x
-                    .read(offset, data, |vector| ports.interrupt_pending(u16::try_from(vector).unwrap_or(u16::MAX)));
-            }
             _ => {}
         }
     }
@@ -210,6 +222,9 @@ impl Function {
     /// Writes to a BAR. What means nothing is ignored.
     pub fn bar_write(&mut self, bar: u32, offset: u64, data: &[u8]) {
         match bar {
+            BAR_MSIX if offset >= MSIX_TABLE_OFFSET.into() => {
+                self.msi_x.write(offset - u64::from(MSIX_TABLE_OFFSET), data);
+            }
             BAR_REGISTERS => self.write_registers(offset, data),
             BAR_DOORBELLS => match self.wake_page(offset) {
                 Some(queue) => self.wake(queue),
@@ -221,7 +236,6 @@ impl Function {
                     }
                 }
             },
-            BAR_MSIX => self.msi_x.write(offset, data),
             _ => {}
         }
     }
@@ -287,7 +301,9 @@ impl Function {
         } else {
             Features::PROCESS_ADDRESSES | Features::PAGE_REQUESTS
         };
-        unit | Features::MIRROR
+        let mut all = unit | Features::MIRROR | Features::OPERAND_SPACES;
+        all.set(Features::DEVICE_MEMORY, self.shared.settings().device_memory != 0);
+        all
     }
 
     fn read_abort_slot(&self, slot: usize) -> AbortSlot {

@@ -1,10 +1,10 @@
 //! A descriptor under way: its phases, and one bounded step of it.
-use svadev_endpoint::{Patience, Platform, Refusal, Requester, Slice, Span, Target, Wait};
+use svadev_endpoint::{Patience, Platform, Refusal, Requester, Slice, SpaceId, Span, Target, Wait};
 use svadev_fabric::Pasid;
 use svadev_mutation::mutant;
 use svadev_spec::device::{Code, Completion, DescriptorFlags, FaultFlags};
 
-use crate::descriptor::{Operation, Work};
+use crate::descriptor::{OperandSpace, Operation, Work};
 use crate::scatter::{Cursor, ListBuffer, overlap};
 
 /// Bytes that are computed on at once: what fits a buffer on the stack and the first-level cache.
@@ -209,8 +209,9 @@ impl Job {
 
     fn fetch_lists<P: Platform>(&mut self, requester: &mut Requester<P>, slice: &Slice) -> Result<(), Refused> {
         for cursor in [&mut self.src, &mut self.dst].into_iter().flatten() {
+            let space = space_of(requester, self.space, cursor.list_space());
             while let Some((iova, room)) = cursor.unread() {
-                let target = Target { space: requester.space(self.space), iova, write: false };
+                let target = Target { space, iova, write: false };
                 let ahead = room.len() as u64;
                 let span = requester.access(slice, target).map_err(|refusal| Refused { target, refusal, ahead })?;
                 let n = span.len().min(room.len());
@@ -238,9 +239,10 @@ impl Job {
 
     /// One contiguous piece of the operands, at most `limit` bytes.
     fn piece<P: Platform>(&mut self, requester: &mut Requester<P>, slice: &Slice, limit: u64) -> Result<(), Refused> {
-        let space = requester.space(self.space);
+        let own = self.space;
         let mut locate = |cursor: &Cursor, write| -> Result<(Span<'_>, u64), Refused> {
             let (iova, left) = cursor.piece();
+            let space = space_of(requester, own, cursor.space());
             let target = Target { space, iova, write };
             let span = requester.access(slice, target).map_err(|refusal| Refused { target, refusal, ahead: left })?;
             Ok((span, left.min(span.len() as u64)))
@@ -294,7 +296,9 @@ impl Job {
                 self.advance(n);
             }
             Operation::Drop => {
-                let (iova, left) = self.src.as_ref().expect(whole).piece();
+                let cursor = self.src.as_ref().expect(whole);
+                let (iova, left) = cursor.piece();
+                let space = space_of(requester, own, cursor.space());
                 let n = left.min(DROP_BYTES - iova % DROP_BYTES);
                 requester.drop_range(space, iova, n);
                 self.advance(n);
@@ -341,6 +345,16 @@ impl Clone for Job {
 impl From<Refused> for Step {
     fn from(refused: Refused) -> Self {
         Self::Refused { target: refused.target, refusal: refused.refusal, ahead: refused.ahead }
+    }
+}
+
+/// The address space of an operand of a job that belongs to `own`.
+#[inline]
+fn space_of<P: Platform>(requester: &Requester<P>, own: Option<Pasid>, space: OperandSpace) -> SpaceId {
+    match space {
+        OperandSpace::Own => requester.space(own),
+        OperandSpace::Dma => requester.space(None),
+        OperandSpace::Device => requester.device_space(),
     }
 }
 

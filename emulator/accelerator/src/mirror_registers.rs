@@ -69,6 +69,8 @@ impl MirrorRegisters {
             regs::VECTOR => self.bank.vector,
             regs::ERROR_ASID => problem.asid,
             o if o & !4 == regs::ERROR_ADDRESS => half(problem.address, o),
+            regs::DEVMEM_ID => shared.settings().number.into(),
+            o if o & !4 == regs::DEVMEM_SIZE => half(shared.settings().device_memory, o),
             _ => 0,
         }
     }

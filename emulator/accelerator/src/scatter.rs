@@ -2,7 +2,7 @@
 use svadev_spec::device::{Code, MAX_SCATTER_ENTRIES, ScatterEntry};
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::descriptor::{Operand, check_address};
+use crate::descriptor::{Operand, OperandSpace, check_address};
 
 const MAX_ENTRIES: usize = MAX_SCATTER_ENTRIES as usize;
 
@@ -38,6 +38,16 @@ impl Cursor {
         debug_assert_eq!(operand.entries != 0, list.is_some());
         let list = list.map(|buffer| ListBuffer { fetched: 0, ..buffer });
         Self { operand, list, entry: 0, done: 0, length }
+    }
+
+    /// What kind of address its pieces have.
+    pub(crate) fn space(&self) -> OperandSpace {
+        self.operand.space
+    }
+
+    /// What kind of address its list has.
+    pub(crate) fn list_space(&self) -> OperandSpace {
+        self.operand.list_space
     }
 
     /// Gives the list's room back.
@@ -114,8 +124,12 @@ impl Cursor {
     }
 }
 
-/// Whether two checked operands share a byte; O(n log n), no allocation: `scratch` has room for a list.
+/// Whether two checked operands share a byte; O(n log n), no allocation: `scratch` has room for a list. Addresses of two
+/// kinds are not compared.
 pub(crate) fn overlap(a: &Cursor, b: &Cursor, scratch: &mut Vec<(u64, u64)>) -> bool {
+    if a.space() != b.space() {
+        return false;
+    }
     scratch.clear();
     scratch.extend(a.ranges());
     debug_assert!(scratch.len() <= MAX_ENTRIES);
@@ -139,7 +153,8 @@ mod tests {
     use super::*;
 
     fn cursor(entries: &[(u64, u64)], length: u64) -> Cursor {
-        let operand = Operand { address: 0x1000, entries: u32::try_from(entries.len()).unwrap() };
+        let (space, list_space) = (OperandSpace::Own, OperandSpace::Own);
+        let operand = Operand { address: 0x1000, entries: u32::try_from(entries.len()).unwrap(), space, list_space };
         let mut cursor = Cursor::new(operand, length, Some(ListBuffer::new()));
         let bytes: Vec<u8> = entries.iter().flat_map(|e| [e.0.to_le_bytes(), e.1.to_le_bytes()].concat()).collect();
         let mut done = 0;

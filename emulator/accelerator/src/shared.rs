@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use svadev_endpoint::{Answer, Endpoint, EndpointSettings, Obligation, Ports};
 use svadev_fabric::{Bdf, InvalidateAck, InvalidateRequest, PageGroupResponse, SourceId};
+use svadev_memory::DeviceMemory;
 use svadev_mirror::{ControlBlock, Face};
 use svadev_spec::device::{CommandStatus, QueueStatus, Status};
 
@@ -61,6 +62,10 @@ pub struct FunctionSettings {
     pub untranslated: bool,
     /// Tell the IOMMU of each use of a device-TLB entry (`Upstream::audit_use`). Slow.
     pub audit: bool,
+    /// Bytes of device memory: a power of two up to `MAX_DEVICE_MEMORY`, at least a page; 0 for none.
+    pub device_memory: u64,
+    /// Its number among the device's functions, by which device addresses name its memory.
+    pub number: u8,
 }
 
 impl FunctionSettings {
@@ -81,6 +86,8 @@ impl FunctionSettings {
             pasid_bits: 19,
             untranslated: false,
             audit: false,
+            device_memory: 0,
+            number: 0,
         }
     }
 
@@ -222,6 +229,11 @@ impl FunctionShared {
     /// What the function did so far.
     pub fn counters(&self) -> Counters {
         Counters::sum(self.counters.iter(), self.endpoint.counters())
+    }
+
+    /// Gives the function the device's memory. Once, before an engine runs.
+    pub fn set_device_memory(&self, memory: Arc<DeviceMemory>) {
+        assert!(self.endpoint.device_memory().set(memory).is_ok(), "device memory is given once");
     }
 
     /// The function as a requester.

@@ -1,6 +1,7 @@
 //! A function and its engines, driven by hand against a mock IOMMU.
 mod ahead;
 mod descriptors;
+mod device_memory;
 mod faults;
 mod invalidation;
 mod lifecycle;

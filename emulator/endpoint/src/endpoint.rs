@@ -1,10 +1,11 @@
 //! What an endpoint's threads share: its engines, the thread that answers PCI accesses, and whichever thread is in
 //! the IOMMU.
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use svadev_fabric::{Bdf, InvalidateAck, InvalidateRequest, PageGroupResponse, SourceId};
+use svadev_memory::DeviceMemory;
 use svadev_mirror::Face;
 use svadev_mutation::mutant;
 
@@ -53,6 +54,7 @@ pub struct Endpoint<D: Mail> {
     gate: AtomicU32,
     counters: Box<[Arc<EngineCounters>]>,
     mirror: Arc<Face>,
+    device_memory: Arc<OnceLock<Arc<DeviceMemory>>>,
 }
 
 impl<D: Mail> fmt::Debug for Endpoint<D> {
@@ -75,6 +77,7 @@ impl<D: Mail> Endpoint<D> {
             gate: AtomicU32::new(0),
             counters: (0..engines).map(|_| Arc::default()).collect(),
             mirror: Arc::new(Face::new(engines)),
+            device_memory: Arc::default(),
         }
     }
 
@@ -111,6 +114,11 @@ impl<D: Mail> Endpoint<D> {
     /// What its threads share of the mirror.
     pub fn mirror(&self) -> &Arc<Face> {
         &self.mirror
+    }
+
+    /// The device's memory, once it is known. Without any, no address leads there.
+    pub fn device_memory(&self) -> &Arc<OnceLock<Arc<DeviceMemory>>> {
+        &self.device_memory
     }
 
     /// The page request groups.

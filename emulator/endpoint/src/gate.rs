@@ -17,12 +17,12 @@ pub struct Gate {
 
 impl Gate {
     /// Whether requests for an address space may be sent at all. Every source needs bus mastering. The IOMMU needs
-    /// ATS, and PASID for a space that has one. The mirror needs neither. Identity has no PASIDs.
+    /// ATS, and PASID for a space that has one. The mirror and device memory need neither. Identity has no PASIDs.
     #[inline]
     pub fn allows(self, space: SpaceId) -> bool {
         let source = match space.source() {
             SourceId::IDENTITY => space.pasid().is_none(),
-            SourceId::MIRROR => true,
+            SourceId::MIRROR | SourceId::DEVICE => true,
             _ => self.ats && (self.pasid || space.pasid().is_none()),
         };
         (self.bus_master || mutant!(BusMasterUnchecked)) && source

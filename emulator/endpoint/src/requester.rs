@@ -2,12 +2,12 @@
 #![allow(unsafe_code, reason = "turns host windows of guest memory into spans")]
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use svadev_fabric::{
     Access, Bdf, CachedUse, Gpa, InvalidateRange, Iova, Pasid, SourceId, Translation, TranslationRequest, Upstream,
 };
-use svadev_memory::{GuestAddress, GuestMemory};
+use svadev_memory::{DeviceMemory, GuestAddress, GuestMemory, HostWindow, MemoryError};
 use svadev_mirror::{Answer, ControlBlock, Drop, Lost, Page, Place, Side, Walk};
 use svadev_mutation::mutant;
 use svadev_spec::mirror::is_asid;
@@ -52,6 +52,7 @@ pub struct Requester<P: Platform> {
     upstream: Arc<P::Upstream>,
     counters: Arc<EngineCounters>,
     mirror: Side<P::Memory>,
+    device_memory: Arc<OnceLock<Arc<DeviceMemory>>>,
 }
 
 // SAFETY: the host pointers in the TLB are addresses of shared mappings, valid from any thread; memory, upstream
@@ -73,6 +74,7 @@ impl<P: Platform> Requester<P> {
         let mirror = Side::new(engine, Arc::clone(&memory), Arc::clone(endpoint.mirror()), waits);
         Self {
             mirror,
+            device_memory: Arc::clone(endpoint.device_memory()),
             bdf: settings.bdf,
             source: settings.source,
             tlb,
@@ -101,6 +103,12 @@ impl<P: Platform> Requester<P> {
             _ => self.source,
         };
         SpaceId::new(source, pasid)
+    }
+
+    /// The space of device memory, whose addresses are device addresses.
+    #[inline]
+    pub fn device_space(&self) -> SpaceId {
+        SpaceId::new(SourceId::DEVICE, None)
     }
 
     /// Drops translations from the device TLB.
@@ -286,7 +294,7 @@ impl<P: Platform> Requester<P> {
         }
         // PCIe 6.0 §10.2.3: UR and CA end the request; there is no page to ask for.
         let translation = match target.space.source() {
-            SourceId::IDENTITY => identity(request),
+            SourceId::IDENTITY | SourceId::DEVICE => identity(request),
             _ => self.upstream.translate(request).map_err(|_| Refusal::Blocked)?,
         };
         if !translation.access.allows(target.access()) {
@@ -326,7 +334,12 @@ impl<P: Platform> Requester<P> {
                 let placed = self.place(target, translation);
                 placed.map(|placed| (placed, gpa.0))
             }
-            Place::Device(_) => Err(Refusal::NoMemory),
+            Place::Device(first) => {
+                let access = if writable { Access::READ_WRITE } else { Access::READ };
+                let translation =
+                    Translation { gpa: Gpa(first), size_log2, access, global: false, untranslated_only: false };
+                self.place_by(target, translation, |at| self.device_window(at)).map(|placed| (placed, first))
+            }
         };
         let (placed, first) = placed.inspect_err(|_| self.mirror.bad_frame(asid, target.iova))?;
         let page = Self::span(slice, target, placed);
@@ -371,12 +384,34 @@ impl<P: Platform> Requester<P> {
     /// Finds the page in guest memory: the largest size the TLB knows that both the translation and one host window
     /// cover.
     fn place(&self, target: Target, translation: Translation) -> Result<Placed, Refusal> {
+        if target.space.source() == SourceId::DEVICE {
+            return self.place_by(target, translation, |at| self.device_window(at));
+        }
+        self.place_by(target, translation, |gpa| match self.memory.window(GuestAddress(gpa)) {
+            Ok(window) => Some(window),
+            // The VMM has no file for it, but it may be our own BAR.
+            Err(MemoryError::Unreachable(_)) => self.device_memory.get()?.window_at_bar(gpa),
+            Err(_) => None,
+        })
+    }
+
+    fn device_window(&self, address: u64) -> Option<HostWindow> {
+        self.device_memory.get()?.window(address)
+    }
+
+    /// [`place`](Self::place) in the memory that `window` finds.
+    fn place_by(
+        &self,
+        target: Target,
+        translation: Translation,
+        window: impl Fn(u64) -> Option<HostWindow>,
+    ) -> Result<Placed, Refusal> {
         for &size_log2 in SIZES_LOG2.iter().rev().filter(|&&s| s <= translation.size_log2.max(SIZES_LOG2[0])) {
             // The translation covers `1 << translation.size_log2` bytes from `gpa`; this is the piece around the
             // address.
             let within = target.iova & low_mask(translation.size_log2) & !low_mask(size_log2);
             let gpa = translation.gpa.0.checked_add(within).ok_or(Refusal::NoMemory)?;
-            let Ok(window) = self.memory.window(GuestAddress(gpa)) else { return Err(Refusal::NoMemory) };
+            let window = window(gpa).ok_or(Refusal::NoMemory)?;
             let Some(before) = gpa.checked_sub(window.gpa.0) else { return Err(Refusal::NoMemory) };
             if window.len.checked_sub(before).is_none_or(|left| left < 1 << size_log2) {
                 continue;

@@ -100,6 +100,8 @@ impl SourceId {
     pub const IDENTITY: Self = Self(1);
     /// The mirror: tables that the guest's driver keeps for the function.
     pub const MIRROR: Self = Self(2);
+    /// The device's own memory: an address is a device address.
+    pub const DEVICE: Self = Self(3);
 }
 
 /// Page Request Group Index, 9 bits (PCIe 6.0 §10.4.1).

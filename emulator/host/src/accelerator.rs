@@ -8,7 +8,7 @@ use svadev_accelerator::{Function, FunctionPorts, FunctionShared, FunctionState}
 use svadev_fabric::InvalidateAck;
 use svadev_mutation::mutant;
 use svadev_pci::ConfigEffect;
-use svadev_spec::device::{BAR_DOORBELLS, DOORBELL_STRIDE};
+use svadev_spec::device::{BAR_DEVICE_MEMORY, BAR_DOORBELLS, DOORBELL_STRIDE};
 use svadev_spec::vfio_user::{irq, region};
 use svadev_vfio_user::{
     Device, DeviceInfo, DmaMap, DmaUnmap, IrqInfo, RegionInfo, RegionMmap, ReplyToken, ResetReply, SetIrqs, SparseArea,
@@ -78,35 +78,47 @@ pub struct AcceleratorState {
     vectors: Box<[VectorState]>,
 }
 
+/// Files that a VMM maps into the guest.
+#[derive(Debug)]
+pub(crate) struct Files {
+    /// Behind the doorbell pages.
+    pub(crate) doorbells: Option<OwnedFd>,
+    /// Behind device memory.
+    pub(crate) device_memory: Option<OwnedFd>,
+}
+
 /// The function, on its socket's thread.
 pub struct Accelerator<P: Platform> {
     function: Function,
     ports: Arc<Ports<P>>,
     maps: P::Maps,
-    doorbells: Option<OwnedFd>,
+    files: Files,
     doorbell_area: [SparseArea; 1],
+    memory_area: [SparseArea; 1],
     events: Events,
     bus: Arc<Bus<P>>,
     connected: bool,
 }
 
 impl<P: Platform> Accelerator<P> {
-    /// `doorbells` is the file behind the function's doorbell pages, `maps` changes its view of guest memory.
+    /// `files` are what a VMM may map, `maps` changes its view of guest memory.
     pub(crate) fn new(
         function: Function,
         ports: Arc<Ports<P>>,
         maps: P::Maps,
-        doorbells: Option<OwnedFd>,
+        files: Files,
         events: Events,
         bus: Arc<Bus<P>>,
     ) -> Self {
-        let size = u64::from(function.shared().settings().queues) * DOORBELL_STRIDE;
+        let settings = function.shared().settings();
+        let (size, memory) = (u64::from(settings.queues) * DOORBELL_STRIDE, settings.device_memory);
         Self {
             function,
             ports,
             maps,
-            doorbells,
+            files,
             doorbell_area: [SparseArea { offset: 0, size }],
+            memory_area: [SparseArea { offset: 0, size: memory }],
             events,
             bus,
             connected: false,
@@ -172,6 +184,22 @@ impl<P: Platform> Accelerator<P> {
         self.follow_config();
     }
 
+    /// Device memory, for a VMM that does not map it.
+    fn read_memory(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(file) = &self.files.device_memory {
+            // Beyond the end there is nothing, which reads zero.
+            let _ = nix::sys::uio::pread(file, data, i64::try_from(offset).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn write_memory(&self, offset: u64, data: &[u8]) {
+        if let Some(file) = &self.files.device_memory {
+            // The file is sealed: nothing grows it.
+            let _ = nix::sys::uio::pwrite(file, data, i64::try_from(offset).unwrap_or(i64::MAX));
+        }
+    }
+
     fn resets(&self) -> MutexGuard<'_, VecDeque<Option<ReplyToken>>> {
         self.ports.resets.lock().expect("no holder panics")
     }
@@ -199,10 +227,17 @@ impl<P: Platform> Device for Accelerator<P> {
         match index {
             region::CONFIG => RegionInfo::trapped(svadev_spec::pcie::CONFIG_SPACE_SIZE as u64),
             BAR_DOORBELLS => {
-                let file = self.doorbells.as_ref();
+                let file = self.files.doorbells.as_ref();
                 let mmap = file.map(|file| RegionMmap { fd: file.as_fd(), offset: 0, areas: &self.doorbell_area });
                 RegionInfo { mmap, ..RegionInfo::trapped(self.function.bar_size(index)) }
             }
+            BAR_DEVICE_MEMORY => match &self.files.device_memory {
+                Some(file) => {
+                    let mmap = Some(RegionMmap { fd: file.as_fd(), offset: 0, areas: &self.memory_area });
+                    RegionInfo { mmap, ..RegionInfo::trapped(self.function.bar_size(index)) }
+                }
+                None => RegionInfo::ABSENT,
+            },
             _ => match self.function.bar_size(index) {
                 0 => RegionInfo::ABSENT,
                 size => RegionInfo::trapped(size),
@@ -223,6 +258,7 @@ impl<P: Platform> Device for Accelerator<P> {
     fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
         match region {
             region::CONFIG => self.function.config_read(offset, data),
+            BAR_DEVICE_MEMORY => self.read_memory(offset, data),
             bar => self.function.bar_read(bar, offset, data),
         }
         Ok(())
@@ -231,6 +267,7 @@ impl<P: Platform> Device for Accelerator<P> {
     fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
         match region {
             region::CONFIG => self.config_write(offset, data),
+            BAR_DEVICE_MEMORY => self.write_memory(offset, data),
             bar => self.function.bar_write(bar, offset, data),
         }
         Ok(())

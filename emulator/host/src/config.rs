@@ -49,6 +49,8 @@ pub struct AcceleratorConfig {
     pub vectors: u8,
     /// Host CPUs that the engines are pinned to, in turn. If there are none, engines are not pinned.
     pub cpus: Vec<usize>,
+    /// Bytes of device memory: a power of two, or 0 for none.
+    pub device_memory: u64,
     /// Longest time that an engine without work looks for more before it sleeps, µs.
     pub spin_us: u32,
 }

@@ -186,11 +186,12 @@ pub fn socket_path(folder: &Path, bdf: Bdf) -> PathBuf {
 fn machine_config(config: &HostConfig, iommu: &IommuConfig) -> MachineConfig {
     let scale = u64::from(config.timeout_scale);
     let function = |accelerator: &AcceleratorConfig| {
-        let AcceleratorConfig { bdf, ats, pri, pasid_bits, queues, engines, vectors, .. } = *accelerator;
+        let AcceleratorConfig { bdf, ats, pri, pasid_bits, queues, engines, vectors, device_memory, .. } = *accelerator;
         let usual = FunctionSettings::new(bdf);
         let page_request_timeout_ns = usual.page_request_timeout_ns * scale;
         let audit = iommu.audit_limit_ms.is_some();
-        FunctionSettings { ats, pri, pasid_bits, queues, engines, vectors, page_request_timeout_ns, audit, ..usual }
+        let usual = FunctionSettings { page_request_timeout_ns, audit, device_memory, ..usual };
+        FunctionSettings { ats, pri, pasid_bits, queues, engines, vectors, ..usual }
     };
     MachineConfig {
         iommu: iommu.bdf,
@@ -219,6 +220,7 @@ mod tests {
             queues: 64,
             engines: 1,
             vectors: 4,
+            device_memory: 0,
             cpus: Vec::new(),
             spin_us: 50,
         };

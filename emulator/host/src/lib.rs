@@ -30,6 +30,7 @@ mod audit_clock;
 mod bus;
 mod config;
 mod counters;
+mod device_memory;
 mod doorbells;
 mod engine_thread;
 mod events;

@@ -2,16 +2,19 @@
 //!
 //! A [`Host`](crate::Host) has one for each IOMMU, and gives each part a thread. A simulated world calls them in turn,
 //! in an order of its own.
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use svadev_accelerator::{Function, FunctionSettings};
 use svadev_fabric::Bdf;
 use svadev_iommu::{AuditConfig, UnitConfig};
+use svadev_memory::DeviceMemory;
 use svadev_vfio_user::{Limits, Server};
 
-use crate::accelerator::{Accelerator, Ports};
+use crate::accelerator::{Accelerator, Files, Ports};
 use crate::audit_clock::AuditClock;
 use crate::bus::{Bus, HostEngine};
+use crate::device_memory;
 use crate::events::{Events, HostEvent};
 use crate::iommu_function::IommuDevice;
 use crate::link::Link;
@@ -86,7 +89,14 @@ impl<P: Platform> Machine<P> {
             clock
         });
         let bus = Arc::new(bus);
-        let functions = config.functions.iter().map(|&settings| MachineFunction::new(settings, platform, &bus, events));
+        let mut settings = config.functions.clone();
+        for (function, number) in settings.iter_mut().zip(0..) {
+            function.number = number;
+        }
+        let (device_memory, files) = device_memory::make(&settings)?;
+        let functions = settings.into_iter().zip(files).map(|(settings, file)| {
+            MachineFunction::new(settings, platform, &bus, events, Arc::clone(&device_memory), file)
+        });
         let functions = functions.collect::<anyhow::Result<Vec<_>>>()?;
         // Connected before anything is driven: from then on anybody may call the bus.
         bus.connect(functions.iter().map(|f| (Arc::clone(f.device.shared()), Arc::clone(&f.link))));
@@ -96,7 +106,14 @@ impl<P: Platform> Machine<P> {
 }
 
 impl<P: Platform> MachineFunction<P> {
-    fn new(settings: FunctionSettings, platform: &mut P, bus: &Arc<Bus<P>>, events: &Events) -> anyhow::Result<Self> {
+    fn new(
+        settings: FunctionSettings,
+        platform: &mut P,
+        bus: &Arc<Bus<P>>,
+        events: &Events,
+        device_memory: Arc<DeviceMemory>,
+        memory_file: Option<OwnedFd>,
+    ) -> anyhow::Result<Self> {
         let server = Server::new(Limits::default());
         let link = Arc::new(Link::new(server.sender(), settings.vectors.into()));
         let wakers = (0..settings.engines.into()).map(|engine| platform.waker(settings.bdf, engine));
@@ -106,7 +123,9 @@ impl<P: Platform> MachineFunction<P> {
         let Doorbells { pages, file } = platform.doorbells(settings.queues)?;
         let (upstream, function_ports) = (Arc::clone(bus), Arc::clone(&ports));
         let (function, engines) = Function::new(settings, Arc::clone(&memory), upstream, function_ports, pages);
-        let device = Accelerator::new(function, ports, maps, file, events.clone(), Arc::clone(bus));
+        function.shared().set_device_memory(device_memory);
+        let files = Files { doorbells: file, device_memory: memory_file };
+        let device = Accelerator::new(function, ports, maps, files, events.clone(), Arc::clone(bus));
         Ok(Self { device, server, engines, wakers, memory, link })
     }
 }

@@ -71,7 +71,8 @@ fn host_config(topology: &Topology, options: &BackendOptions) -> HostConfig {
 }
 
 fn accelerator_config(function: &AcceleratorFunction) -> AcceleratorConfig {
-    let AcceleratorFunction { name, bdf, iommu: _, ats, pri, pasid_bits, queues, engines, vectors, cpus, spin_us } =
-        function.clone();
-    AcceleratorConfig { name, bdf, ats, pri, pasid_bits, queues, engines, vectors, cpus, spin_us }
+    let function = function.clone();
+    let AcceleratorFunction { name, bdf, iommu: _, ats, pri, pasid_bits, queues, engines, vectors, .. } = function;
+    let AcceleratorFunction { device_memory, cpus, spin_us, .. } = function;
+    AcceleratorConfig { name, bdf, ats, pri, pasid_bits, queues, engines, vectors, device_memory, cpus, spin_us }
 }

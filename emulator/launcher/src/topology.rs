@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use svadev_fabric::Bdf;
 use svadev_iommu::UnitConfig;
-use svadev_spec::device::MAX_QUEUES;
+use svadev_spec::device::{MAX_DEVICE_MEMORY, MAX_QUEUES};
 use toml::Spanned;
 
 use crate::unit_options::{self, UnitOverride};
@@ -121,6 +121,8 @@ pub struct AcceleratorFunction {
     pub engines: u8,
     /// MSI-X vectors.
     pub vectors: u8,
+    /// Bytes of device memory: a power of two, or 0 for none. It takes memory of the host as it is used.
+    pub device_memory: u64,
     /// Host CPUs that engines are pinned to, in turn. If there are none, engines are not pinned.
     pub cpus: Vec<usize>,
     /// Longest time that an idle engine polls before it sleeps, µs.
@@ -188,6 +190,32 @@ impl fmt::Display for Levels {
 
 /// Bytes from `1073741824`, `1024M`, `1G`, `1GiB`, in guest memory's limits.
 pub fn parse_memory(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    if bytes > MAX_MEMORY {
+        return Err(format!("{text} is too large: the limit is 1T"));
+    }
+    if bytes < MIN_MEMORY {
+        return Err(format!("{text} is too small: the guest needs at least {} MiB", MIN_MEMORY >> 20));
+    }
+    if bytes % (1 << 20) != 0 {
+        return Err(format!("{text} is not a multiple of 1M"));
+    }
+    Ok(bytes)
+}
+
+/// Bytes of device memory: a power of two from 1 MiB to 1 GiB, or 0.
+fn parse_device_memory(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    let good = bytes == 0 || (bytes.is_power_of_two() && (1 << 20..=MAX_DEVICE_MEMORY).contains(&bytes));
+    if good {
+        Ok(bytes)
+    } else {
+        Err(format!("invalid size {text:?}: write a power of two from 1M to 1G, or 0 for none"))
+    }
+}
+
+/// Bytes from a number and a unit.
+fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let shift = match unit.trim().to_ascii_uppercase().as_str() {
@@ -200,15 +228,7 @@ pub fn parse_memory(text: &str) -> Result<u64, String> {
     };
     let number: u64 =
         number.parse().map_err(|_| format!("invalid size {text:?}: write a number and K, M, G or T, as in 4G"))?;
-    let bytes = number.checked_mul(1 << shift).filter(|&bytes| bytes <= MAX_MEMORY);
-    let bytes = bytes.ok_or_else(|| format!("{text} is too large: the limit is 1T"))?;
-    if bytes < MIN_MEMORY {
-        return Err(format!("{text} is too small: the guest needs at least {} MiB", MIN_MEMORY >> 20));
-    }
-    if bytes % (1 << 20) != 0 {
-        return Err(format!("{text} is not a multiple of 1M"));
-    }
-    Ok(bytes)
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too large: the limit is 1T"))
 }
 
 /// `BB:DD.F`, hexadecimal as `lspci` prints it.
@@ -271,6 +291,7 @@ struct RawAccelerator {
     queues: Option<Spanned<i64>>,
     engines: Option<Spanned<i64>>,
     vectors: Option<Spanned<i64>>,
+    device_memory: Option<Spanned<String>>,
     cpus: Option<Vec<Spanned<i64>>>,
     spin_us: Option<Spanned<i64>>,
 }
@@ -519,6 +540,11 @@ fn parse_accelerator(
     let queues = at.number("queues", raw.queues.as_ref(), 64, 1..=i64::from(MAX_QUEUES))?;
     let engines = at.number("engines", raw.engines.as_ref(), 1, 1..=MAX_ENGINES.min(queues))?;
     let vectors = at.number("vectors", raw.vectors.as_ref(), 4, 1..=MAX_VECTORS)?;
+    let device_memory = match &raw.device_memory {
+        None => MAX_DEVICE_MEMORY,
+        Some(text) => parse_device_memory(text.get_ref())
+            .map_err(|error| anyhow::anyhow!("{}: device_memory: {error}", at.line(text.span().start)))?,
+    };
     let spin_us = at.number("spin_us", raw.spin_us.as_ref(), DEFAULT_SPIN_US, 0..=MAX_SPIN_US)?;
     let cpus = raw.cpus.iter().flatten().map(|cpu| at.number("cpus", Some(cpu), 0, 0..=MAX_CPU));
     let cpus = cpus.map(|cpu| Ok(usize::try_from(cpu?).expect("checked to be small")));
@@ -531,6 +557,7 @@ fn parse_accelerator(
         ats,
         pri,
         pasid_bits: u8::try_from(pasid_bits).expect("checked to be small"),
+        device_memory,
         queues: u16::try_from(queues).expect("checked to be small"),
         engines: u8::try_from(engines).expect("checked to be small"),
         vectors: u8::try_from(vectors).expect("checked to be small"),
@@ -571,6 +598,10 @@ mod tests {
     #[test]
     fn sizes() {
         assert_eq!(parse_memory("3G"), Ok(3 << 30));
+        assert_eq!(["0", "1M", "1G"].map(parse_device_memory), [Ok(0), Ok(1 << 20), Ok(1 << 30)]);
+        for bad in ["3M", "2G", "4K", "lots", ""] {
+            assert!(parse_device_memory(bad).is_err(), "{bad:?}");
+        }
         assert_eq!(parse_memory("1024MiB"), Ok(1 << 30));
         assert_eq!(parse_memory("1073741824"), Ok(1 << 30));
         for bad in ["", "G", "3X", "-1G", "99999999999999999999", "18446744073709551615T", "255M", "268435457"] {

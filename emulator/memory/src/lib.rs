@@ -7,6 +7,7 @@
 //!   that table walks and queues need, and windows of host memory for those who may keep a pointer.
 //! - [`MemoryMap`] is one function's view: the regions that the VMM told it of (`DMA_MAP`, `DMA_UNMAP`).
 //! - [`Mappings`] is the process's: each file behind those regions, mapped once.
+//! - [`DeviceMemory`] is what the device has on board: files of our own, which a VMM may map as BARs.
 //! - [`Ram`] is one flat block from address 0, for tests and for the simulated world.
 //!
 //! The path: `DMA_MAP` becomes [`MemoryMap::map`], which maps the file through [`Mappings`]. A walk takes a view
@@ -22,12 +23,14 @@
 //! The guest's CPUs read and write the same bytes at any time. Accesses are therefore volatile or atomic, never through
 //! a Rust reference. `docs/design/0002-guest-memory.md` says why it is built this way.
 mod access;
+mod device;
 mod map;
 mod mappings;
 mod ram;
 mod sigbus;
 
 pub use access::{GuestMemory, HostWindow, MemoryError};
+pub use device::DeviceMemory;
 pub use map::{KeptView, MAX_REGIONS, MapError, MemoryMap, MemoryView, Region, Retired, UnmapError};
 pub use mappings::{MappingError, Mappings};
 pub use ram::Ram;

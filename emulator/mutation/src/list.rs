@@ -284,6 +284,9 @@ mutants! {
     /// The first event raises no interrupt.
     MirrorEventWithoutInterrupt,
 
+    /// A user queue's descriptors may name the driver's addresses and device memory.
+    UserQueueNamesSpaces,
+
     // Guest memory.
 
     /// A region that was unmapped stays in the map.

@@ -125,6 +125,17 @@ impl ConfigSpace {
         (self.command().memory_space() && !sizing && address != 0).then_some(address)
     }
 
+    /// Where a BAR is decoded, for a device that finds its own memory by address. Unlike
+    /// [`bar_address`](Self::bar_address) it takes any address for one: what software writes to learn a BAR's size is a
+    /// place for that moment.
+    pub fn bar_place(&self, bar: u32) -> Option<u64> {
+        let (index, bar) = self.bar(bar)?;
+        let offset = bar_offset(index);
+        let high = if bar.wide { self.u32(offset + 4) } else { 0 };
+        let address = (u64::from(high) << 32 | u64::from(self.u32(offset))) & !(bar.size - 1);
+        (self.command().memory_space() && address != 0).then_some(address)
+    }
+
     fn bar(&self, bar: u32) -> Option<(usize, Bar)> {
         let index = usize::try_from(bar).ok()?;
         Some((index, (*self.description.bars.get(index)?)?))

@@ -21,6 +21,8 @@ pub struct Bar {
     pub size: u64,
     /// It has a 64-bit address, and so takes two base address registers.
     pub wide: bool,
+    /// It is memory: reads have no side effects, and writes may be merged.
+    pub prefetchable: bool,
 }
 
 /// MSI-X capability (§7.7.2).
@@ -28,9 +30,11 @@ pub struct Bar {
 pub struct MsiX {
     /// Vectors, 1 to 2048.
     pub vectors: u16,
-    /// BAR of the table (at offset 0) and of the pending-bit array.
+    /// BAR of the table and of the pending-bit array.
     pub bar: u8,
-    /// Offset of the pending-bit array in that BAR, bytes: a multiple of 8, behind the table.
+    /// Offset of the table in that BAR, bytes: a multiple of 8.
+    pub table_offset: u32,
+    /// Distance of the pending-bit array from the table, bytes: a multiple of 8, behind the table.
     pub pending_offset: u32,
 }
 

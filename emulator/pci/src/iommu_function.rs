@@ -20,7 +20,7 @@ impl IommuFunction {
         class: PCI_CLASS_IOMMU,
         revision: ABI_MAJOR.to_le_bytes()[0],
     })
-    .with_bar(BAR_UNIT, Bar { size: BAR_UNIT_SIZE, wide: false })
+    .with_bar(BAR_UNIT, Bar { size: BAR_UNIT_SIZE, wide: false, prefetchable: false })
     .without_function_level_reset();
 
     /// The function after reset.

@@ -103,7 +103,7 @@ impl Layout {
         assert!(bar.size.is_power_of_two() && (16..1 << 31).contains(&bar.size), "a memory BAR of {} bytes", bar.size);
         let offset = bar_offset(index);
         let width = if bar.wide { BAR_64 } else { BAR_32 };
-        self.ro32(offset, MemoryBar::new().with_width(width).into_bits());
+        self.ro32(offset, MemoryBar::new().with_width(width).with_prefetchable(bar.prefetchable).into_bits());
         let address = (!(bar.size - 1)).to_le_bytes();
         let bytes = if bar.wide { &address[..] } else { &address[..4] };
         self.rw[usize::from(offset)..][..bytes.len()].copy_from_slice(bytes);
@@ -154,7 +154,7 @@ impl Layout {
 
     /// MSI-X capability (§7.7.2).
     fn msi_x(&mut self, table: MsiX) {
-        let MsiX { vectors, bar, pending_offset } = table;
+        let MsiX { vectors, bar, table_offset, pending_offset } = table;
         assert!((1..=2048).contains(&vectors), "a function has 1 to 2048 vectors, not {vectors}");
         let table = u64::from(vectors) * msi_x::TABLE_ENTRY_SIZE;
         assert!(table <= pending_offset.into() && pending_offset.is_multiple_of(8), "pending bits in the MSI-X table");
@@ -163,8 +163,10 @@ impl Layout {
         let reset = MsiXControl::new().with_table_size(vectors - 1);
         let control = MsiXControl::new().with_function_mask(true).with_enable(true);
         self.rw16(MSI_X + msi_x::CONTROL, reset.into_bits(), control.into_bits());
-        self.ro32(MSI_X + msi_x::TABLE, MsiXLocation::new().with_bar(bar).into_bits());
-        let pending = MsiXLocation::new().with_bar(bar).with_offset_qwords(pending_offset / 8);
+        assert!(table_offset.is_multiple_of(8), "the MSI-X table is not aligned");
+        let table = MsiXLocation::new().with_bar(bar).with_offset_qwords(table_offset / 8);
+        self.ro32(MSI_X + msi_x::TABLE, table.into_bits());
+        let pending = MsiXLocation::new().with_bar(bar).with_offset_qwords((table_offset + pending_offset) / 8);
         self.ro32(MSI_X + msi_x::PENDING_BITS, pending.into_bits());
     }
 

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     fn table() -> MsiXTable {
-        MsiXTable::new(MsiX { vectors: 10, bar: 4, pending_offset: 0x1000 })
+        MsiXTable::new(MsiX { vectors: 10, bar: 4, table_offset: 0, pending_offset: 0x1000 })
     }
 
     #[test]

@@ -9,14 +9,14 @@ const IOMMU: Description = IommuFunction::DESCRIPTION;
 
 /// 32 KiB of registers, 2 × 32 pages of doorbells, 8 KiB for MSI-X; all capabilities.
 const ACCELERATOR: Description = Description {
-    msi_x: Some(MsiX { vectors: 5, bar: 4, pending_offset: 0x1000 }),
+    msi_x: Some(MsiX { vectors: 5, bar: 4, table_offset: 0, pending_offset: 0x1000 }),
     ats: Some(Ats),
     pri: Some(Pri { capacity: 512 }),
     pasid: Some(Pasid { width: 20 }),
     ..Description::new(Identity { vendor: 0x1af4, device: 0x10f0, class: 0x12_00_00, revision: 1 })
-        .with_bar(0, Bar { size: 0x8000, wide: true })
-        .with_bar(2, Bar { size: 0x4_0000, wide: true })
-        .with_bar(4, Bar { size: 0x2000, wide: true })
+        .with_bar(0, Bar { size: 0x8000, wide: true, prefetchable: false })
+        .with_bar(2, Bar { size: 0x4_0000, wide: true, prefetchable: false })
+        .with_bar(4, Bar { size: 0x2000, wide: true, prefetchable: false })
 };
 
 /// A dword of configuration space: offset, value after reset, writable bits, bits that a written 1 clears. Written from
@@ -392,7 +392,10 @@ fn a_capability_that_is_left_out_leaves_no_gap() {
 #[test]
 #[should_panic(expected = "1 to 2048 vectors")]
 fn a_function_without_vectors_is_our_own_mistake() {
-    ConfigSpace::new(Description { msi_x: Some(MsiX { vectors: 0, bar: 4, pending_offset: 0x1000 }), ..ACCELERATOR });
+    ConfigSpace::new(Description {
+        msi_x: Some(MsiX { vectors: 0, bar: 4, table_offset: 0, pending_offset: 0x1000 }),
+        ..ACCELERATOR
+    });
 }
 
 fn any_write() -> impl Strategy<Value = (u64, Vec<u8>)> {

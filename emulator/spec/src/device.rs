@@ -31,12 +31,17 @@ pub const BAR_REGISTERS: u32 = 0;
 /// BAR (64-bit) of the doorbells: first half shared memory, one [`doorbell`] page a queue; second half trapped, one
 /// wake page a queue. A write of any size and value to queue `n`'s wake page does what [`regs::WAKE`] ← `n` does.
 pub const BAR_DOORBELLS: u32 = 2;
-/// BAR (64-bit) of the MSI-X table (offset 0) and pending-bit array (offset [`MSIX_PBA_OFFSET`]).
-pub const BAR_MSIX: u32 = 4;
+/// BAR of the MSI-X table (at [`MSIX_TABLE_OFFSET`]) and pending-bit array (at [`MSIX_PBA_OFFSET`]): that of the
+/// registers, in two pages of their own at its end. So a BAR is left for device memory.
+pub const BAR_MSIX: u32 = BAR_REGISTERS;
+/// Offset of the MSI-X table in [`BAR_MSIX`], bytes.
+pub const MSIX_TABLE_OFFSET: u32 = 0xe000;
 /// Offset of the MSI-X pending-bit array in [`BAR_MSIX`], bytes.
-pub const MSIX_PBA_OFFSET: u32 = 0x1000;
-/// Size of [`BAR_MSIX`], bytes.
-pub const BAR_MSIX_SIZE: u64 = 0x2000;
+pub const MSIX_PBA_OFFSET: u32 = 0xf000;
+/// BAR (64-bit, prefetchable) of device memory. A function without any has no such BAR.
+pub const BAR_DEVICE_MEMORY: u32 = 4;
+/// Most bytes of device memory of one function.
+pub const MAX_DEVICE_MEMORY: u64 = 1 << 30;
 /// BAR (64-bit) of the IOMMU function that holds the unit's registers; nothing of the function is memory-mapped.
 pub const BAR_UNIT: u32 = 0;
 /// Size of [`BAR_UNIT`], bytes: one page, all of the unit's registers being in it (VT-d 4.1 §11.4). 32-bit, so that
@@ -71,7 +76,7 @@ pub const ABORT_SLOTS: u32 = 16;
 /// Offsets in [`BAR_REGISTERS`]. Access is by naturally aligned 4 or 8 bytes; anything else reads zero and is ignored.
 pub mod regs {
     /// Size of the register BAR, bytes.
-    pub const BAR_SIZE: u64 = 0x8000;
+    pub const BAR_SIZE: u64 = 0x1_0000;
     /// RO, 32: [`super::ID_MAGIC`].
     pub const ID: u64 = 0x000;
     /// RO, 32: ABI major (31:16) and minor (15:0).
@@ -199,6 +204,10 @@ bitflags! {
         const PAGE_REQUESTS = 1 << 1;
         /// Mirror mode: the registers of [`crate::mirror`].
         const MIRROR = 1 << 2;
+        /// A kernel queue's descriptors may name the space of each operand ([`OperandSpaces`]).
+        const OPERAND_SPACES = 1 << 3;
+        /// The function has device memory.
+        const DEVICE_MEMORY = 1 << 4;
     }
 }
 
@@ -423,6 +432,35 @@ bitflags! {
     }
 }
 
+/// [`Descriptor::spaces`]: what kind of address each operand has. One of [`operand_space`] each.
+#[bitfield(u16, order = Lsb)]
+#[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct OperandSpaces {
+    /// The source's, or that of its list's entries.
+    #[bits(2)]
+    pub src: u8,
+    /// The destination's, or that of its list's entries.
+    #[bits(2)]
+    pub dst: u8,
+    /// That of the lists themselves.
+    #[bits(2)]
+    pub list: u8,
+    #[bits(10)]
+    __: u16,
+}
+
+/// Values of the fields of [`OperandSpaces`].
+pub mod operand_space {
+    /// An address of the process that [`DescriptorPasid`](super::DescriptorPasid) names, or the driver's own DMA address
+    /// if it names none.
+    pub const VIRTUAL: u8 = 0;
+    /// The driver's own DMA address.
+    pub const DMA: u8 = 1;
+    /// A device address: device memory of any function of the device
+    /// ([`device_address`](crate::mirror::device_address)).
+    pub const DEVICE_MEMORY: u8 = 2;
+}
+
 /// [`Descriptor::pasid`].
 #[bitfield(u32, order = Lsb)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -444,8 +482,8 @@ pub struct Descriptor {
     pub opcode: u8,
     /// [`DescriptorFlags`].
     pub flags: u8,
-    /// Reserved.
-    pub reserved0: u16,
+    /// [`OperandSpaces`] in a kernel queue; zero in a user queue.
+    pub spaces: OperandSpaces,
     /// [`DescriptorPasid`] in a kernel queue; zero in a user queue, whose descriptors all belong to the queue's PASID.
     pub pasid: DescriptorPasid,
     /// Returned in the completion, not looked at.

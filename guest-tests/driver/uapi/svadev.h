@@ -81,7 +81,7 @@
  * struct svadev_desc - one piece of work
  * @opcode: SVADEV_OP_*
  * @flags: SVADEV_DESC_*
- * @reserved0: zero
+ * @spaces: zero; with SVADEV_SUBMIT_RAW what kind of address each operand has
  * @pasid: zero: the driver writes the context's PASID here (see SVADEV_SUBMIT_RAW for the
  *   exception)
  * @cookie: returned in the completion; not looked at
@@ -100,7 +100,7 @@
 struct svadev_desc {
 	__u8 opcode;
 	__u8 flags;
-	__u16 reserved0;
+	__u16 spaces;
 	__u32 pasid;
 	__u64 cookie;
 	__u64 src;

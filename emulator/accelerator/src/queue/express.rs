@@ -9,7 +9,7 @@ use svadev_spec::device::{Code, Completion, Descriptor, DescriptorFlags};
 use super::visit::{Known, Visit};
 use super::{Queue, State};
 use crate::context::Context;
-use crate::descriptor::{Operand, Operation, PlainCopy, Work};
+use crate::descriptor::{Operand, OperandSpace, Operation, PlainCopy, Work};
 use crate::job::PIECE_COST;
 use crate::policy::DESCRIPTOR_COST;
 
@@ -96,7 +96,7 @@ impl Queue {
                 let entry = self.completion_entry(cx, visit)?;
                 self.finish_express(cx, entry, work.cookie, 0, work.flags);
             }
-            (Operation::Fill { pattern }, Some(Operand { address, entries: 0 })) => {
+            (Operation::Fill { pattern }, Some(Operand { address, entries: 0, space: OperandSpace::Own, .. })) => {
                 let target = Target { space: cx.requester.space(work.space), iova: address, write: true };
                 let dst = locate(cx, visit.slice, &mut visit.dst, target, len)?;
                 let entry = self.completion_entry(cx, visit)?;

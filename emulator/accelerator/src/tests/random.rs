@@ -198,7 +198,7 @@ proptest! {
             // Near what is valid, so that not all of them end at the first check.
             d.opcode %= 8;
             d.flags &= 0x1f;
-            if d.cookie & 1 == 0 { (d.reserved0, d.reserved1, d.operand) = (0, 0, d.operand & 0xff) }
+            if d.cookie & 1 == 0 { (d.spaces, d.reserved1, d.operand) = (0.into(), 0, d.operand & 0xff) }
             if d.cookie & 2 == 0 { (d.src, d.dst) = (BASE + (d.src & 0x7fff), BASE + (d.dst & 0x7fff)) }
             if d.cookie & 4 == 0 { d.length &= 0x3fff }
             if d.cookie & 8 == 0 { (d.src_entries, d.dst_entries) = (d.src_entries & 3, d.dst_entries & 3) }

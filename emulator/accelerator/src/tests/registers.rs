@@ -1,7 +1,7 @@
 //! BARs as a driver sees them.
 use svadev_spec::device::{
     BAR_DOORBELLS, BAR_MSIX, BAR_REGISTERS, DOORBELL_STRIDE, Features, ID_MAGIC, Limits, MAX_LENGTH, MSIX_PBA_OFFSET,
-    doorbell, opcode, queue_error, regs,
+    MSIX_TABLE_OFFSET, doorbell, opcode, queue_error, regs,
 };
 
 use super::world::*;
@@ -15,7 +15,7 @@ fn identity_and_limits() {
     assert_eq!(w.read64(regs::MAX_LENGTH), MAX_LENGTH);
     assert_eq!((w.read32(regs::MAX_RING_LOG2), w.read32(regs::MAX_SCATTER)), (15, 1024));
     let limits = Limits::from_bits(w.read32(regs::LIMITS));
-    let features = Features::PROCESS_ADDRESSES | Features::PAGE_REQUESTS | Features::MIRROR;
+    let features = Features::PROCESS_ADDRESSES | Features::PAGE_REQUESTS | Features::MIRROR | Features::OPERAND_SPACES;
     assert_eq!(w.read64(regs::FEATURES), features.bits());
     assert_eq!((limits.queues(), limits.vectors(), limits.engines()), (4, 4, 1));
     assert_eq!(w.read64(regs::ID), 0x1_0003 << 32 | u64::from(ID_MAGIC), "two registers at once");
@@ -92,11 +92,12 @@ fn doorbells_and_wake_pages_by_trapped_access() {
 #[test]
 fn the_msi_x_table_is_kept_and_nothing_is_pending() {
     let mut w = World::new();
-    w.function.bar_write(BAR_MSIX, 16, &[1, 2, 3, 4]);
-    w.function.bar_write(BAR_MSIX, 62, &[1, 2, 3, 4]);
+    let table = u64::from(MSIX_TABLE_OFFSET);
+    w.function.bar_write(BAR_MSIX, table + 16, &[1, 2, 3, 4]);
+    w.function.bar_write(BAR_MSIX, table + 62, &[1, 2, 3, 4]);
     w.function.bar_write(BAR_MSIX, u64::from(MSIX_PBA_OFFSET), &[0xff; 8]);
     let mut data = [0xff; 8];
-    w.function.bar_read(BAR_MSIX, 16, &mut data);
+    w.function.bar_read(BAR_MSIX, table + 16, &mut data);
     assert_eq!(data, [1, 2, 3, 4, 0, 0, 0, 0]);
     w.function.bar_read(BAR_MSIX, u64::from(MSIX_PBA_OFFSET), &mut data);
     assert_eq!(data, [0; 8]);

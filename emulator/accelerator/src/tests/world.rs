@@ -230,6 +230,8 @@ pub(super) struct Memory {
     pub(super) window: AtomicU64,
     /// Read-only from here on.
     pub(super) rom: AtomicU64,
+    /// From here on there are regions without a file.
+    pub(super) bars_from: AtomicU64,
 }
 
 impl GuestMemory for Memory {
@@ -259,6 +261,9 @@ impl GuestMemory for Memory {
     }
     #[allow(unsafe_code, reason = "a smaller window of the same memory")]
     fn window(&self, gpa: GuestAddress) -> Result<HostWindow, MemoryError> {
+        if gpa.0 >= self.bars_from.load(Ordering::Relaxed) {
+            return Err(MemoryError::Unreachable(gpa.0));
+        }
         let whole = self.ram.window(gpa)?;
         let size = self.window.load(Ordering::Relaxed);
         let start = gpa.0 / size * size;
@@ -309,6 +314,7 @@ impl World {
             ram: Ram::new(usize::try_from(RAM).unwrap()).unwrap(),
             window: AtomicU64::new(RAM),
             rom: AtomicU64::new(u64::MAX),
+            bars_from: AtomicU64::new(u64::MAX),
         });
         let mmu = Arc::new(Mmu {
             tables: Mutex::new(Tables {

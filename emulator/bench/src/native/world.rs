@@ -297,6 +297,7 @@ fn host_config(size: Size, socket_dir: PathBuf) -> HostConfig {
         queues: size.queues,
         engines: size.engines,
         vectors: 4,
+        device_memory: 0,
         cpus: Vec::new(),
         spin_us: size.spin_us.unwrap_or(SPIN_US),
     };

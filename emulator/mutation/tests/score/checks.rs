@@ -114,6 +114,7 @@ pub(crate) fn first_check(mutant: Mutant) -> Check {
         Mutant::MirrorWaiterNotWoken => mirror(&["who_sleeps_until_an_engine_acknowledges"]),
         Mutant::MirrorDropsNothing => accelerator(&["after_an_acknowledgement_nothing_is_used"]),
         Mutant::MirrorWatchdogSleeps => host(&["only_an_engine_that_has_stopped_looking"]),
+        Mutant::UserQueueNamesSpaces => accelerator(&["the_address_space_belongs_to_the_queue"]),
         Mutant::MirrorReservedBitsIgnored => mirror(&["tables_that_cannot_be"]),
         Mutant::MirrorWriteRightIgnored => mirror(&["walks_find_pages_of_every_size"]),
         Mutant::MirrorTokenReused | Mutant::MirrorStaleResponseTaken => mirror(&["stale_and_invented_tokens"]),

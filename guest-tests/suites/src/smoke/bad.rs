@@ -106,9 +106,9 @@ fn reserved(c: &Context) -> Verdict {
     let b = Bench::new(c)?;
     for (name, good) in [("copy", b.copy()), ("fill", b.fill()), ("compare", b.compare()), ("crc", b.crc())] {
         let (mut first, mut second) = (good, good);
-        first.raw.reserved0 = 1;
+        first.raw.spaces = svadev_spec::device::OperandSpaces::from_bits(3);
         second.raw.reserved1 = 1 << 63;
-        b.refuses(&first, Code::BadReserved, &format!("{name} with reserved0"))?;
+        b.refuses(&first, Code::BadReserved, &format!("{name} with spaces that are none"))?;
         b.refuses(&second, Code::BadReserved, &format!("{name} with reserved1"))?;
         let (mut sources, mut destinations) = (good, good);
         sources.raw.src_entries = 1;
@@ -238,7 +238,7 @@ fn wild_descriptor(rng: &mut crate::harness::Rng, unmapped: u64, cookie: u64) ->
     let bit = |rng: &mut crate::harness::Rng, one_in: usize| rng.below(one_in) == 0;
     d.raw.length = if bit(rng, 2) { rng.next_u64() % 8192 } else { rng.next_u64() };
     d.raw.flags = u8::try_from(rng.below(256)).expect("below 256");
-    d.raw.reserved0 = u16::from(bit(rng, 8));
+    d.raw.spaces = svadev_spec::device::OperandSpaces::from_bits(u16::from(bit(rng, 8)) << 6);
     d.raw.reserved1 = u64::from(bit(rng, 8));
     d.raw.operand = if bit(rng, 2) { 0 } else { rng.next_u64() };
     d.raw.src_entries = if bit(rng, 2) { 0 } else { u32::try_from(rng.below(2000)).expect("below 2000") };

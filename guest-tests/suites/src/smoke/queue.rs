@@ -302,7 +302,7 @@ fn raw_unbound(c: &Context) -> Verdict {
     let device = c.bound()?;
     let memory = small_pages(2 * 4096)?;
     memory.fill(0x5a);
-    let never = 0xf_1234;
+    let never = 0x7_1234;
     check!(device.query()?.pasid != Some(never), "PASID {never:#x} is bound after all");
     let mut log = crate::harness::kernel_log::Follower::from_now()?;
     let copy = Descriptor::copy(memory.address(), memory.at(4096), PAGE).with_pasid(Some(never));

@@ -155,7 +155,7 @@ impl<P: Platform> Engine<P> {
         // The guest's driver first: if it has posted something, the mailbox still counts as looked at.
         let gate = self.cx.endpoint().gate();
         if !self.cx.requester.mirror_rest(gate) {
-            self.cx.requester.mirror_arrive(gate);
+            self.cx.requester.mirror_look(gate);
             self.cx.mirror_work();
             return false;
         }
@@ -187,7 +187,7 @@ impl<P: Platform> Engine<P> {
             self.empty_mailbox();
         }
         let gate = self.cx.endpoint().gate();
-        self.cx.requester.mirror_arrive(gate);
+        self.cx.requester.mirror_look(gate);
         posted
     }
 

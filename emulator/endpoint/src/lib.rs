@@ -20,7 +20,7 @@
 //! - [`Presence`] is an engine's own side of the handshake. An engine empties its mailbox, makes a [`Slice`], works
 //!   through [`Span`]s that cannot outlive it, and looks into the mailbox again.
 //! - [`Requester`] turns an address of a process into a span, through the device TLB or the IOMMU.
-//! - The requester also has the engine's side of the mirror: [`Requester::mirror_arrive`] and its like are the second
+//! - The requester also has the engine's side of the mirror: [`Requester::mirror_look`] and its like are the second
 //!   handshake, with the guest's driver, beside the one with the mailbox.
 //! - [`PageWaits`] parks what misses a page, asks for it, and says who may go on.
 //!

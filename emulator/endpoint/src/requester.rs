@@ -144,13 +144,12 @@ impl<P: Platform> Requester<P> {
         self.mirror.detach(tell);
     }
 
-    /// Goes online for the mirror, after the mailbox was emptied and before a translation is used.
-    pub fn mirror_arrive(&mut self, gate: Gate) {
-        self.mirror_look(gate);
-    }
-
-    /// Between two slices, online: drops what the driver has posted, and acknowledges. Whether there was something.
-    /// Without bus mastering the control block is out of reach, and no translation can be used.
+    /// Drops what the driver has posted, and acknowledges it. Returns whether the driver had posted something, or the
+    /// engine has come online.
+    ///
+    /// An engine that was offline for the mirror goes online. It calls this after it emptied its mailbox and before it
+    /// uses a translation, and again between two slices. Without bus mastering the control block is out of reach, and no
+    /// translation can be used.
     #[inline]
     pub fn mirror_look(&mut self, gate: Gate) -> bool {
         if !self.mirror.is_on() {
@@ -302,52 +301,47 @@ impl<P: Platform> Requester<P> {
             return Err(Refusal::NotPresent);
         }
         let placed = self.place(target, translation)?;
-        // PCIe 6.0 §10.2.3: with U set, only untranslated requests are allowed; the answer serves this access and no
-        // other.
-        let page = Self::span(slice, target, placed);
-        let span = page.skip(usize::try_from(target.iova & low_mask(placed.size_log2)).expect("below 1 GiB"));
-        if translation.untranslated_only && !mutant!(UntranslatedOnlyIsKept) {
-            return Ok(span.once());
-        }
-        self.tlb.insert(target.space, target.iova, placed.size_log2, placed.host, placed.rights);
-        self.keep_given(target, translation, placed.size_log2);
-        Ok(span)
+        Ok(self.keep(slice, target, translation, placed))
     }
 
     /// Walks the driver's tables, and keeps the answer.
     fn translate_mirror<'s>(&mut self, slice: &'s Slice, target: Target) -> Result<Span<'s>, Refusal> {
         let asid = target.space.pasid().map_or(0, Pasid::get);
-        let page = match self.mirror.translate(asid, target.iova).ok_or(Refusal::Blocked)? {
-            Walk::Page(page) if page.writable || !target.write => page,
-            Walk::Page(_) | Walk::Missing => {
+        let Page { place, size_log2, writable } = match self.mirror.translate(asid, target.iova) {
+            None => return Err(Refusal::Blocked),
+            Some(Walk::Page(page)) if page.writable || !target.write => page,
+            Some(Walk::Page(_) | Walk::Missing) => {
                 self.counters.not_present.add(1);
                 return Err(Refusal::NotPresent);
             }
-            Walk::Bad(_) => return Err(Refusal::NoMemory),
+            Some(Walk::Bad(_)) => return Err(Refusal::NoMemory),
         };
-        let Page { place, size_log2, writable } = page;
+        let gpa = match place {
+            Place::Guest(gpa) => gpa,
+            Place::Device(first) => Gpa(first),
+        };
+        let access = if writable { Access::READ_WRITE } else { Access::READ };
+        let translation = Translation { gpa, size_log2, access, global: false, untranslated_only: false };
         let placed = match place {
-            Place::Guest(gpa) => {
-                let access = if writable { Access::READ_WRITE } else { Access::READ };
-                let global = false;
-                let translation = Translation { gpa, size_log2, access, global, untranslated_only: false };
-                let placed = self.place(target, translation);
-                placed.map(|placed| (placed, gpa.0))
-            }
-            Place::Device(first) => {
-                let access = if writable { Access::READ_WRITE } else { Access::READ };
-                let translation =
-                    Translation { gpa: Gpa(first), size_log2, access, global: false, untranslated_only: false };
-                self.place_by(target, translation, |at| self.device_window(at)).map(|placed| (placed, first))
-            }
+            Place::Guest(_) => self.place(target, translation),
+            Place::Device(_) => self.place_in_device_memory(target, translation),
         };
-        let (placed, first) = placed.inspect_err(|_| self.mirror.bad_frame(asid, target.iova))?;
+        let placed = placed.inspect_err(|_| self.mirror.bad_frame(asid, target.iova))?;
+        Ok(self.keep(slice, target, translation, placed))
+    }
+
+    /// The span of a translation, which is kept in the device TLB where that is allowed.
+    fn keep<'s>(&mut self, slice: &'s Slice, target: Target, translation: Translation, placed: Placed) -> Span<'s> {
         let page = Self::span(slice, target, placed);
         let span = page.skip(usize::try_from(target.iova & low_mask(placed.size_log2)).expect("below 1 GiB"));
+        // PCIe 6.0 §10.2.3: with U set, only untranslated requests are allowed; the answer serves this access and no
+        // other.
+        if translation.untranslated_only && !mutant!(UntranslatedOnlyIsKept) {
+            return span.once();
+        }
         self.tlb.insert(target.space, target.iova, placed.size_log2, placed.host, placed.rights);
-        let translation = Translation { gpa: Gpa(first), size_log2, ..Translation::NOT_PRESENT };
         self.keep_given(target, translation, placed.size_log2);
-        Ok(span)
+        span
     }
 
     /// Remembers for the audit where an entry leads that was just put into the device TLB.
@@ -385,9 +379,9 @@ impl<P: Platform> Requester<P> {
     /// cover.
     fn place(&self, target: Target, translation: Translation) -> Result<Placed, Refusal> {
         if target.space.source() == SourceId::DEVICE {
-            return self.place_by(target, translation, |at| self.device_window(at));
+            return self.place_in_device_memory(target, translation);
         }
-        self.place_by(target, translation, |gpa| match self.memory.window(GuestAddress(gpa)) {
+        Self::place_by(target, translation, |gpa| match self.memory.window(GuestAddress(gpa)) {
             Ok(window) => Some(window),
             // The VMM has no file for it, but it may be our own BAR.
             Err(MemoryError::Unreachable(_)) => self.device_memory.get()?.window_at_bar(gpa),
@@ -395,13 +389,13 @@ impl<P: Platform> Requester<P> {
         })
     }
 
-    fn device_window(&self, address: u64) -> Option<HostWindow> {
-        self.device_memory.get()?.window(address)
+    /// [`place`](Self::place) in device memory.
+    fn place_in_device_memory(&self, target: Target, translation: Translation) -> Result<Placed, Refusal> {
+        Self::place_by(target, translation, |address| self.device_memory.get()?.window(address))
     }
 
     /// [`place`](Self::place) in the memory that `window` finds.
     fn place_by(
-        &self,
         target: Target,
         translation: Translation,
         window: impl Fn(u64) -> Option<HostWindow>,

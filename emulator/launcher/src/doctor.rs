@@ -127,10 +127,7 @@ fn kernel_findings(kernel: Option<&Path>, kdir: Option<&Path>) -> Vec<Finding> {
     let mut findings = Vec::new();
     match Options::of_tree(tree) {
         Err(error) => findings.push(Finding::bad(about, format!("{error:#}"))),
-        Ok(None) => {
-            findings.push(Finding::bad(about, format!("{name} has no .config: configure and build the kernel first")))
-        }
-        Ok(Some(options)) => {
+        Ok(options) => {
             let missing = options.missing(false);
             findings.push(if missing.is_empty() {
                 Finding::good(about, format!("{name} has all that a guest needs"))
@@ -215,11 +212,15 @@ fn files_finding() -> Finding {
     }
 }
 
+/// Where a backend in this folder has its sockets.
+fn sockets(folder: &Path, topology: &Topology) -> impl Iterator<Item = PathBuf> {
+    topology.functions().map(|function| socket_path(folder, function))
+}
+
 fn sockets_finding(folder: &Path, topology: &Topology) -> Finding {
     let about = "sockets";
-    let left: Vec<PathBuf> =
-        topology.functions().map(|function| socket_path(folder, function)).filter(|path| path.exists()).collect();
-    if left.is_empty() {
+    let left = sockets(folder, topology).filter(|path| path.exists()).count();
+    if left == 0 {
         return Finding::good(about, format!("none in {}", folder.display()));
     }
     match ServeFolder::is_in_use(folder) {
@@ -227,8 +228,7 @@ fn sockets_finding(folder: &Path, topology: &Topology) -> Finding {
         Ok(false) => Finding::lacking(
             about,
             format!(
-                "{} in {} are of a backend that was killed: the next `serve` or `svadev clean` removes them",
-                left.len(),
+                "{left} in {} are of a backend that was killed: the next `serve` or `svadev clean` removes them",
                 folder.display()
             ),
         ),
@@ -266,11 +266,7 @@ pub fn leftovers(topology: &Topology, socket_dir: Option<&Path>, kit: bool) -> a
     if let Some(folder) = socket_dir
         && ServeFolder::is_in_use(folder).is_ok_and(|used| !used)
     {
-        places.extend(
-            topology
-                .functions()
-                .map(|function| (socket_path(folder, function), "a socket of a backend that was killed")),
-        );
+        places.extend(sockets(folder, topology).map(|path| (path, "a socket of a backend that was killed")));
     }
     let found = |(path, what): (PathBuf, &'static str)| {
         path.symlink_metadata().ok().map(|_| Leftover { bytes: size(&path), path, what })

@@ -4,7 +4,7 @@
 //! its reason.
 use std::{collections::BTreeMap, fmt, path::Path};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail, ensure};
 
 /// All options of which the suites use something.
 const BASE: &str = include_str!("../../../ci/kernel-config/base.config");
@@ -60,14 +60,16 @@ impl fmt::Display for Missing {
 pub struct Options(BTreeMap<String, String>);
 
 impl Options {
-    /// Of a build tree. `None`: the tree has no `.config`.
+    /// Of a build tree.
     ///
-    /// Errors: the file cannot be read.
-    pub fn of_tree(tree: &Path) -> anyhow::Result<Option<Self>> {
+    /// Errors: the tree is not configured, or its `.config` cannot be read.
+    pub fn of_tree(tree: &Path) -> anyhow::Result<Self> {
         let path = tree.join(".config");
         match std::fs::read_to_string(&path) {
-            Ok(text) => Ok(Some(Self::parse(&text))),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Ok(text) => Ok(Self::parse(&text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                bail!("{} has no .config: configure and build the kernel first", tree.display())
+            }
             Err(error) => Err(error).with_context(|| path.display().to_string()),
         }
     }
@@ -114,11 +116,8 @@ impl Options {
 ///
 /// Errors: options are missing, or the tree is not configured.
 pub fn check(tree: &Path, share: bool) -> anyhow::Result<()> {
-    let name = tree.display();
-    let options = Options::of_tree(tree)?;
-    let options = options.with_context(|| format!("{name} has no .config: configure and build the kernel first"))?;
-    let missing = options.missing(share);
-    anyhow::ensure!(missing.is_empty(), "{}", refusal(&name.to_string(), &missing));
+    let missing = Options::of_tree(tree)?.missing(share);
+    ensure!(missing.is_empty(), "{}", refusal(&tree.display().to_string(), &missing));
     Ok(())
 }
 

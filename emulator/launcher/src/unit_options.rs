@@ -4,82 +4,70 @@ use svadev_iommu::{Caching, UnitConfig};
 /// One key.
 struct UnitOption {
     key: &'static str,
-    /// The values that are allowed, in words.
-    allowed: &'static str,
-    /// Sets it. `None`: the value is not one of those.
-    set: fn(&mut UnitConfig, &str) -> Option<()>,
+    values: Values,
+}
+
+/// The values that a key takes.
+enum Values {
+    /// `on` or `off`, for this field.
+    Switch(fn(&mut UnitConfig) -> &mut bool),
+    /// Those that the words say.
+    Of(&'static str, Set),
+}
+
+/// Sets a value. `None`: the value is not one of those that are allowed.
+type Set = fn(&mut UnitConfig, &str) -> Option<()>;
+
+impl UnitOption {
+    const fn switch(key: &'static str, field: fn(&mut UnitConfig) -> &mut bool) -> Self {
+        Self { key, values: Values::Switch(field) }
+    }
+
+    const fn of(key: &'static str, allowed: &'static str, set: Set) -> Self {
+        Self { key, values: Values::Of(allowed, set) }
+    }
+
+    fn set(&self, unit: &mut UnitConfig, value: &str) -> Result<(), String> {
+        let (allowed, done) = match &self.values {
+            Values::Switch(field) => ("on or off", switch(value).map(|on| *field(unit) = on)),
+            Values::Of(allowed, set) => (*allowed, set(unit, value)),
+        };
+        done.ok_or_else(|| format!("{} = {value} is not allowed: write {allowed}", self.key))
+    }
 }
 
 /// Every key, in the order in which errors list them.
 const OPTIONS: &[UnitOption] = &[
-    UnitOption {
-        key: "scalable_mode",
-        allowed: "on or off",
-        set: |unit, value| switch(value).map(|on| unit.scalable = on),
-    },
-    UnitOption {
-        key: "first_stage",
-        allowed: "on or off",
-        set: |unit, value| switch(value).map(|on| unit.first_stage = on),
-    },
-    UnitOption { key: "nested", allowed: "on or off", set: |unit, value| switch(value).map(|on| unit.nested = on) },
-    UnitOption {
-        key: "page_requests",
-        allowed: "on or off",
-        set: |unit, value| switch(value).map(|on| unit.page_requests = on),
-    },
-    UnitOption { key: "coherent", allowed: "on or off", set: |unit, value| switch(value).map(|on| unit.coherent = on) },
-    UnitOption {
-        key: "supervisor_requests",
-        allowed: "on or off",
-        set: |unit, value| switch(value).map(|on| unit.supervisor_requests = on),
-    },
-    UnitOption {
-        key: "execute_requests",
-        allowed: "on or off",
-        set: |unit, value| switch(value).map(|on| unit.execute_requests = on),
-    },
-    UnitOption {
-        key: "levels",
-        allowed: "4 or 5",
-        set: |unit, value| number(value, 4, 5).map(|levels| unit.levels5 = levels == 5),
-    },
-    UnitOption {
-        key: "largest_page",
-        allowed: "4K, 2M or 1G",
-        set: |unit, value| {
-            (unit.pages_2mib, unit.pages_1gib) = match value {
-                "4K" => (false, false),
-                "2M" => (true, false),
-                "1G" => (true, true),
-                _ => return None,
-            };
-            Some(())
-        },
-    },
-    UnitOption {
-        key: "pasid_bits",
-        allowed: "1 to 20",
-        set: |unit, value| number(value, 1, 20).map(|bits| unit.max_pasid_bits = bits),
-    },
-    UnitOption {
-        key: "address_bits",
-        allowed: "36 to 52",
-        set: |unit, value| number(value, 36, 52).map(|bits| unit.host_address_width = bits),
-    },
-    UnitOption {
-        key: "caching",
-        allowed: "none, strict or adversarial",
-        set: |unit, value| {
-            unit.caching = match value {
-                "none" => Caching::None,
-                "strict" => Caching::Strict,
-                "adversarial" => Caching::Adversarial,
-                _ => return None,
-            };
-            Some(())
-        },
-    },
+    UnitOption::switch("scalable_mode", |unit| &mut unit.scalable),
+    UnitOption::switch("first_stage", |unit| &mut unit.first_stage),
+    UnitOption::switch("nested", |unit| &mut unit.nested),
+    UnitOption::switch("page_requests", |unit| &mut unit.page_requests),
+    UnitOption::switch("coherent", |unit| &mut unit.coherent),
+    UnitOption::switch("supervisor_requests", |unit| &mut unit.supervisor_requests),
+    UnitOption::switch("execute_requests", |unit| &mut unit.execute_requests),
+    UnitOption::of("levels", "4 or 5", |unit, value| number(value, 4, 5).map(|levels| unit.levels5 = levels == 5)),
+    UnitOption::of("largest_page", "4K, 2M or 1G", |unit, value| {
+        (unit.pages_2mib, unit.pages_1gib) = match value {
+            "4K" => (false, false),
+            "2M" => (true, false),
+            "1G" => (true, true),
+            _ => return None,
+        };
+        Some(())
+    }),
+    UnitOption::of("pasid_bits", "1 to 20", |unit, value| number(value, 1, 20).map(|bits| unit.max_pasid_bits = bits)),
+    UnitOption::of("address_bits", "36 to 52", |unit, value| {
+        number(value, 36, 52).map(|bits| unit.host_address_width = bits)
+    }),
+    UnitOption::of("caching", "none, strict or adversarial", |unit, value| {
+        unit.caching = match value {
+            "none" => Caching::None,
+            "strict" => Caching::Strict,
+            "adversarial" => Caching::Adversarial,
+            _ => return None,
+        };
+        Some(())
+    }),
 ];
 
 /// `on` and `true`, `off` and `false`.
@@ -103,7 +91,7 @@ pub(crate) fn set(unit: &mut UnitConfig, key: &str, value: &str) -> Result<(), S
         let keys: Vec<_> = OPTIONS.iter().map(|option| option.key).collect();
         return Err(format!("unknown key {key:?}: write one of {}", keys.join(", ")));
     };
-    (option.set)(unit, value).ok_or_else(|| format!("{key} = {value} is not allowed: write {}", option.allowed))
+    option.set(unit, value)
 }
 
 /// An option of the command line: `KEY=VALUE` for every unit, `NAME.KEY=VALUE` for one.

@@ -38,9 +38,10 @@ static void program_queue(struct svadev_device *sdev, unsigned int number, u64 s
 }
 
 /*
- * Waits until a register's @mask bits read @want, at most @timeout_ms. All ones means that nobody
- * answers: the function was pulled out, or is in a reset. No register that is polled can read so
- * otherwise, for its reserved bits are zero. A timeout of 0 would be for ever to the macro.
+ * Waits until a register's @mask bits read @want, at most @timeout_ms. A register that reads all ones
+ * does not answer: the function was pulled out, or is in a reset. The registers that are polled have
+ * reserved bits that are zero, so they never read all ones by themselves. The macro takes a timeout
+ * of 0 for no limit.
  */
 static int poll_reg(void __iomem *reg, u32 mask, u32 want, unsigned int timeout_ms)
 {

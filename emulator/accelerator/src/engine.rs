@@ -568,8 +568,8 @@ impl<P: Platform> Engine<P> {
         settled
     }
 
-    /// Whether a disable of the function is over: each queue has been off, and the function's page requests are answered
-    /// or over their limit. Software may take translations and page tables away after that.
+    /// Whether a disable of the function is over: each queue has been off, and the function's page requests are
+    /// answered or over their limit. Software may take translations and page tables away after that.
     fn is_disabled(&self) -> bool {
         let mut queues = self.queues.iter().zip(&self.disabled_runs);
         queues.all(|(queue, &run)| queue.is_off() || queue.run() > run) && {

@@ -124,8 +124,8 @@ impl Cursor {
     }
 }
 
-/// Whether two checked operands share a byte; O(n log n), no allocation: `scratch` has room for a list. Addresses of two
-/// kinds are not compared.
+/// Whether two checked operands share a byte; O(n log n), no allocation: `scratch` has room for a list. Addresses of
+/// two kinds are not compared.
 pub(crate) fn overlap(a: &Cursor, b: &Cursor, scratch: &mut Vec<(u64, u64)>) -> bool {
     if a.space() != b.space() {
         return false;

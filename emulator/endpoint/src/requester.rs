@@ -148,8 +148,8 @@ impl<P: Platform> Requester<P> {
     /// engine has come online.
     ///
     /// An engine that was offline for the mirror goes online. It calls this after it emptied its mailbox and before it
-    /// uses a translation, and again between two slices. Without bus mastering the control block is out of reach, and no
-    /// translation can be used.
+    /// uses a translation, and again between two slices. Without bus mastering the control block is out of reach, and
+    /// no translation can be used.
     #[inline]
     pub fn mirror_look(&mut self, gate: Gate) -> bool {
         if !self.mirror.is_on() {

@@ -1,6 +1,6 @@
 //! The watchdog of mirror mode. Without an IOMMU, nothing but an engine's own look at the invalidation ring keeps it
-//! from memory that the guest has taken back. So an engine that no longer looks ends the process: a process that is gone
-//! writes nothing.
+//! from memory that the guest has taken back. So an engine that no longer looks ends the process: a process that is
+//! gone writes nothing.
 use std::sync::Arc;
 use std::time::Duration;
 

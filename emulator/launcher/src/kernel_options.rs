@@ -1,7 +1,7 @@
 //! What a kernel's `.config` must have, read before a boot that could only fail.
 //!
-//! `ci/kernel-config/base.config` lists all that the suites use. What a guest cannot come up without is listed here with
-//! its reason.
+//! `ci/kernel-config/base.config` lists all that the suites use. What a guest cannot come up without is listed here
+//! with its reason.
 use std::{collections::BTreeMap, fmt, path::Path};
 
 use anyhow::{Context as _, bail, ensure};

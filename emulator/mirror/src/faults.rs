@@ -1,8 +1,8 @@
 //! Who waits for which page: events to the driver, and its responses.
 //!
 //! Each wait has a slot. A token names the slot and how often it was used, so that a response that comes late, or was
-//! never asked for, is known and dropped. No engine waits for the driver: an event that finds no room stays in line, and
-//! its access stays parked.
+//! never asked for, is known and dropped. No engine waits for the driver: an event that finds no room stays in line,
+//! and its access stays parked.
 use std::collections::VecDeque;
 
 use svadev_fabric::ResponseCode;

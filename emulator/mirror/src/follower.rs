@@ -75,8 +75,9 @@ impl Follower {
 
     /// Drops what was posted, then acknowledges. `entries` is the ring's size.
     ///
-    /// The driver may write the entry one past the tail at any time, and with it overwrite the one that is a ring's size
-    /// older. So the oldest entry that is certainly whole is `entries - 1` behind the tail, as it is after reading.
+    /// The driver may write the entry one past the tail at any time, and with it overwrite the one that is a ring's
+    /// size older. So the oldest entry that is certainly whole is `entries - 1` behind the tail, as it is after
+    /// reading.
     pub(crate) fn collect(
         &mut self,
         words: &impl Words,

@@ -3,9 +3,9 @@
 //!
 //! # What it knows, and what it must not know
 //! It knows the layouts of [`svadev_spec::mirror`] and guest memory. It does not know a device TLB, a queue or a
-//! descriptor: it tells its owner what to drop, which pages are there, and who may go on. It has no thread and no clock.
-//! Everything in the control block and in the tables is the guest's, at any time: nothing that is read there is trusted
-//! or read twice, and the device reads back no word that it wrote.
+//! descriptor: it tells its owner what to drop, which pages are there, and who may go on. It has no thread and no
+//! clock. Everything in the control block and in the tables is the guest's, at any time: nothing that is read there is
+//! trusted or read twice, and the device reads back no word that it wrote.
 //!
 //! # The parts
 //! ```text

@@ -83,8 +83,8 @@ impl<M: GuestMemory + ?Sized> Side<M> {
         self.wake = false;
     }
 
-    /// The control block is out of reach for now, and so are all translations: as if offline, but nothing says so in the
-    /// control block. It [arrives](Self::arrive) before it uses one again.
+    /// The control block is out of reach for now, and so are all translations: as if offline, but nothing says so in
+    /// the control block. It [arrives](Self::arrive) before it uses one again.
     pub fn mute(&mut self) {
         self.online = false;
         self.face.engine(self.engine).set_online(false);
@@ -106,8 +106,8 @@ impl<M: GuestMemory + ?Sized> Side<M> {
         if posted { self.collect(drop) } else { Ok(()) }
     }
 
-    /// Between two slices: drops what was posted, and says so. One load if nothing was. Whether something was. An engine
-    /// that is offline arrives.
+    /// Between two slices: drops what was posted, and acknowledges it. Returns whether something was posted. If nothing
+    /// was, it costs one load. An engine that is offline arrives, and the result is `true`.
     #[inline]
     pub fn look(&mut self, drop: impl FnMut(Drop)) -> Result<bool, Lost> {
         if !self.is_on() {
@@ -180,8 +180,8 @@ impl<M: GuestMemory + ?Sized> Side<M> {
         Ok(())
     }
 
-    /// Walks the tables of an address space. `None`: there is no such address space, or the mirror is off. What is wrong
-    /// with the tables was reported.
+    /// Walks the tables of an address space. `None`: there is no such address space, or the mirror is off. What is
+    /// wrong with the tables was reported.
     pub fn translate(&mut self, asid: u32, address: u64) -> Option<Walk> {
         let space = self.space(asid)?;
         let walk = walk(&self.memory.view(&mut self.kept), space, address);

@@ -1,5 +1,5 @@
-//! The driver's side of the protocol, for tests, the simulated world and fuzzing. It is also the shortest description of
-//! what a driver must do, in the order in which it must be done.
+//! The driver's side of the protocol, for tests, the simulated world and fuzzing. It is also the shortest description
+//! of what a driver must do, in the order in which it must be done.
 //!
 //! It works on the guest's memory and nothing else. What it cannot do is tell the device: registers and kicks are the
 //! caller's.

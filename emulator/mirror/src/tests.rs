@@ -119,7 +119,8 @@ fn tables_that_cannot_be_are_errors_with_asid_and_address() {
         assert_eq!(w.side.translate(ASID, 0x8000_0123), Some(Walk::Bad(code)), "{name}");
         assert_eq!(w.face.problem(), Problem { error: code, asid: ASID, address: 0x8000_0123 }, "{name}");
     }
-    // A table outside of memory, in device memory, and a table that is its own child.
+    // Three bad roots: a table outside of memory, a table in device memory, and a table whose child is the table
+    // itself.
     let root = |w: &World, entry: TableEntry| {
         // Address 0x8000_0000 is below the first entry.
         w.ram.store_u64(GuestAddress(TABLES), entry.with_present(true).into_bits()).unwrap();

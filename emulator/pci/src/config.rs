@@ -125,9 +125,9 @@ impl ConfigSpace {
         (self.command().memory_space() && !sizing && address != 0).then_some(address)
     }
 
-    /// Where a BAR is decoded, for a device that finds its own memory by address. Unlike
-    /// [`bar_address`](Self::bar_address) it takes any address for one: what software writes to learn a BAR's size is a
-    /// place for that moment.
+    /// The address at which a BAR is decoded, for a device that finds its own memory by address. Unlike
+    /// [`bar_address`](Self::bar_address), this also returns what software writes to learn the BAR's size: the BAR is
+    /// decoded there until software writes an address.
     pub fn bar_place(&self, bar: u32) -> Option<u64> {
         let (index, bar) = self.bar(bar)?;
         let offset = bar_offset(index);

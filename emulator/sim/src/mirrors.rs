@@ -2,8 +2,8 @@
 //! it works on it, and die, and no IOMMU. The accelerator is the running backend's; the driver's words to it are those
 //! of `svadev_mirror::testing`.
 //!
-//! A page's frame changes like this: entries cleared, posted, acknowledged; contents moved; the frame poisoned and given
-//! to whoever comes next. So an access that comes after the acknowledgement writes over poison, or reads it.
+//! A page's frame changes like this: entries cleared, posted, acknowledged; contents moved; the frame poisoned and
+//! given to whoever comes next. So an access that comes after the acknowledgement writes over poison, or reads it.
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -14,8 +14,8 @@ use bitfield_struct::bitfield;
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// PCI vendor ID of every svadev function: Red Hat's for virtual devices. QEMU's `docs/specs/pci-ids.rst` leaves 10f0 to
-/// 10ff of it to experiments, and Linux's virtio driver ignores device IDs above 107f.
+/// PCI vendor ID of every svadev function: Red Hat's for virtual devices. QEMU's `docs/specs/pci-ids.rst` leaves 10f0
+/// to 10ff of it to experiments, and Linux's virtio driver ignores device IDs above 107f.
 pub const PCI_VENDOR_ID: u16 = 0x1af4;
 /// PCI device ID of an accelerator function, from the block for experiments.
 pub const PCI_DEVICE_ID_ACCELERATOR: u16 = 0x10f0;
@@ -185,8 +185,8 @@ pub struct Control {
 pub struct Status {
     /// The function is enabled.
     pub enabled: bool,
-    /// A reset or a disable is still being carried out by the engines. From ABI 1.3 on a disable is busy until the IOMMU
-    /// has answered every page request, too, or until [`regs::COMMAND_LIMIT`].
+    /// A reset or a disable is still being carried out by the engines. From ABI 1.3 on a disable is busy until the
+    /// IOMMU has answered every page request, too, or until [`regs::COMMAND_LIMIT`].
     pub busy: bool,
     /// The last disable ended at its limit: page requests are unanswered.
     pub timeout: bool,
@@ -451,8 +451,8 @@ pub struct OperandSpaces {
 
 /// Values of the fields of [`OperandSpaces`].
 pub mod operand_space {
-    /// An address of the process that [`DescriptorPasid`](super::DescriptorPasid) names, or the driver's own DMA address
-    /// if it names none.
+    /// An address of the process that [`DescriptorPasid`](super::DescriptorPasid) names, or the driver's own DMA
+    /// address if it names none.
     pub const VIRTUAL: u8 = 0;
     /// The driver's own DMA address.
     pub const DMA: u8 = 1;

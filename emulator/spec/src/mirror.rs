@@ -1,15 +1,15 @@
 //! Mirror mode as device and driver see it: registers, the mirror control block in guest memory, and page tables.
 //!
-//! This is part of the ABI. `docs/mirror.md` says it in prose, `guest-tests/driver/svadev_mirror_hw.h` says it in C, and
-//! a test compares them. All integers are little-endian. Every reserved field must be zero.
+//! This is part of the ABI. `docs/mirror.md` says it in prose, `guest-tests/driver/svadev_mirror_hw.h` says it in C,
+//! and a test compares them. All integers are little-endian. Every reserved field must be zero.
 //!
-//! An *address space of the mirror* is named by an [ASID](is_asid): a number of 20 bits with bit 19 set. It stands where
-//! a PASID stands: in descriptors, user queues and commands.
+//! An *address space of the mirror* is named by an [ASID](is_asid): a number of 20 bits with bit 19 set. It stands
+//! where a PASID stands: in descriptors, user queues and commands.
 //!
 //! # Why the parts lie where they do
-//! What different sides write is [`LINE`] bytes apart: processors move lines of 64 bytes between their caches, and fetch
-//! the other half of 128 with them. So an engine that looks at the invalidation tail between two slices hits its own
-//! cache until the driver has posted something.
+//! What different sides write is [`LINE`] bytes apart: processors move lines of 64 bytes between their caches, and
+//! fetch the other half of 128 with them. So an engine that looks at the invalidation tail between two slices hits its
+//! own cache until the driver has posted something.
 //!
 //! Indexes run freely over 64 bits. They never wrap, so that an index from long ago cannot be taken for a new one.
 use bitfield_struct::bitfield;
@@ -45,8 +45,8 @@ pub mod regs {
     /// block.
     pub const ERROR_ADDRESS: u64 = 0x118;
     /// WO, 32: wakes the engine with this number, which found nothing to do and went to sleep. A number beyond the
-    /// engines wakes all of them. It is a register and no doorbell page: only the driver writes it, and a register traps
-    /// no slower than a page.
+    /// engines wakes all of them. It is a register and no doorbell page: only the driver writes it, and a register
+    /// traps no slower than a page.
     pub const KICK: u64 = 0x120;
     /// RO, 32: number of this function's memory among those of the device; see [`super::device_address`].
     pub const DEVMEM_ID: u64 = 0x124;

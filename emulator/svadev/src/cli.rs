@@ -598,8 +598,8 @@ pub(crate) enum Format {
 /// `svadev dmar`
 #[derive(Args, Debug)]
 pub(crate) struct DmarArgs {
-    /// Guest-physical address of the IOMMU's BAR, or `auto` to start QEMU briefly and find it. With several units, their
-    /// addresses with commas between, in the topology's order.
+    /// Guest-physical address of the IOMMU's BAR, or `auto` to start QEMU briefly and find it. With several units,
+    /// their addresses with commas between, in the topology's order.
     #[arg(long, value_name = "ADDRESS|auto", value_parser = parse_unit_address)]
     pub(crate) address: UnitAddress,
     /// File to write.

@@ -16,9 +16,9 @@
  *  - Errors: EFAULT a pointer of the call itself is bad (a bad pointer in a descriptor is a
  *    completion, not an error); EINVAL as above or as said at each operation; EINTR a signal came
  *    before anything was done, and its handler is without SA_RESTART (else the call is restarted; see
- *    WAIT); EMFILE the user has too many files of the function open; ENODEV the device was removed or its driver unbound: for ever, close
- *    the file; EIO the device stopped answering and is out of service until it is reset; ENOTTY
- *    unknown request.
+ *    WAIT); EMFILE the user has too many files of the function open; ENODEV the device was removed
+ *    or its driver unbound: for ever, close the file; EIO the device stopped answering and is out of
+ *    service until it is reset; ENOTTY unknown request.
  *  - A reset of the function (echo 1 > /sys/bus/pci/devices/.../reset) completes the work in flight
  *    as SVADEV_STATUS_ABORTED and keeps bindings. Calls made during the reset wait for its end
  *    (EAGAIN under O_NONBLOCK).
@@ -271,10 +271,10 @@ struct svadev_unbind {
 };
 
 /*
- * A test hook, with CAP_SYS_RAWIO, if the module was loaded with raw=1 and the kernel is not locked
- * down (kernel_lockdown(7): it is as mighty as /dev/mem): svadev_desc.pasid is the caller's, so a descriptor can name any
- * PASID, or none (SVADEV_DESC_PASID_VALID clear: the addresses are then the function's DMA
- * addresses). The context need not be bound. The driver still replaces the cookie on the way (the
+ * A test hook. It needs CAP_SYS_RAWIO, a module that was loaded with raw=1, and a kernel that is not
+ * locked down (kernel_lockdown(7)): it reaches all that /dev/mem reaches. svadev_desc.pasid is the
+ * caller's, so a descriptor can name any PASID, or none (SVADEV_DESC_PASID_VALID clear: the addresses
+ * are then the function's DMA addresses). The context need not be bound. The driver still replaces the cookie on the way (the
  * completion has the caller's) and sets SVADEV_DESC_INTERRUPT.
  */
 #define SVADEV_SUBMIT_RAW (1U << 0)
@@ -319,9 +319,9 @@ struct svadev_submit {
  * gives EFAULT. Any holder of the file may collect.
  *
  * Errors: EINTR a signal came and nothing is ready. With a limit the call is not restarted, even after
- * SIGSTOP and SIGCONT, as epoll_wait(2): the time that has passed would start again; ESRCH nothing is ready or in flight and the
- * address space that bound is dead; ENODEV the device is gone and nothing is ready (completions
- * that are ready are still given out).
+ * SIGSTOP and SIGCONT, as epoll_wait(2): the time that has passed would start again; ESRCH nothing is
+ * ready or in flight and the address space that bound is dead; ENODEV the device is gone and nothing
+ * is ready (completions that are ready are still given out).
  *
  * poll(2): POLLIN completions are ready; POLLOUT SUBMIT would take at least one; POLLERR the function
  * is out of service until a reset succeeds; POLLHUP nothing is in flight and the address space that
@@ -419,8 +419,8 @@ struct svadev_wait {
  * Errors: EINVAL not bound, or a field is out of range; EPERM the caller's address space is not the
  * one that bound, or @priority needs CAP_SYS_NICE; ESRCH the address space that bound is dead;
  * EBUSY the context has SVADEV_MAX_USER_QUEUES; ENOSPC no queue of the function is free; EDQUOT the
- * user has as many queues of the function as are free, and has not CAP_SYS_RESOURCE; EBADF, EINVAL @eventfd is none; EAGAIN reset under way and
- * O_NONBLOCK.
+ * user has as many queues of the function as are free, and has not CAP_SYS_RESOURCE; EBADF, EINVAL
+ * @eventfd is none; EAGAIN reset under way and O_NONBLOCK.
  */
 struct svadev_create_queue {
 	__u32 argsz;

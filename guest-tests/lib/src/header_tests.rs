@@ -1,6 +1,6 @@
-//! The C headers and the Rust ABI say the same: names, values, offsets. No C compiler is needed: the headers keep to
-//! plain `#define NAME integer` and structures of fixed-width fields, and this reads just that, and says so where they
-//! stray.
+//! The C headers and the Rust ABI have the same names, values and offsets. No C compiler is needed: the headers have
+//! only plain `#define NAME integer` lines and structures of fixed-width fields. This parser reads only those, and
+//! fails on anything else.
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::path::PathBuf;

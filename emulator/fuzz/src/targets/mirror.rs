@@ -1,8 +1,8 @@
 //! The mirror's control block and page tables: words changed at random, between the steps of an engine and of a driver.
 //!
-//! Holds: nothing panics, and no step of the engine costs more than the rings are long; a page that is found is aligned;
-//! after every look, what the driver posted before it is acknowledged; and a driver that starts again with a clean
-//! control block is served.
+//! Holds: nothing panics, and no step of the engine costs more than the rings are long; a page that is found is
+//! aligned; after every look, what the driver posted before it is acknowledged; and a driver that starts again with a
+//! clean control block is served.
 use std::sync::Arc;
 
 use svadev_memory::{GuestAddress, GuestMemory, Ram};

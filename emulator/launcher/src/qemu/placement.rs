@@ -18,8 +18,8 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// For a QEMU and its arguments. `guess` is taken for an unknown machine: if it is wrong, QEMU is started once more.
-    /// `volatile` is a folder whose name changes from run to run and means nothing.
+    /// For a QEMU and its arguments. `guess` is taken for an unknown machine: if it is wrong, QEMU is started once
+    /// more. `volatile` is a folder whose name changes from run to run and means nothing.
     pub fn load(cache: &Path, qemu: &Path, args: &[String], volatile: &Path, guess: Vec<u64>) -> Self {
         let mut hasher = std::hash::DefaultHasher::new();
         qemu.hash(&mut hasher);

@@ -101,9 +101,9 @@ impl Run {
             .isolated(&name, case)
             .unwrap_or_else(|e| (Outcome::Failed(format!("cannot run it: {e}")), String::new()));
         if case.test.marked.is_some() {
-            // A fault's interrupt is still on its way when the test is over. The page request of a probe takes the same
-            // way after it, and is answered by a thread that the later interrupt wakes: the earlier one has printed by
-            // then.
+            // The interrupt of a fault can arrive after the test has ended. The probe sends a page request after that
+            // fault, and the interrupt of the page request comes later. So when the page request is answered, the
+            // kernel has printed the fault.
             let broken: Vec<_> =
                 self.probe().into_iter().filter_map(|(line, serves)| (!serves).then_some(line)).collect();
             if matches!(outcome, Outcome::Passed) && !broken.is_empty() {

@@ -22,8 +22,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// What work of somebody else may take meanwhile: far less than the limit.
 const OTHERS: Duration = Duration::from_secs(4);
 
-/// Others bind and work at once. They do not unbind before the page has come: Linux 7.3 waits then for the page requests
-/// of everybody behind the unit (`docs/found.md`).
+/// Others bind and work at once. They do not unbind before the page has come: Linux 7.3 waits then for the page
+/// requests of everybody behind the unit (`docs/found.md`).
 fn others_work(c: &Context) -> Verdict<Vec<Peer>> {
     let begin = Instant::now();
     let mut others = Vec::new();
